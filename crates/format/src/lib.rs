@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every byte that Varve keeps on a disk or in a store.

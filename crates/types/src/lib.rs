@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Ids, names, sizes, settings and error kinds of Varve.
+//!
+//! The vocabulary that every other crate shares. It holds no I/O and no state; what is here is either a newtype with one text form
+//! (used in logs, API and CLI alike) or a rule that a person can break (a name, a size, a setting) together with the error that says so.
+
+mod id;
+mod kind;
+mod name;
+mod settings;
+mod size;
+
+pub use id::{ClusterId, Epoch, JournalId, Ordinal, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId};
+pub use kind::ErrorKind;
+pub use name::{Name, NameError};
+pub use settings::{Ack, Compression, Overrides, SettingError, Settings, Source};
+pub use size::{SizeError, format_size, parse_size, parse_volume_size};
+
+/// Bytes of a block, the unit of the map.
+pub const BLOCK: u64 = 4096;
+/// Bytes of a sector, the smallest unit that a client may write.
+pub const SECTOR: u64 = 512;
+/// Largest volume, in bytes (64 TiB).
+pub const MAX_VOLUME: u64 = 64 << 40;
+/// Largest segment, in blocks.
+pub const MAX_SEGMENT_BLOCKS: u32 = 65_536;
