@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Real programs for the tests: servers, clients, guests; their ports, directories and lives.
+
+pub mod guest;
+pub mod process;
+pub mod seaweedfs;
