@@ -1,28 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The one error of this crate: bytes that are not what a writer of Varve leaves behind.
-//!
-//! Every decoder returns it instead of trusting what it reads; nothing of the bytes is used then. The caller adds where they came from.
+//! What a decoder says of bytes that it does not take.
 
 use varve_types::ErrorKind;
 
-/// Bytes that can not be read as what they should be.
+/// Bytes that are not what this version writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {reason}")]
-pub struct FormatError {
-    /// What the bytes should have been.
-    pub what: &'static str,
-    /// Why they are not.
-    pub reason: String,
+pub enum FormatError {
+    /// They were damaged, or are something else.
+    #[error("{what} is corrupt: {reason}")]
+    Corrupt {
+        /// The structure that was expected.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// They were written by a version that this one does not know.
+    #[error("{what} has format version {found}; this build knows only {known}: use a newer one")]
+    Version {
+        /// The structure.
+        what: &'static str,
+        /// The version found.
+        found: u32,
+        /// The version that this build reads and writes.
+        known: u32,
+    },
 }
 
 impl FormatError {
-    /// The error that `what` could not be read because of `reason`.
+    /// Damaged bytes.
     pub fn new(what: &'static str, reason: impl Into<String>) -> Self {
-        Self { what, reason: reason.into() }
+        Self::Corrupt { what, reason: reason.into() }
     }
-    /// What the caller should do: it is always corruption.
+    /// What the caller should do.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {
-        ErrorKind::Corrupt
+        match self {
+            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::Version { .. } => ErrorKind::Invalid,
+        }
     }
 }

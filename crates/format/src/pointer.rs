@@ -122,6 +122,23 @@ impl Pointer {
         assert!(self.block() as u64 + blocks <= u16::MAX as u64, "a run stays within its segment");
         Self(self.0 + (blocks << BLOCK_SHIFT))
     }
+
+    /// Whether both are data and this is the block right after `previous` in the same segment.
+    #[must_use]
+    pub const fn follows(self, previous: Self) -> bool {
+        // Data has an odd raw value and absence 0, so the sum alone tells that both are data; block 0 would have come from another segment.
+        self.0 == previous.0.wrapping_add(1 << BLOCK_SHIFT) && self.block() != 0 && self.is_data()
+    }
+
+    /// The pointer of a raw value that was checked before, or made here.
+    pub(crate) const fn known(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The raw value of the block `blocks` behind that of `raw`, which is data and whose run was checked to reach so far.
+    pub(crate) const fn step(raw: u64, blocks: usize) -> u64 {
+        raw + ((blocks as u64) << BLOCK_SHIFT)
+    }
 }
 
 impl fmt::Debug for Pointer {

@@ -139,6 +139,28 @@ impl Overrides {
     /// Every key, in the order of display.
     pub const KEYS: [&'static str; 5] = ["ack", "compression", "segment-size", "seal-age", "undelete-window"];
 
+    /// What is set, as pairs of key and value that [`set`](Self::set) takes.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<(&'static str, String)> {
+        let ack = self.ack.map(|ack| if ack == Ack::Process { "process" } else { "ram" }.to_owned());
+        let compression = self.compression.map(|compression| {
+            match compression {
+                Compression::Lz4 => "lz4",
+                Compression::Zstd => "zstd",
+                Compression::None => "none",
+            }
+            .to_owned()
+        });
+        let values = [
+            ack,
+            compression,
+            self.segment_size.map(|size| size.to_string()),
+            self.seal_age_ms.map(format_duration_ms),
+            self.undelete_window_ms.map(format_duration_ms),
+        ];
+        Self::KEYS.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+
     /// Sets `key` from its text form; the value `default` clears it.
     ///
     /// # Errors
@@ -265,6 +287,16 @@ mod tests {
         assert_eq!(rows[4], ("undelete-window", "0s".to_owned(), Source::Volume));
         volume.set("segment-size", "default").unwrap();
         assert_eq!(Settings::resolve(&volume, &pool).segment_size, 8 << 20);
+    }
+
+    #[test]
+    fn pairs_are_what_set_takes() {
+        let mut all = Overrides::default();
+        let values = ["ram", "zstd", "8M", "1500ms", "2d"];
+        Overrides::KEYS.into_iter().zip(values).for_each(|(key, value)| all.set(key, value).unwrap());
+        let mut copy = Overrides::default();
+        all.pairs().iter().for_each(|(key, value)| copy.set(key, value).unwrap());
+        assert_eq!((copy, all.pairs().len()), (all, Overrides::KEYS.len()));
     }
 
     #[test]

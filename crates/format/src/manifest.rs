@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The manifest of a timeline: the small record that names everything that a checkpoint made durable.
+//!
+//! A manifest counts once coordination accepted it. It says: what volume this is (so that a pool can be imported from the store alone); where
+//! the map's root and the pages of the segment table are, and up to which ordinal (the *boundary*) they speak; which segments above the boundary earlier
+//! writers put (the *cuts*); which snapshots and holds keep what; which kills wait for a snapshot to go; and which objects may be deleted
+//! once the manifest after this one is accepted too. Segments of its own writer above the boundary are found by probing.
+
+use crate::codec::{Decoder, Encoder};
+use crate::crc::crc;
+use crate::name::{ObjectKind, ObjectName};
+use crate::table::NodeKill;
+use crate::{FormatError, Lineage, NodePointer};
+use varve_types::{
+    Epoch, MAX_VOLUME, Name, Ordinal, Overrides, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId,
+};
+
+mod parts;
+#[cfg(test)]
+mod tests;
+
+const MAGIC: &[u8; 8] = b"VARVEMAN";
+const VERSION: u32 = 1;
+/// Longest manifest.
+pub const MAX_MANIFEST: u64 = 256 << 20;
+
+/// What a timeline is to its volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimelineState {
+    /// The volume shows it.
+    Shown,
+    /// It is hidden, and can be brought back until then (milliseconds since 1970).
+    Hidden {
+        /// End of the window.
+        until_ms: u64,
+    },
+    /// It was deleted: what is left of it is garbage.
+    Tombstone,
+}
+
+/// An ancestor, under the index that pointers use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    /// Index in pointers.
+    pub lineage: Lineage,
+    /// The timeline.
+    pub timeline: TimelineId,
+}
+
+/// Where a timeline began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Birth {
+    /// The timeline that it is a clone of.
+    pub origin: TimelineId,
+    /// It sees the origin's segments below this ordinal.
+    pub boundary: Ordinal,
+    /// Root number of the base root in the origin; 0 where the origin had none yet.
+    pub base_number: RootNumber,
+    /// The base root.
+    pub base_root: NodePointer,
+    /// Segments of the origin below this ordinal are in the base root.
+    pub base_boundary: Ordinal,
+}
+
+/// A row of segments with the same name but for the ordinal: what one opening put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The epoch that is closed.
+    pub epoch: Epoch,
+    /// Its writer.
+    pub writer: WriterId,
+    /// First ordinal of the writer.
+    pub first: Ordinal,
+    /// The ordinal behind the last that counts.
+    pub end: Ordinal,
+    /// The last change of the epoch that counts.
+    pub last: Sequence,
+}
+
+/// A snapshot all of whose segments count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotEntry {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: Name,
+    /// When it was taken, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// It sees the segments below this ordinal.
+    pub boundary: Ordinal,
+    /// Its last change.
+    pub sequence: Sequence,
+    /// Size of the volume, in bytes.
+    pub size: u64,
+    /// Its root, once a checkpoint wrote one. The pointer is absent for an empty map.
+    pub root: Option<(RootNumber, NodePointer)>,
+    /// Whether it is left out of listings.
+    pub hidden: bool,
+}
+
+/// Keeps what a clone was born with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The clone.
+    pub clone: TimelineId,
+    /// The clone's volume.
+    pub volume: VolumeId,
+    /// What the clone sees: segments below this ordinal.
+    pub boundary: Ordinal,
+    /// Number of its base root; 0 for none.
+    pub base_number: RootNumber,
+    /// Its base root.
+    pub base_root: NodePointer,
+    /// Boundary of its base root.
+    pub base_boundary: Ordinal,
+    /// Epoch of the origin in which the hold was made.
+    pub epoch: Epoch,
+}
+
+/// Where a page of the segment table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRef {
+    /// The page: its ordinals divided by 64.
+    pub page: u64,
+    /// Number of the table object.
+    pub object: u64,
+    /// Index of the record there.
+    pub index: u32,
+}
+
+/// Where a run of kills is, and whom it may concern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunRef {
+    /// Number of the table object.
+    pub object: u64,
+    /// Index of the record there.
+    pub index: u32,
+    /// Earliest birth in it.
+    pub first_birth: Ordinal,
+    /// Latest death in it.
+    pub last_death: Ordinal,
+    /// Number of kills.
+    pub count: u64,
+}
+
+/// A map object: the nodes of one root, or a part of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapObject {
+    /// The root.
+    pub root: RootNumber,
+    /// The part.
+    pub part: u8,
+    /// Epoch in its name.
+    pub epoch: Epoch,
+    /// Writer in its name.
+    pub writer: WriterId,
+    /// Its records.
+    pub records: u32,
+    /// Those that some kept root still holds.
+    pub live: u32,
+    /// Bytes of the object.
+    pub bytes: u64,
+}
+
+/// A table object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableObject {
+    /// Its number: that of the manifest that it was written for.
+    pub number: u64,
+    /// Epoch in its name.
+    pub epoch: Epoch,
+    /// Writer in its name.
+    pub writer: WriterId,
+    /// Bytes of the object.
+    pub bytes: u64,
+}
+
+/// An object that no manifest from `since` on needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadObject {
+    /// The object.
+    pub name: ObjectName,
+    /// Number of the first manifest that does not need it.
+    pub since: u64,
+}
+
+/// A subtree that was cut from the map whole, and whose blocks are yet to be made kills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaim {
+    /// Its topmost node.
+    pub node: NodePointer,
+    /// That node's level.
+    pub level: u8,
+    /// First block under it.
+    pub first_block: u64,
+    /// The segment that made it a hole.
+    pub death: Ordinal,
+    /// The first root that does not hold it.
+    pub death_root: RootNumber,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Number of this manifest: grows by one.
+    pub number: u64,
+    /// Epoch of the opening that put it.
+    pub epoch: Epoch,
+    /// The opening that put it.
+    pub writer: WriterId,
+    /// When, in milliseconds since 1970.
+    pub written_ms: u64,
+
+    /// Name of the volume.
+    pub name: Name,
+    /// When the volume was made, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// Settings given for the volume.
+    pub settings: Overrides,
+    /// Whether it is a template.
+    pub template: bool,
+    /// State of the timeline.
+    pub state: TimelineState,
+    /// Grows with every attempt to show another timeline; of a volume's timelines the one with the highest is shown.
+    pub show_number: u64,
+
+    /// Ancestors, by index, and the timeline itself.
+    pub ancestors: Vec<Ancestor>,
+    /// Index of the timeline itself.
+    pub own: Lineage,
+    /// Where it began, for a clone or a rollback.
+    pub birth: Option<Birth>,
+    /// Segments of the origin between the birth's base boundary and its boundary; empty once a checkpoint merged them.
+    pub inherited: Vec<Cut>,
+
+    /// Segments below are in root and table.
+    pub boundary: Ordinal,
+    /// The last change that the root knows.
+    pub merged: Sequence,
+    /// Size of the volume at the boundary, in bytes.
+    pub size: u64,
+    /// Root of the map; absent for an empty one.
+    pub root: NodePointer,
+    /// Its number; 0 before the first checkpoint.
+    pub root_number: RootNumber,
+    /// Highest root number that was used.
+    pub last_root: RootNumber,
+    /// First ordinal of this writer.
+    pub first_ordinal: Ordinal,
+    /// Marks in segments below are reflected in `snapshots`.
+    pub marks_through: Ordinal,
+    /// Rows of segments that earlier writers put, so far as they reach beyond the boundary; and of each closed epoch the last change that counts.
+    pub cuts: Vec<Cut>,
+
+    /// Snapshots, by boundary.
+    pub snapshots: Vec<SnapshotEntry>,
+    /// Holds of clones.
+    pub holds: Vec<Hold>,
+    /// Pages of the segment table, in order.
+    pub table: Vec<PageRef>,
+    /// Kills that wait for a snapshot or a hold to go.
+    pub kills: Vec<RunRef>,
+    /// Node kills that wait.
+    pub node_kills: Vec<NodeKill>,
+    /// Map objects that still hold live nodes.
+    pub maps: Vec<MapObject>,
+    /// Table objects that pages or kill runs refer to.
+    pub tables: Vec<TableObject>,
+    /// Objects that may be deleted once the manifest after `since` is accepted.
+    pub dead: Vec<DeadObject>,
+    /// Subtrees to be worked off.
+    pub reclaim: Vec<Reclaim>,
+}
+
+impl Manifest {
+    /// The name of its object.
+    #[must_use]
+    pub const fn object_name(&self) -> ObjectName {
+        ObjectName {
+            timeline: self.timeline,
+            kind: ObjectKind::Manifest,
+            number: self.number,
+            part: 0,
+            epoch: self.epoch,
+            writer: self.writer,
+        }
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut e = Encoder::new();
+        e.raw(MAGIC);
+        e.u32(VERSION);
+        e.u32(0);
+        self.encode_identity(&mut e);
+        self.encode_map(&mut e);
+        self.encode_lists(&mut e);
+        let mut bytes = e.finish();
+        let sum = crc(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it is damaged or of a version that is not known.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut d = Decoder::new("manifest", bytes);
+        if &d.array::<8>()? != MAGIC {
+            return Err(d.corrupt("it does not begin with VARVEMAN"));
+        }
+        let found = d.u32()?;
+        if found != VERSION {
+            return Err(FormatError::Version { what: "a manifest", found, known: VERSION });
+        }
+        let sum = d.u32()?;
+        if crc(&bytes[16..]) != sum {
+            return Err(d.corrupt("its checksum does not match"));
+        }
+        let mut this = Self::decode_identity(&mut d)?;
+        this.decode_map(&mut d)?;
+        this.decode_lists(&mut d)?;
+        d.end()?;
+        this.validate()?;
+        Ok(this)
+    }
+
+    fn validate(&self) -> Result<(), FormatError> {
+        let corrupt = |reason: &str| Err(FormatError::new("manifest", reason));
+        if self.size > MAX_VOLUME {
+            return corrupt("its volume is larger than any can be");
+        }
+        if !self.ancestors.iter().any(|a| a.lineage == self.own && a.timeline == self.timeline) {
+            return corrupt("its timeline is not among its ancestors");
+        }
+        if self.ancestors.windows(2).any(|w| w[0].lineage >= w[1].lineage) {
+            return corrupt("its ancestors are out of order");
+        }
+        if self.table.windows(2).any(|w| w[0].page >= w[1].page) {
+            return corrupt("its table is out of order");
+        }
+        if self.snapshots.windows(2).any(|w| w[0].boundary > w[1].boundary) {
+            return corrupt("its snapshots are out of order");
+        }
+        if self.table.iter().any(|page| !self.tables.iter().any(|t| t.number == page.object)) {
+            return corrupt("a page of its table is in an object that it does not name");
+        }
+        if self.kills.iter().any(|run| !self.tables.iter().any(|t| t.number == run.object)) {
+            return corrupt("a run of kills is in an object that it does not name");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A manifest with something in every field comes back; damaged ones are refused.
+
+use super::*;
+
+fn full() -> Manifest {
+    let timeline = TimelineId::from_bytes([2; 16]);
+    let (epoch, writer) = (Epoch(4), WriterId(77));
+    let node = NodePointer::new(Lineage(1), RootNumber(3), 9);
+    let mut m = Manifest::new(VolumeId::from_bytes([1; 16]), timeline, "disk".parse().unwrap(), epoch, writer);
+    let cut = Cut { epoch: Epoch(2), writer: WriterId(5), first: Ordinal(0), end: Ordinal(7), last: Sequence(99) };
+    m.number = 12;
+    m.settings.set("compression", "zstd").unwrap();
+    m.settings.set("seal-age", "5s").unwrap();
+    m.state = TimelineState::Hidden { until_ms: 5 };
+    m.ancestors.insert(0, Ancestor { lineage: Lineage(0), timeline: TimelineId::from_bytes([3; 16]) });
+    m.ancestors[1].lineage = Lineage(1);
+    m.own = Lineage(1);
+    m.birth = Some(Birth {
+        origin: TimelineId::from_bytes([3; 16]),
+        boundary: Ordinal(9),
+        base_number: RootNumber(1),
+        base_root: node,
+        base_boundary: Ordinal(4),
+    });
+    m.inherited = vec![cut];
+    m.cuts = vec![cut];
+    m.size = 1 << 40;
+    m.root = node;
+    m.snapshots = vec![SnapshotEntry {
+        id: SnapshotId::from_bytes([6; 16]),
+        name: "s".parse().unwrap(),
+        created_ms: 1,
+        boundary: Ordinal(3),
+        sequence: Sequence(44),
+        size: 512,
+        root: Some((RootNumber(2), node)),
+        hidden: true,
+    }];
+    m.holds = vec![Hold {
+        clone: TimelineId::from_bytes([8; 16]),
+        volume: VolumeId::from_bytes([7; 16]),
+        boundary: Ordinal(3),
+        base_number: RootNumber(2),
+        base_root: node,
+        base_boundary: Ordinal(3),
+        epoch,
+    }];
+    m.tables = vec![TableObject { number: 11, epoch, writer, bytes: 10 }];
+    m.table = vec![PageRef { page: 0, object: 11, index: 0 }, PageRef { page: 1024, object: 11, index: 1 }];
+    m.kills = vec![RunRef { object: 11, index: 2, first_birth: Ordinal(1), last_death: Ordinal(9), count: 3 }];
+    m.node_kills = vec![NodeKill { node, death: RootNumber(4) }];
+    m.maps = vec![MapObject { root: RootNumber(3), part: 0, epoch, writer, records: 10, live: 4, bytes: 999 }];
+    let name = ObjectName { timeline, kind: ObjectKind::Segment, number: 4, part: 0, epoch, writer };
+    m.dead = vec![DeadObject { name, since: 11 }];
+    m.reclaim = vec![Reclaim { node, level: 2, first_block: 0, death: Ordinal(5), death_root: RootNumber(4) }];
+    m
+}
+
+#[test]
+fn every_field_comes_back() {
+    let manifest = full();
+    assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+}
+
+#[test]
+fn any_flipped_bit_and_any_cut_is_seen() {
+    let bytes = full().encode();
+    for bit in 0..bytes.len() * 8 {
+        let mut copy = bytes.clone();
+        copy[bit / 8] ^= 1 << (bit % 8);
+        assert!(Manifest::decode(&copy).is_err(), "bit {bit}");
+    }
+    for cut in 0..bytes.len() {
+        assert!(Manifest::decode(&bytes[..cut]).is_err());
+    }
+}
+
+#[test]
+fn a_newer_version_is_refused_by_name() {
+    let mut bytes = full().encode();
+    bytes[8] = 9;
+    let error = Manifest::decode(&bytes).unwrap_err().to_string();
+    assert!(error.contains("version 9"), "{error}");
+}
