@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The laboratory's own proof for guests: that a guest comes up and answers, that a kill is a power cut which takes what
+//! was not flushed and leaves what was, and that a guest whose NBD server dies under it goes on when the server is back.
+//! A test of Varve that passes in such a guest says something only because these do.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use varve_lab::guest::{Disk, Guest, GuestConfig, Initramfs, Kernel, RawCache};
+
+/// Far more than anything here takes on a quiet machine.
+const SOON: Duration = Duration::from_secs(120);
+
+const DISK_BYTES: u64 = 256 << 20;
+
+/// A guest with the tools for ext4, not yet booted.
+fn guest_config(directory: &Path) -> GuestConfig {
+    let kernel = Kernel::find().unwrap();
+    let initramfs = Initramfs::builder().program("mkfs.ext4").program("e2fsck").build(&kernel, directory).unwrap();
+    GuestConfig::new(kernel, initramfs, directory)
+}
+
+/// Writes a tree of 60 files below `/mnt/tree` and their checksums to `/mnt/sums`.
+const WRITE_TREE: &str = "cd /mnt && for d in 1 2 3; do mkdir -p tree/$d; for f in $(seq 20); do
+    head -c $((f * 5000)) /dev/urandom >tree/$d/$f || exit 1; done; done
+    find tree -type f | xargs sha256sum >sums && wc -l <sums";
+
+#[test]
+fn a_synced_tree_outlives_a_power_cut() {
+    let directory = TempDir::new().unwrap();
+    let mut config = guest_config(directory.path());
+    config.disks.push(Disk::create_raw(directory.path().join("disk.raw"), DISK_BYTES, RawCache::Direct).unwrap());
+
+    let start = Instant::now();
+    let mut guest = Guest::boot(config.clone()).unwrap();
+    println!("the guest was up after {:?}", start.elapsed());
+    guest.check("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt", SOON).unwrap();
+    assert_eq!(guest.check(WRITE_TREE, SOON).unwrap(), "60");
+    guest.check("sync", SOON).unwrap();
+    guest.kill().unwrap();
+    assert!(guest.run("true", SOON).is_err(), "a guest without power does not answer");
+
+    let mut guest = Guest::boot(config).unwrap();
+    guest.check("e2fsck -f -y /dev/vda; test $? -le 1", SOON).unwrap();
+    guest.check("e2fsck -f -n /dev/vda && mount /dev/vda /mnt", SOON).unwrap();
+    let failed = guest.run("cd /mnt && sha256sum -c sums | grep -v ': OK$'", SOON).unwrap();
+    assert_eq!((failed.status, failed.text().as_str()), (1, ""), "every file has its checksum");
+    guest.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_power_cut_takes_what_was_not_flushed() {
+    let directory = TempDir::new().unwrap();
+    let mut config = guest_config(directory.path());
+    config.disks.push(Disk::create_raw(directory.path().join("disk.raw"), DISK_BYTES, RawCache::Writeback).unwrap());
+
+    let mut guest = Guest::boot(config.clone()).unwrap();
+    guest.keep_writes_in_memory().unwrap();
+    // Both files are there with zeros before, so that only the contents, not the names, are at stake.
+    let script = "mkfs.ext4 -q /dev/vda && mount -o commit=600 /dev/vda /mnt && cd /mnt
+        for f in flushed forgotten; do head -c 1000000 /dev/zero >$f; done; sync
+        for f in flushed forgotten; do head -c 1000000 /dev/urandom >/tmp/$f; dd if=/tmp/$f of=$f conv=notrunc; done
+        fsync flushed || exit 1
+        echo new >unnamed; echo kept >/dev/report
+        for f in flushed forgotten; do cmp /tmp/$f $f || exit 1; done
+        sha256sum flushed forgotten | cut -c -64";
+    let before = guest.check(script, SOON).unwrap();
+    guest.reports().wait_for_line("kept", SOON).unwrap();
+    guest.kill().unwrap();
+    let before: Vec<&str> = before.lines().rev().take(2).collect();
+    let [forgotten, flushed] = before[..] else { panic!("two checksums, not {before:?}") };
+
+    let mut guest = Guest::boot(config).unwrap();
+    guest.check("mount /dev/vda /mnt", SOON).unwrap();
+    let after = guest.check("cd /mnt && sha256sum flushed forgotten | cut -c -64", SOON).unwrap();
+    let after: Vec<&str> = after.lines().collect();
+    assert_eq!(after[0], flushed, "what was flushed is there");
+    assert_ne!(after[1], forgotten, "what was not flushed went with the page cache");
+    let zeros = guest.check("head -c 1000000 /dev/zero | sha256sum | cut -c -64", SOON).unwrap();
+    assert_eq!(after[1], zeros, "and the block holds what it held before");
+    assert_ne!(guest.run("test -e /mnt/unnamed", SOON).unwrap().status, 0, "an unsynced name is gone too");
+}
+
+/// A server of one file over NBD; killed when dropped.
+struct NbdServer(Child);
+
+impl NbdServer {
+    fn start(directory: &Path) -> Self {
+        let socket = directory.join("nbd.sock");
+        // The socket of a killed server is in the way of the next.
+        let _ = std::fs::remove_file(&socket);
+        let mut command = Command::new("nbdkit");
+        command.arg("--foreground").arg("--exportname=vol").arg("--unix").arg(&socket).arg("file");
+        let mut child = command.arg(directory.join("disk.raw")).stdin(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + SOON;
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(child.try_wait().unwrap().is_none() && Instant::now() < deadline, "nbdkit does not come up");
+            std::thread::yield_now();
+        }
+        Self(child)
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_guest_outlives_its_nbd_server() {
+    let directory = TempDir::new().unwrap();
+    let mut config = guest_config(directory.path());
+    Disk::create_raw(directory.path().join("disk.raw"), DISK_BYTES, RawCache::Writeback).unwrap();
+    config.disks.push(Disk::nbd(directory.path().join("nbd.sock"), "vol"));
+
+    let mut server = NbdServer::start(directory.path());
+    let mut guest = Guest::boot(config).unwrap();
+    guest.check("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt", SOON).unwrap();
+    // A load that flushes each file, says so, and stops at the first error.
+    let load = "(i=0; while i=$((i + 1)); do head -c 20000 /dev/urandom >/mnt/$i && fsync /mnt/$i || { echo failed >/dev/report; exit; }
+        echo $i $(sha256sum </mnt/$i | cut -c -64) >/dev/report; done) >/dev/null 2>&1 &";
+    guest.check(load, SOON).unwrap();
+    let mut count = 0;
+    for _ in 0..2 {
+        count = guest.reports().wait_for_count(count + 10, SOON).unwrap().len();
+        server.kill();
+        // Whatever was on its way has arrived when a command has been answered; then the load waits for its disk.
+        guest.check("true", SOON).unwrap();
+        let waiting = guest.reports().lines().len();
+        let late = guest.reports().wait_for_count(waiting + 2, Duration::from_secs(2));
+        assert!(late.is_err(), "without a server nothing is flushed: {late:?}");
+        server = NbdServer::start(directory.path());
+    }
+    let lines = guest.reports().wait_for_count(count + 10, SOON).unwrap();
+    assert!(!lines.iter().any(|line| line == "failed"), "the load saw an error");
+    let errors = guest.run("dmesg | grep -iE 'error|hung|remount'", SOON).unwrap();
+    assert_eq!(errors.status, 1, "the kernel saw no error: {}", errors.text());
+    let sums: Vec<String> =
+        lines.iter().filter_map(|line| line.split_once(' ')).map(|(i, sum)| format!("{sum}  {i}")).collect();
+    let check = format!(
+        "echo 3 >/proc/sys/vm/drop_caches; cd /mnt && echo '{}' | sha256sum -c | grep -v ': OK$'",
+        sums.join("\n")
+    );
+    let failed = guest.run(&check, SOON).unwrap();
+    assert_eq!((failed.status, failed.text().as_str()), (1, ""), "every file has its checksum");
+    guest.kill().unwrap();
+}
+
+#[test]
+fn a_server_in_the_guest_is_reached_from_the_host() {
+    let directory = TempDir::new().unwrap();
+    let kernel = Kernel::find().unwrap();
+    let initramfs = Initramfs::builder().module("nbd").program("nbdkit").setup("echo set up; test -b /dev/nbd0");
+    let initramfs = initramfs.bytes("/etc/answer", 0o600, "42\n").build(&kernel, directory.path()).unwrap();
+    let mut config = GuestConfig::new(kernel, initramfs, directory.path());
+    config.forward_ports.push(1234);
+    let mut guest = Guest::boot(config).unwrap();
+    guest.wait_for_line("set up", SOON).unwrap();
+    guest.check("nc -l -p 1234 -s 0.0.0.0 -e cat /etc/answer >/dev/null 2>&1 &", SOON).unwrap();
+    guest.check("until netstat -ltn | grep -q :1234; do usleep 10000; done", SOON).unwrap();
+    let address = guest.forwarded(1234).unwrap();
+    let mut stream = std::net::TcpStream::connect_timeout(&address, SOON).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    assert_eq!(answer, "42\n");
+    assert!(guest.forwarded(1).is_err());
+
+    guest.check("nbdkit --version", SOON).unwrap();
+    guest
+        .check("(while read -r line; do echo got $line >/dev/console; done </dev/ttyS0) >/dev/null 2>&1 &", SOON)
+        .unwrap();
+    guest.send_line("a line").unwrap();
+    guest.wait_for_line("got a line", SOON).unwrap();
+    let output = guest.run("echo out; echo err >&2; exit 3", SOON).unwrap();
+    assert_eq!((output.status, output.text().as_str()), (3, "out\nerr"));
+    guest.pause().unwrap();
+    guest.resume().unwrap();
+    assert!(guest.qmp("no-such-command", serde_json::Value::Null).is_err());
+    let error = guest.check("echo that is why; false", SOON).unwrap_err();
+    assert!(format!("{error:#}").contains("that is why"), "{error:#}");
+    let error = guest.run("sleep 1000", Duration::from_millis(300)).unwrap_err();
+    assert!(format!("{error:#}").contains("no answer in time"), "{error:#}");
+}
