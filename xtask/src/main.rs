@@ -1,3 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Chores of the repository.
-fn main() {}
+//! Chores of the repository, behind `cargo xtask`.
+//!
+//! `check` is what one runs before a commit, `test` is everything that CI runs, `tidy` holds the rules of the tree that a
+//! machine can check, `bench` measures the server beside its peers. `docs/testing.md` and `docs/benchmarks.md` explain them.
+//!
+//! Every process that is started here is known to a watcher ([`guard`]) that ends it when this one ends, however that happens.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to the person who typed it")]
+
+mod bench;
+mod check;
+mod count;
+mod guard;
+mod process;
+mod provision;
+mod repo;
+mod stage;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Chores of the repository", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Format, tidy, lints and unit tests: what to run before a commit.
+    Check,
+    /// The rules of the tree that a machine can check.
+    Tidy,
+    /// Everything: installs what the tests need, then runs every kind of test.
+    Test(test::Options),
+    /// Measures the server beside its peers.
+    Bench(bench::Options),
+    /// Installs the programs that tests and benchmarks run, and nothing else.
+    Provision,
+    /// Ends what the parent has started once the parent is gone.
+    #[command(name = guard::SUBCOMMAND, hide = true)]
+    Guard,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.chore {
+        Chore::Check => check::run(),
+        Chore::Tidy => tidy::run(),
+        Chore::Test(options) => test::run(&options),
+        Chore::Bench(options) => bench::run(&options),
+        Chore::Provision => provision::run().map(|_| true),
+        Chore::Guard => guard::watch().map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

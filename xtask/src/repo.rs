@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where things are: the root of the repository, its files, its packages and their targets.
+//!
+//! Files are what git tracks plus what it would track (new and not ignored), so that a rule bites before a file is committed.
+//! Packages come from `cargo metadata --no-deps`, which reads manifests only and builds nothing.
+
+use crate::process;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const QUICK: Duration = Duration::from_secs(60);
+
+/// The root of the repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or_else(|| Path::new("."))
+}
+
+/// What the tests run against and cargo did not build: kernels, Python programs. Kept from run to run.
+pub fn lab_directory() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root().join(target).join("lab")
+}
+
+/// The cargo that started this program.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Whether `cargo nextest` is installed.
+pub fn has_nextest() -> bool {
+    process::output(cargo().args(["nextest", "--version"]), QUICK).is_ok()
+}
+
+/// Every file that git tracks or would track, relative to the root, sorted.
+pub fn files() -> Result<Vec<PathBuf>> {
+    let mut command = Command::new("git");
+    command.current_dir(root()).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    let listed = process::output(&mut command, QUICK).context("tidy asks git for the files")?;
+    let mut files: Vec<PathBuf> = listed.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect();
+    // A file that was removed and not yet committed is still listed.
+    files.retain(|file| root().join(file).is_file());
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+/// The workspace as cargo sees it.
+#[derive(Deserialize)]
+pub struct Metadata {
+    /// Its packages.
+    pub packages: Vec<Package>,
+    /// Where cargo builds.
+    pub target_directory: PathBuf,
+}
+
+/// A package of the workspace.
+#[derive(Deserialize)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its `Cargo.toml`, absolute.
+    pub manifest_path: PathBuf,
+    /// What it depends on.
+    pub dependencies: Vec<Dependency>,
+    /// What it builds.
+    pub targets: Vec<Target>,
+}
+
+/// A dependency of a package.
+#[derive(Deserialize)]
+pub struct Dependency {
+    /// The package depended on.
+    pub name: String,
+    /// `None` for a normal one, else `dev` or `build`.
+    pub kind: Option<String>,
+}
+
+/// Something that a package builds.
+#[derive(Deserialize)]
+pub struct Target {
+    /// Its name.
+    pub name: String,
+    /// `lib`, `bin`, `test`, `example` and so on.
+    pub kind: Vec<String>,
+}
+
+impl Package {
+    /// Names of its targets of one kind.
+    pub fn targets_of(&self, kind: &str) -> Vec<&str> {
+        self.targets.iter().filter(|t| t.kind.iter().any(|k| k == kind)).map(|t| t.name.as_str()).collect()
+    }
+}
+
+/// Asks cargo for the workspace.
+pub fn metadata() -> Result<Metadata> {
+    let text = process::output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]), QUICK)?;
+    serde_json::from_str(&text).context("reading cargo metadata")
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cargo xtask test`: everything, in the order in which a failure is cheapest to learn of.
+//!
+//! The stages before the integration tests are fixed; the integration tests are one stage for each crate that has any, so
+//! that a table shows where the time goes. Each has a share of the half hour in [`SHARES`], which is also its deadline: a
+//! stage that outgrows its share fails by name instead of eating its neighbours' time. `--ci` sets the profile of the runner
+//! and the deadline of the whole; without it the shares are tripled, for a machine that does other things too.
+
+use crate::check::{clippy, fmt, stage, tidy_stage, unit};
+use crate::provision;
+use crate::repo::{self, Metadata};
+use crate::stage::{Outcome, Stage, Work, run_stage, summarize};
+use anyhow::Result;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The whole of a run with `--ci`, from a clean checkout on two cores.
+const CI_TOTAL_S: u64 = 29 * 60;
+
+/// Shares of the half hour, in seconds: deadlines with `--ci`. A crate whose tests are not named here has [`OTHER_S`].
+const SHARES: [(&str, u64); 16] = [
+    ("provision", 180),
+    ("fmt", 10),
+    ("tidy", 10),
+    ("clippy", 200),
+    ("build", 320),
+    ("unit", 90),
+    ("docs", 80),
+    ("tests of types", 10),
+    ("tests of env", 15),
+    ("tests of format", 60),
+    ("tests of coord", 30),
+    ("tests of store", 60),
+    ("tests of engine", 190),
+    ("tests of sim", 120),
+    ("tests of server", 120),
+    ("tests of varve", 230),
+];
+/// The share of any other crate's integration tests.
+const OTHER_S: u64 = 15;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// The limits of CI: a profile that forgives nothing, and under thirty minutes in all.
+    #[arg(long)]
+    ci: bool,
+}
+
+/// Runs everything; a stage that fails does not keep the others from running, unless they need what it makes.
+pub fn run(options: &Options) -> Result<bool> {
+    let end = Instant::now() + if options.ci { Duration::from_secs(CI_TOTAL_S) } else { Duration::from_hours(24) };
+    let mut stages = stages(options.ci, &repo::metadata()?, repo::has_nextest()).into_iter();
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for stage in stages.by_ref() {
+        let needed = stage.needed;
+        let outcome = run_stage(stage, end.saturating_duration_since(Instant::now()));
+        let stop = needed && !outcome.ok();
+        outcomes.push(outcome);
+        if stop {
+            break;
+        }
+    }
+    let not_run: Vec<String> = stages.map(|stage| stage.name).collect();
+    Ok(summarize(&outcomes, &not_run))
+}
+
+fn share(name: &str, ci: bool) -> u64 {
+    let share = SHARES.iter().find(|(stage, _)| *stage == name).map_or(OTHER_S, |(_, seconds)| *seconds);
+    if ci { share } else { 3 * share }
+}
+
+/// Every stage of a run.
+fn stages(ci: bool, metadata: &Metadata, nextest: bool) -> Vec<Stage> {
+    let profile = if ci { "ci" } else { "default" };
+    let provision = Work::Function(Box::new(provision::run));
+    let mut stages = vec![
+        Stage { name: "provision".to_owned(), work: provision, deadline: Duration::from_secs(180), needed: true },
+        fmt(),
+        tidy_stage(),
+        clippy(share("clippy", ci)),
+        build(nextest, share("build", ci)),
+        unit(nextest, profile, share("unit", ci)),
+    ];
+    let mut packages: Vec<_> = metadata.packages.iter().filter(|p| !p.targets_of("test").is_empty()).collect();
+    packages.sort_by_key(|package| order(&package.name));
+    for package in packages {
+        let name = format!("tests of {}", package.name.trim_start_matches("varve-"));
+        let mut command = integration(nextest, profile, &package.name, &package.targets_of("test"));
+        command.env("PATH", provision::path_for_tests());
+        stages.push(stage(&name, command, share(&name, ci)));
+    }
+    stages.push(docs(share("docs", ci)));
+    stages
+}
+
+/// The place in the table of shares, so that crates run from the bottom of the arrows upwards.
+fn order(package: &str) -> usize {
+    let name = format!("tests of {}", package.trim_start_matches("varve-"));
+    SHARES.iter().position(|(stage, _)| *stage == name).unwrap_or(SHARES.len())
+}
+
+/// Builds every test and every program once, with the profile that the later stages use.
+fn build(nextest: bool, deadline_s: u64) -> Stage {
+    let mut command = repo::cargo();
+    if nextest {
+        command.args(["nextest", "run", "--workspace", "--all-targets", "--no-run"]);
+    } else {
+        command.args(["test", "--workspace", "--all-targets", "--no-run"]);
+    }
+    Stage { needed: true, ..stage("build", command, deadline_s) }
+}
+
+/// The integration tests of one crate.
+fn integration(nextest: bool, profile: &str, package: &str, targets: &[&str]) -> Command {
+    let mut command = repo::cargo();
+    if nextest {
+        let filter = format!("package(={package}) & kind(test)");
+        command.args(["nextest", "run", "--workspace", "--all-targets", "--profile", profile, "-E", &filter]);
+        command.arg("--no-tests=warn");
+    } else {
+        command.args(["test", "--package", package, "--no-fail-fast"]);
+        command.args(targets.iter().flat_map(|target| ["--test", target]));
+        // Without the runner's groups, the only way not to start five guests at once.
+        command.args(["--", "--test-threads=1"]);
+    }
+    command
+}
+
+/// Examples in the documentation, and links in it.
+fn docs(deadline_s: u64) -> Stage {
+    let mut command = Command::new("sh");
+    command.current_dir(repo::root()).env("RUSTDOCFLAGS", "-D warnings");
+    command.args(["-ec", "cargo test --workspace --doc; cargo doc --workspace --no-deps --document-private-items"]);
+    stage("docs", command, deadline_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::{Package, Target};
+
+    #[test]
+    fn the_shares_fit_in_the_half_hour() {
+        let sum: u64 = SHARES.iter().map(|(_, seconds)| seconds).sum();
+        assert!(sum <= CI_TOTAL_S, "the shares add up to {sum} s, and there are {CI_TOTAL_S}");
+        const { assert!(CI_TOTAL_S < 30 * 60) };
+    }
+
+    #[test]
+    fn crates_with_integration_tests_have_a_stage_each() {
+        let package = |name: &str, kind: &str| Package {
+            name: name.to_owned(),
+            manifest_path: "Cargo.toml".into(),
+            dependencies: Vec::new(),
+            targets: vec![Target { name: "t".to_owned(), kind: vec![kind.to_owned()] }],
+        };
+        let packages = vec![package("varve", "test"), package("varve-engine", "test"), package("varve-types", "lib")];
+        let metadata = Metadata { packages, target_directory: "target".into() };
+        for nextest in [false, true] {
+            let names: Vec<String> = stages(true, &metadata, nextest).into_iter().map(|stage| stage.name).collect();
+            let expected =
+                ["provision", "fmt", "tidy", "clippy", "build", "unit", "tests of engine", "tests of varve", "docs"];
+            assert_eq!(names, expected);
+        }
+    }
+}
