@@ -1,2 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The volume server: NBD, HTTP API, shards.
+
+pub mod api;
+pub mod config;
+pub mod node;

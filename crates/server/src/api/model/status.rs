@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The state of a node at one moment, enough for a person to see whether it is well and what it is busy with.
+//!
+//! Counters only grow while the node runs; a watcher takes the difference of two answers. Fills are of bounded things, so `used_bytes` over
+//! `limit_bytes` always means something.
+
+use super::VolumeState;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use varve_types::Name;
+
+/// Which program answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// The product: `varve`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// The state of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Version of the server.
+    pub version: String,
+    /// The node's id or name.
+    pub node: String,
+    /// When it was started.
+    pub started_ms: u64,
+    /// How long it has been serving.
+    pub uptime_ms: u64,
+    /// Path of its data directory.
+    pub data: String,
+    /// Path of its NBD socket.
+    pub nbd_socket: String,
+    /// Address of its NBD port, if it has one.
+    pub nbd_listen: Option<String>,
+    /// Address of its API port, if it has one.
+    pub api_listen: Option<String>,
+    /// Its pools, by name.
+    pub pools: Vec<PoolStatus>,
+    /// Its volumes, by name; deleted ones are not among them.
+    pub volumes: Vec<VolumeStatus>,
+    /// Its journals, one a shard.
+    pub journals: Vec<Journal>,
+    /// Layers in RAM: written, not yet in the store.
+    pub layers: Fill,
+    /// The read cache in RAM.
+    pub cache: Fill,
+    /// Reads that the cache answered.
+    pub cache_hits: u64,
+    /// Reads that the store had to answer.
+    pub cache_misses: u64,
+    /// What a person should know, in whole sentences; empty when all is well.
+    pub warnings: Vec<String>,
+}
+
+/// How full a bounded thing is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Fill {
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// The bound.
+    pub limit_bytes: u64,
+}
+
+/// A journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Journal {
+    /// The shard whose journal it is.
+    pub shard: u32,
+    /// How full it is.
+    pub fill: Fill,
+    /// Whether it failed: writes then go to the store before a flush is answered.
+    pub failed: bool,
+}
+
+/// A pool and its store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolStatus {
+    /// The pool.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its store.
+    pub store: String,
+    /// Whether the store answers.
+    pub state: StoreState,
+    /// What the store said last when it did not.
+    pub message: Option<String>,
+    /// How many volumes it has.
+    pub volumes: u64,
+}
+
+/// Whether a store answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreState {
+    /// It answers.
+    Ok,
+    /// It does not answer; it is asked again and again.
+    Unavailable,
+    /// It is full.
+    Full,
+    /// The pool belongs to another cluster now, and is no longer served.
+    Lost,
+}
+
+/// A volume at work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeStatus {
+    /// The volume.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its pool.
+    #[schema(value_type = String)]
+    pub pool: Name,
+    /// Whether it serves.
+    pub state: VolumeState,
+    /// Its size as clients see it.
+    pub size_bytes: u64,
+    /// Bytes of blocks that hold data.
+    pub live_bytes: u64,
+    /// Bytes written that the store does not have yet.
+    pub dirty_bytes: u64,
+    /// Clients that have it open.
+    pub attached: u32,
+    /// What was done with it since the node started.
+    pub io: IoCounters,
+}
+
+/// What clients did with a volume since the node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct IoCounters {
+    /// Read requests.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+}

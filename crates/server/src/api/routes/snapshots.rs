@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Routes of snapshots: take, list, delete, roll back to one and undo that.
+
+use super::super::extract::{ApiResult, JsonBody, Path};
+use super::super::model::{ErrorBody, NewSnapshot, Rollback, RollbackReport, Snapshot, Volume};
+use super::App;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use varve_types::Name;
+
+/// The snapshots of a volume, oldest first.
+#[utoipa::path(get, path = "/v1/volumes/{volume}/snapshots", tag = "snapshots", params(("volume" = String, Path, description = "The volume")),
+    responses((status = 200, body = [Snapshot]), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn list(State(app): State<App>, Path(volume): Path<Name>) -> ApiResult<Json<Vec<Snapshot>>> {
+    Ok(Json(app.control.snapshots(volume).await?))
+}
+
+/// Takes a snapshot.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/snapshots", tag = "snapshots", params(("volume" = String, Path, description = "The volume")),
+    request_body = NewSnapshot, responses((status = 201, body = Snapshot), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn create(
+    State(app): State<App>,
+    Path(volume): Path<Name>,
+    JsonBody(new): JsonBody<NewSnapshot>,
+) -> ApiResult<(StatusCode, Json<Snapshot>)> {
+    let snapshot = app.change(|control| async move { control.create_snapshot(volume, new.name).await }).await?;
+    Ok((StatusCode::CREATED, Json(snapshot)))
+}
+
+/// Deletes a snapshot.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}/snapshots/{snapshot}", tag = "snapshots",
+    params(("volume" = String, Path, description = "The volume"), ("snapshot" = String, Path, description = "The snapshot")),
+    responses((status = 200, body = Snapshot), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn delete(
+    State(app): State<App>,
+    Path((volume, snapshot)): Path<(Name, Name)>,
+) -> ApiResult<Json<Snapshot>> {
+    Ok(Json(app.change(|control| async move { control.delete_snapshot(volume, snapshot).await }).await?))
+}
+
+/// Makes a volume show a snapshot again, or only tells which later snapshots that would hide.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/rollback", tag = "snapshots", params(("volume" = String, Path, description = "The volume")),
+    request_body = Rollback, responses((status = 200, body = RollbackReport), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn rollback(
+    State(app): State<App>,
+    Path(volume): Path<Name>,
+    JsonBody(change): JsonBody<Rollback>,
+) -> ApiResult<Json<RollbackReport>> {
+    let Rollback { snapshot, dry_run } = change;
+    Ok(Json(app.change(|control| async move { control.rollback(volume, snapshot, dry_run).await }).await?))
+}
+
+/// Undoes the last rollback, while its window is open.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/rollback/undo", tag = "snapshots", params(("volume" = String, Path, description = "The volume")),
+    responses((status = 200, body = Volume), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn undo(State(app): State<App>, Path(volume): Path<Name>) -> ApiResult<Json<Volume>> {
+    Ok(Json(app.change(|control| async move { control.undo_rollback(volume).await }).await?))
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Every key of the configuration, described: the source of the reference (`docs/config.md`).
+
+/// A key of the configuration file.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The key.
+    pub name: &'static str,
+    /// What it takes.
+    pub takes: &'static str,
+    /// What is in force without it.
+    pub default: &'static str,
+    /// The flag of `varve up` that goes before it, if there is one.
+    pub flag: Option<&'static str>,
+    /// What it does.
+    pub about: &'static str,
+}
+
+/// Every key, in the order of [`super::FileConfig`].
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "data",
+        takes: "path",
+        default: "./varve-data",
+        flag: Some("--data"),
+        about: "The data directory: journals, coordination, the sockets `nbd.sock` and `api.sock`, the API's `token`, and the \
+                store unless another is given. One server at a time.",
+    },
+    Key {
+        name: "store",
+        takes: "URL",
+        default: "`store` in the data directory",
+        flag: Some("--store"),
+        about: "The store of the pool `default`: `file:///DIR` or `s3://BUCKET/PREFIX?endpoint=URL`.",
+    },
+    Key {
+        name: "volumes",
+        takes: "list of `NAME:SIZE`",
+        default: "none",
+        flag: Some("--volume"),
+        about: "Volumes to be there, in the pool `default`; made at the start when they are not.",
+    },
+    Key {
+        name: "nbd-listen",
+        takes: "`ADDRESS:PORT` or `none`",
+        default: "none",
+        flag: Some("--nbd-listen"),
+        about: "Where NBD listens beside its socket. Whoever reaches this port reads and writes every volume.",
+    },
+    Key {
+        name: "api-listen",
+        takes: "`ADDRESS:PORT` or `none`",
+        default: "127.0.0.1:7420",
+        flag: Some("--api-listen"),
+        about: "Where the API listens beside its socket; a loopback address. Requests there need the token.",
+    },
+    Key {
+        name: "journal-size",
+        takes: "size, 64M to 1T",
+        default: "2G",
+        flag: None,
+        about: "Size of each shard's journal, preallocated in the data directory. It bounds how much can be written while the store is away.",
+    },
+    Key {
+        name: "ram-cache",
+        takes: "size, up to 1T",
+        default: "256M",
+        flag: None,
+        about: "Bound of the read cache in RAM, for the whole node.",
+    },
+    Key {
+        name: "layer-ram",
+        takes: "size, 16M to 1T",
+        default: "512M",
+        flag: None,
+        about: "Bound of the RAM for what was written and is not in the store yet, for the whole node. At the bound, writers wait.",
+    },
+    Key {
+        name: "shards",
+        takes: "1 to 256",
+        default: "1",
+        flag: None,
+        about: "Threads that own volumes. Each has a journal.",
+    },
+    Key {
+        name: "undelete-window",
+        takes: "duration, 0s to 365d",
+        default: "1h",
+        flag: None,
+        about: "For how long a deleted volume, or what a rollback hid, can be brought back: the setting that the pool `default` gets when it is \
+                made. Afterwards `varve pool set` changes it.",
+    },
+    Key {
+        name: "log-level",
+        takes: "`error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,varve_engine=debug`",
+        default: "info",
+        flag: None,
+        about: "What is logged, to standard error.",
+    },
+    Key { name: "log-format", takes: "`text` or `json`", default: "text", flag: None, about: "How it is logged." },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::FileConfig;
+
+    /// The structure refuses an unknown key by listing those that it knows.
+    #[test]
+    fn every_key_of_the_file_is_described_in_its_order() {
+        let error = toml::from_str::<FileConfig>("no-such-key = 1").unwrap_err().to_string();
+        let known = error.split("expected one of ").nth(1).unwrap();
+        let known: Vec<_> = known.split('`').skip(1).step_by(2).collect();
+        assert_eq!(known, KEYS.iter().map(|key| key.name).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The configuration of a node: a TOML file, flags that go before it, and defaults behind it.
+//!
+//! [`FileConfig`] is the file, word for word; keys that it does not know are errors, so that a misspelt one is not silently without effect.
+//! [`UpConfig`] is what is in force, with every value checked; nothing behind it looks at the file again. An error names the file, the line and
+//! the key. [`KEYS`] describes every key for the reference, and a test holds it to the structure.
+
+mod keys;
+mod values;
+
+pub use keys::{KEYS, Key};
+pub use values::{Bytes, Duration, Listen, LogFormat, VolumeSpec};
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Largest configuration file, in bytes.
+const MOST_FILE: u64 = 1 << 20;
+/// Most shards of a node.
+const MOST_SHARDS: u32 = 256;
+
+/// A configuration that is wrong or can not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ConfigError {
+    message: String,
+}
+
+impl ConfigError {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+    /// What the caller should do: mend the configuration.
+    #[must_use]
+    pub const fn kind(&self) -> varve_types::ErrorKind {
+        varve_types::ErrorKind::Invalid
+    }
+}
+
+/// The configuration file, and with the same form the flags: what is not given is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct FileConfig {
+    /// The data directory: journals, coordination, sockets, and the store unless another is given.
+    pub data: Option<PathBuf>,
+    /// The store of the pool `default`.
+    pub store: Option<String>,
+    /// Volumes to be there, made when they are not.
+    pub volumes: Option<Vec<VolumeSpec>>,
+    /// Where NBD listens beside its socket.
+    pub nbd_listen: Option<Listen>,
+    /// Where the API listens beside its socket.
+    pub api_listen: Option<Listen>,
+    /// Size of each shard's journal.
+    pub journal_size: Option<Bytes>,
+    /// Bound of the read cache.
+    pub ram_cache: Option<Bytes>,
+    /// Bound of what is written and not yet in the store, as far as it is in RAM.
+    pub layer_ram: Option<Bytes>,
+    /// Threads that own volumes.
+    pub shards: Option<u32>,
+    /// For how long what was deleted in the pool `default` can be brought back.
+    pub undelete_window: Option<Duration>,
+    /// What is logged.
+    pub log_level: Option<String>,
+    /// How it is logged.
+    pub log_format: Option<LogFormat>,
+}
+
+impl FileConfig {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it can not be read, is no TOML, has a key that is not known, or a key has a value that it does not take.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let fail = |error: std::io::Error| ConfigError::new(format!("{}: {error}", path.display()));
+        let size = std::fs::metadata(path).map_err(fail)?.len();
+        if size > MOST_FILE {
+            return Err(ConfigError::new(format!("{}: larger than 1 MiB: no configuration", path.display())));
+        }
+        Self::parse(&std::fs::read_to_string(path).map_err(fail)?, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let at = path.display();
+            let message = error.message().trim_end().replace('\n', "; ");
+            let Some(span) = error.span() else { return ConfigError::new(format!("{at}: {message}")) };
+            let start = span.start.min(text.len());
+            let before = text.get(..start).unwrap_or(text);
+            let number = before.matches('\n').count() + 1;
+            let key = key_of(text, number);
+            ConfigError::new(format!("{at}, line {number}{key}: {message}"))
+        })
+    }
+
+    /// What is in force: `self` (the flags) before `file` before the defaults.
+    ///
+    /// # Errors
+    /// When a value is not allowed.
+    pub fn resolve(self, file: Self) -> Result<UpConfig, ConfigError> {
+        let default = UpConfig::default();
+        let listen = |flag: Option<Listen>, file: Option<Listen>, default| match flag.or(file) {
+            Some(Listen(address)) => address,
+            None => default,
+        };
+        let config = UpConfig {
+            data: self.data.or(file.data).unwrap_or(default.data),
+            store: self.store.or(file.store),
+            volumes: self.volumes.or(file.volumes).unwrap_or_default(),
+            nbd_listen: listen(self.nbd_listen, file.nbd_listen, default.nbd_listen),
+            api_listen: listen(self.api_listen, file.api_listen, default.api_listen),
+            journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
+            ram_cache_bytes: self.ram_cache.or(file.ram_cache).map_or(default.ram_cache_bytes, |b| b.0),
+            layer_ram_bytes: self.layer_ram.or(file.layer_ram).map_or(default.layer_ram_bytes, |b| b.0),
+            shards: self.shards.or(file.shards).unwrap_or(default.shards),
+            undelete_window_ms: self.undelete_window.or(file.undelete_window).map(|d| d.0),
+            log_level: self.log_level.or(file.log_level).unwrap_or(default.log_level),
+            log_format: self.log_format.or(file.log_format).unwrap_or(default.log_format),
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+/// What is in force for a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpConfig {
+    /// The data directory.
+    pub data: PathBuf,
+    /// The store of the pool `default`; `DIR/store` when there is none.
+    pub store: Option<String>,
+    /// Volumes to be there, made when they are not. One that is there with another size is an error.
+    pub volumes: Vec<VolumeSpec>,
+    /// Where NBD listens beside `DIR/nbd.sock`.
+    pub nbd_listen: Option<SocketAddr>,
+    /// Where the API listens beside `DIR/api.sock`; a loopback address.
+    pub api_listen: Option<SocketAddr>,
+    /// Size of each shard's journal.
+    pub journal_size_bytes: u64,
+    /// Bound of the read cache, for the node.
+    pub ram_cache_bytes: u64,
+    /// Bound of layers in RAM, for the node.
+    pub layer_ram_bytes: u64,
+    /// Threads that own volumes.
+    pub shards: u32,
+    /// The undelete window that the pool `default` gets when it is made; `None`: the default of all pools.
+    pub undelete_window_ms: Option<u64>,
+    /// What is logged: a level, or directives by module.
+    pub log_level: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+}
+
+impl Default for UpConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("./varve-data"),
+            store: None,
+            volumes: Vec::new(),
+            nbd_listen: None,
+            api_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
+            journal_size_bytes: 2 << 30,
+            ram_cache_bytes: 256 << 20,
+            layer_ram_bytes: 512 << 20,
+            shards: 1,
+            undelete_window_ms: None,
+            log_level: "info".to_owned(),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+impl UpConfig {
+    /// The NBD socket.
+    #[must_use]
+    pub fn nbd_socket(&self) -> PathBuf {
+        self.data.join("nbd.sock")
+    }
+    /// The API socket.
+    #[must_use]
+    pub fn api_socket(&self) -> PathBuf {
+        self.data.join("api.sock")
+    }
+    /// The file of the API's token.
+    #[must_use]
+    pub fn token_file(&self) -> PathBuf {
+        self.data.join("token")
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let within = |key: &str, value: u64, low: u64, high: u64| {
+            if (low..=high).contains(&value) {
+                return Ok(());
+            }
+            let [low, high] = [low, high].map(varve_types::format_size);
+            Err(ConfigError::new(format!("{key} is {}; it must be {low} to {high}", varve_types::format_size(value))))
+        };
+        within("journal-size", self.journal_size_bytes, 64 << 20, 1 << 40)?;
+        within("ram-cache", self.ram_cache_bytes, 0, 1 << 40)?;
+        within("layer-ram", self.layer_ram_bytes, 16 << 20, 1 << 40)?;
+        if !(1..=MOST_SHARDS).contains(&self.shards) {
+            return Err(ConfigError::new(format!("shards is {}; it must be 1 to {MOST_SHARDS}", self.shards)));
+        }
+        if let Some(address) = self.api_listen.filter(|address| !address.ip().is_loopback()) {
+            return Err(ConfigError::new(format!("api-listen is {address}; it must be a loopback address, or none")));
+        }
+        let mut names: Vec<_> = self.volumes.iter().map(|volume| &volume.name).collect();
+        names.sort();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ConfigError::new(format!("volume {} is given twice", twice[0])));
+        }
+        Ok(())
+    }
+}
+
+/// The key on a line, for the message; nothing where the line has none.
+fn key_of(text: &str, line: usize) -> String {
+    let line = text.lines().nth(line - 1).unwrap_or("");
+    line.split_once('=').map(|(key, _)| format!(", key {}", key.trim())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<FileConfig, ConfigError> {
+        FileConfig::parse(text, Path::new("varve.toml"))
+    }
+
+    #[test]
+    fn flags_go_before_the_file_and_the_file_before_defaults() {
+        let file = parse(
+            "data = '/d'\nshards = 3\nvolumes = ['a:1G']\nram-cache = '1G'\napi-listen = 'none'\nundelete-window = '2d'\n\
+             log-format = 'json'\nnbd-listen = '127.0.0.1:10809'\n",
+        )
+        .unwrap();
+        let flags = FileConfig { shards: Some(2), data: Some("/e".into()), ..FileConfig::default() };
+        let config = flags.resolve(file).unwrap();
+        assert_eq!((config.shards, config.data.as_path(), config.api_listen), (2, Path::new("/e"), None));
+        assert_eq!((config.ram_cache_bytes, config.journal_size_bytes), (1 << 30, 2 << 30));
+        assert_eq!((config.undelete_window_ms, config.log_format), (Some(172_800_000), LogFormat::Json));
+        assert_eq!(config.volumes[0].size_bytes, 1 << 30);
+        assert_eq!(config.nbd_socket(), Path::new("/e/nbd.sock"));
+        assert_eq!(FileConfig::default().resolve(FileConfig::default()).unwrap(), UpConfig::default());
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        for (text, parts) in [
+            ("shards = 1\njournal-siz = '2G'\n", ["varve.toml, line 2, key journal-siz", "unknown field"]),
+            ("journal-size = '2X'\n", ["varve.toml, line 1, key journal-size", "\"2X\" is not a valid size"]),
+            ("\n\nshards = 'two'\n", ["varve.toml, line 3, key shards", "expected u32"]),
+            ("volumes = ['a']\n", ["varve.toml, line 1, key volumes", "NAME:SIZE"]),
+            ("nbd-listen = 'here'\n", ["line 1, key nbd-listen", "ADDRESS:PORT"]),
+            ("undelete-window = 'soon'\n", ["line 1, key undelete-window", "0s to 365d"]),
+            ("data = \n", ["varve.toml, line 1, key data", ""]),
+        ] {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{text:?}: {message}");
+        }
+        let missing = FileConfig::read(Path::new("/nonexistent/varve.toml")).unwrap_err().to_string();
+        assert!(missing.contains("/nonexistent/varve.toml"), "{missing}");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused() {
+        for text in [
+            "journal-size = '1M'",
+            "layer-ram = '0'",
+            "shards = 0",
+            "shards = 1000",
+            "api-listen = '0.0.0.0:7420'",
+            "volumes = ['a:1G', 'a:2G']",
+        ] {
+            let error = FileConfig::default().resolve(parse(text).unwrap()).unwrap_err().to_string();
+            let key = text.split(' ').next().unwrap().trim_end_matches('s');
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+}
