@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The server of an object store: its objects, the requests on their way, what it counted, and the handles to trouble it.
+//!
+//! State sits behind a mutex, because an [`ObjectStore`](varve_env::ObjectStore) is shared between threads by its trait; here
+//! only one thread ever takes it. Names are kept in order, so a listing is the same in every run.
+
+use super::client::SimStore;
+use super::fault::{Chaos, Faults, InFlight, StoreFault, StoreOp};
+use crate::core::{Core, Event, Stream};
+use crate::{SimEnv, SimWorld};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use varve_env::{ObjectInfo, PutOutcome, StoreErrorKind};
+
+/// Entries that the log keeps at most; the oldest go first.
+const LOG_ENTRIES: usize = 65_536;
+/// Names that one listing gives at most.
+const LIST_NAMES: usize = 1000;
+
+/// How a request, or a put that landed by itself, ended at the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogOutcome {
+    /// A put created the object.
+    Created,
+    /// A put found the name taken.
+    Exists,
+    /// It was done.
+    Done,
+    /// It was refused, or found nothing, without effect.
+    Failed(StoreErrorKind),
+}
+
+/// A line of the log of requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Virtual time.
+    pub at: Duration,
+    /// Number of the process that sent it.
+    pub process: u32,
+    /// What.
+    pub op: StoreOp,
+    /// On what: a name or a prefix.
+    pub name: String,
+    /// Bytes put or read; names listed.
+    pub amount: u64,
+    /// How it ended at the server, whatever the caller was told.
+    pub outcome: LogOutcome,
+}
+
+/// What was done to the objects of one kind: the part of the name before the last `/`, after the one before that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KindCounts {
+    /// Objects created.
+    pub created: u64,
+    /// Bytes in them.
+    pub created_bytes: u64,
+    /// Reads.
+    pub gets: u64,
+    /// Bytes read.
+    pub got_bytes: u64,
+    /// Objects deleted.
+    pub deleted: u64,
+}
+
+/// What was done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounts {
+    /// Requests sent, by kind of request, refused ones too.
+    pub requests: BTreeMap<StoreOp, u64>,
+    /// By kind of object.
+    pub kinds: BTreeMap<String, KindCounts>,
+}
+
+struct Object {
+    bytes: Bytes,
+    created: Duration,
+}
+
+struct Sent {
+    process: u32,
+    name: String,
+    /// Absent once it has landed or is lost.
+    bytes: Option<Bytes>,
+    outcome: Option<Result<PutOutcome, StoreErrorKind>>,
+    not_before: Duration,
+    /// Whether the caller has been told already that it failed.
+    answered: bool,
+    held: bool,
+}
+
+pub(super) struct State {
+    objects: BTreeMap<String, Object>,
+    /// Deleted objects that a lagging list may still show: size, time of deletion.
+    gone: BTreeMap<String, (u64, Duration)>,
+    sent: BTreeMap<u64, Sent>,
+    next_sent: u64,
+    pub(super) faults: Faults,
+    away_until: Duration,
+    latency: (Duration, Duration),
+    list_lag: Duration,
+    capacity: Option<u64>,
+    used: u64,
+    counts: StoreCounts,
+    log: VecDeque<LogEntry>,
+}
+
+pub(super) struct Shared {
+    pub(super) core: Arc<Core>,
+    pub(super) name: String,
+    state: Mutex<State>,
+}
+
+/// An object store as such. Clones are the same store.
+#[derive(Clone)]
+pub struct StoreServer {
+    shared: Arc<Shared>,
+}
+
+impl StoreServer {
+    /// An empty store, whose requests take 1 to 5 ms.
+    #[must_use]
+    pub fn new(world: &SimWorld, name: &str) -> Self {
+        let state = State {
+            objects: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            next_sent: 0,
+            faults: Faults::default(),
+            away_until: Duration::ZERO,
+            latency: (Duration::from_millis(1), Duration::from_millis(5)),
+            list_lag: Duration::ZERO,
+            capacity: None,
+            used: 0,
+            counts: StoreCounts::default(),
+            log: VecDeque::new(),
+        };
+        let core = Arc::clone(world.core());
+        Self { shared: Arc::new(Shared { core, name: name.to_owned(), state: Mutex::new(state) }) }
+    }
+
+    /// The store as a process sees it.
+    #[must_use]
+    pub fn client(&self, process: &SimEnv) -> Arc<SimStore> {
+        Arc::new(SimStore::new(Arc::clone(&self.shared), process))
+    }
+
+    /// Decides what becomes of the puts that a dead process had sent and not heard of.
+    pub fn settle(&self, process: &SimEnv, fate: InFlight) {
+        let mut due = Vec::new();
+        {
+            let now = self.shared.core.now();
+            let mut state = self.shared.lock();
+            for (number, sent) in &mut state.sent {
+                if sent.process != process.number() || sent.answered || sent.bytes.is_none() {
+                    continue;
+                }
+                match fate {
+                    InFlight::Lost => sent.bytes = None,
+                    InFlight::Landed => sent.not_before = now,
+                    InFlight::Late(by) => sent.not_before = now.saturating_add(by),
+                }
+                due.push(*number);
+            }
+        }
+        for number in due {
+            match fate {
+                InFlight::Lost => {}
+                InFlight::Landed => self.shared.arrive(number),
+                InFlight::Late(by) => self.shared.land_after(number, by),
+            }
+        }
+    }
+
+    /// Lets the `nth` request from now of this kind whose name contains `part` meet a fault, the next one being 0.
+    pub fn fail(&self, op: StoreOp, part: &str, nth: u64, fault: StoreFault) {
+        self.shared.lock().faults.plan(op, part, nth, fault);
+    }
+
+    /// Lets requests meet faults by chance.
+    pub fn set_chaos(&self, chaos: Chaos) {
+        self.shared.lock().faults.chaos = chaos;
+    }
+
+    /// Lets every request sent in the next `duration` fail as `Unavailable`; zero ends it.
+    pub fn away_for(&self, duration: Duration) {
+        let until = self.shared.core.now().saturating_add(duration);
+        self.shared.lock().away_until = until;
+    }
+
+    /// Sets the least and the most that a request takes, there and back.
+    pub fn set_latency(&self, least: Duration, most: Duration) {
+        self.shared.lock().latency = (least, most.max(least));
+    }
+
+    /// Lets listings show the state of so long ago, while reads by name show the present.
+    pub fn set_list_lag(&self, lag: Duration) {
+        self.shared.lock().list_lag = lag;
+    }
+
+    /// Bytes beyond which puts fail for want of space.
+    pub fn set_capacity(&self, capacity: Option<u64>) {
+        self.shared.lock().capacity = capacity;
+    }
+
+    /// Lets the puts that [`StoreFault::Held`] keeps back land now.
+    pub fn release_held(&self) {
+        let held: Vec<u64> = {
+            let mut state = self.shared.lock();
+            let held = state.sent.iter_mut().filter(|(_, sent)| sent.held);
+            held.map(|(number, sent)| {
+                sent.held = false;
+                *number
+            })
+            .collect()
+        };
+        for number in held {
+            self.shared.arrive(number);
+        }
+    }
+
+    /// Names of all objects.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.shared.lock().objects.keys().cloned().collect()
+    }
+
+    /// Bytes of an object.
+    #[must_use]
+    pub fn object(&self, name: &str) -> Option<Bytes> {
+        self.shared.lock().objects.get(name).map(|object| object.bytes.clone())
+    }
+
+    /// Puts an object there, or other bytes in its place, behind everyone's back.
+    pub fn plant(&self, name: &str, bytes: impl Into<Bytes>) {
+        let now = self.shared.core.now();
+        let mut state = self.shared.lock();
+        state.remove(name);
+        state.insert(name, bytes.into(), now);
+    }
+
+    /// Removes an object behind everyone's back. True where it was there.
+    pub fn remove(&self, name: &str) -> bool {
+        self.shared.lock().remove(name).is_some()
+    }
+
+    /// Turns one bit of an object over. True where it has that byte.
+    pub fn flip_bit(&self, name: &str, offset: u64, bit: u8) -> bool {
+        self.change(name, |bytes| match bytes.get_mut(offset as usize) {
+            Some(byte) => {
+                *byte ^= 1 << (bit % 8);
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// Cuts an object short. True where it was longer.
+    pub fn truncate(&self, name: &str, len: u64) -> bool {
+        self.change(name, |bytes| {
+            let longer = bytes.len() as u64 > len;
+            bytes.truncate(len as usize);
+            longer
+        })
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let Some(old) = self.object(name) else { return false };
+        let mut bytes = old.to_vec();
+        let changed = change(&mut bytes);
+        self.plant(name, bytes);
+        changed
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> StoreCounts {
+        self.shared.lock().counts.clone()
+    }
+
+    /// The last 65,536 requests, oldest first.
+    #[must_use]
+    pub fn log(&self) -> Vec<LogEntry> {
+        self.shared.lock().log.iter().cloned().collect()
+    }
+}
+
+fn kind_of(name: &str) -> &str {
+    name.rsplit('/').nth(1).unwrap_or("")
+}
+
+impl State {
+    fn kind(&mut self, name: &str) -> &mut KindCounts {
+        self.counts.kinds.entry(kind_of(name).to_owned()).or_default()
+    }
+
+    fn insert(&mut self, name: &str, bytes: Bytes, now: Duration) {
+        self.used += bytes.len() as u64;
+        self.gone.remove(name);
+        self.objects.insert(name.to_owned(), Object { bytes, created: now });
+    }
+
+    fn remove(&mut self, name: &str) -> Option<Object> {
+        let object = self.objects.remove(name)?;
+        self.used -= object.bytes.len() as u64;
+        Some(object)
+    }
+
+    fn put(&mut self, name: &str, bytes: Bytes, now: Duration) -> Result<PutOutcome, StoreErrorKind> {
+        if self.objects.contains_key(name) {
+            return Ok(PutOutcome::Exists);
+        }
+        let len = bytes.len() as u64;
+        if self.capacity.is_some_and(|capacity| self.used + len > capacity) {
+            return Err(StoreErrorKind::NoSpace);
+        }
+        let kind = self.kind(name);
+        kind.created += 1;
+        kind.created_bytes += len;
+        self.insert(name, bytes, now);
+        Ok(PutOutcome::Created)
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a request as it is sent: its fault if it meets one, and how long it takes there and back.
+    pub(super) fn meet(&self, op: StoreOp, name: &str) -> (Option<StoreFault>, Duration) {
+        let now = self.core.now();
+        let mut state = self.lock();
+        *state.counts.requests.entry(op).or_default() += 1;
+        let (least, most) = state.latency;
+        let span = u64::try_from((most - least).as_nanos()).unwrap_or(u64::MAX);
+        self.core.draw(Stream::Faults, |rng| {
+            let takes = least + Duration::from_nanos(rng.below(span));
+            if now < state.away_until {
+                return (Some(StoreFault::Error(StoreErrorKind::Unavailable)), takes);
+            }
+            (state.faults.meet(op, name, rng), takes)
+        })
+    }
+
+    /// Puts a request on its way. It lands by [`land`](Self::land) or [`land_after`](Self::land_after), and never by itself.
+    pub(super) fn send(&self, process: u32, name: &str, bytes: Bytes, answered: bool, held: bool) -> u64 {
+        let mut state = self.lock();
+        let number = state.next_sent;
+        state.next_sent += 1;
+        let name = name.to_owned();
+        let not_before = Duration::ZERO;
+        state
+            .sent
+            .insert(number, Sent { process, name, bytes: Some(bytes), outcome: None, not_before, answered, held });
+        number
+    }
+
+    /// Lets a request land after `by`, whatever becomes of its sender.
+    pub(super) fn land_after(self: &Arc<Self>, number: u64, by: Duration) {
+        let shared = Arc::clone(self);
+        self.core.schedule(by, Event::Run(Box::new(move || shared.arrive(number))));
+    }
+
+    /// Lets a request land whose outcome waits for its sender, or interests nobody.
+    fn arrive(&self, number: u64) {
+        self.land(number);
+    }
+
+    /// Lets a request land, if its time has come and it has not landed before.
+    fn land(&self, number: u64) -> Option<Result<PutOutcome, StoreErrorKind>> {
+        let now = self.core.now();
+        let mut state = self.lock();
+        let state = &mut *state;
+        let sent = state.sent.get_mut(&number)?;
+        if now < sent.not_before || sent.held {
+            return None;
+        }
+        let Some(bytes) = sent.bytes.take() else { return sent.outcome };
+        let (name, process, answered) = (sent.name.clone(), sent.process, sent.answered);
+        let len = bytes.len() as u64;
+        let outcome = state.put(&name, bytes, now);
+        if answered {
+            state.sent.remove(&number);
+        } else if let Some(sent) = state.sent.get_mut(&number) {
+            sent.outcome = Some(outcome);
+        }
+        let logged = match outcome {
+            Ok(PutOutcome::Created) => LogOutcome::Created,
+            Ok(PutOutcome::Exists) => LogOutcome::Exists,
+            Err(kind) => LogOutcome::Failed(kind),
+        };
+        self.record(state, process, StoreOp::Put, &name, len, logged);
+        Some(outcome)
+    }
+
+    /// The outcome of a request whose sender is there to hear it; it lands now if it has not before.
+    pub(super) fn collect(&self, number: u64) -> Result<PutOutcome, StoreErrorKind> {
+        let outcome = self.land(number);
+        self.lock().sent.remove(&number);
+        outcome.unwrap_or(Err(StoreErrorKind::Unavailable))
+    }
+
+    pub(super) fn read(&self, process: u32, name: &str) -> Option<Bytes> {
+        let mut state = self.lock();
+        let bytes = state.objects.get(name).map(|object| object.bytes.clone());
+        if bytes.is_none() {
+            self.record(&mut state, process, StoreOp::Get, name, 0, LogOutcome::Failed(StoreErrorKind::NotFound));
+        }
+        bytes
+    }
+
+    /// Counts a read that gave so many bytes.
+    pub(super) fn count_read(&self, process: u32, name: &str, len: u64) {
+        let mut state = self.lock();
+        let kind = state.kind(name);
+        kind.gets += 1;
+        kind.got_bytes += len;
+        self.record(&mut state, process, StoreOp::Get, name, len, LogOutcome::Done);
+    }
+
+    pub(super) fn size(&self, process: u32, name: &str) -> Option<u64> {
+        let mut state = self.lock();
+        let size = state.objects.get(name).map(|object| object.bytes.len() as u64);
+        let outcome = size.map_or(LogOutcome::Failed(StoreErrorKind::NotFound), |_| LogOutcome::Done);
+        self.record(&mut state, process, StoreOp::Head, name, 0, outcome);
+        size
+    }
+
+    pub(super) fn delete(&self, process: u32, name: &str) {
+        let now = self.core.now();
+        let mut state = self.lock();
+        if let Some(object) = state.remove(name) {
+            state.kind(name).deleted += 1;
+            state.gone.insert(name.to_owned(), (object.bytes.len() as u64, now));
+        }
+        self.record(&mut state, process, StoreOp::Delete, name, 0, LogOutcome::Done);
+    }
+
+    pub(super) fn list(&self, process: u32, prefix: &str, after: Option<&str>) -> Vec<ObjectInfo> {
+        let now = self.core.now();
+        let mut state = self.lock();
+        let lag = state.list_lag;
+        let mut names = BTreeMap::new();
+        for (name, object) in &state.objects {
+            if object.created + lag <= now {
+                names.insert(name.clone(), object.bytes.len() as u64);
+            }
+        }
+        for (name, (size, gone)) in &state.gone {
+            if *gone + lag > now {
+                names.insert(name.clone(), *size);
+            }
+        }
+        let fits = |name: &str| name.starts_with(prefix) && after.is_none_or(|after| name > after);
+        let names = names.into_iter().filter(|(name, _)| fits(name)).take(LIST_NAMES);
+        let names: Vec<_> = names.map(|(name, size)| ObjectInfo { name, size }).collect();
+        self.record(&mut state, process, StoreOp::List, prefix, names.len() as u64, LogOutcome::Done);
+        names
+    }
+
+    pub(super) fn record_failure(&self, process: u32, op: StoreOp, name: &str, kind: StoreErrorKind) {
+        let mut state = self.lock();
+        self.record(&mut state, process, op, name, 0, LogOutcome::Failed(kind));
+    }
+
+    fn record(&self, state: &mut State, process: u32, op: StoreOp, name: &str, amount: u64, outcome: LogOutcome) {
+        self.core.note(&[30, u64::from(process), op as u64, amount], name, || {
+            format!("{}: process {process}: {} {name}: {outcome:?}, {amount}", self.name, op.as_str())
+        });
+        if state.log.len() == LOG_ENTRIES {
+            state.log.pop_front();
+        }
+        let at = self.core.now();
+        state.log.push_back(LogEntry { at, process, op, name: name.to_owned(), amount, outcome });
+    }
+}
