@@ -27,12 +27,12 @@
 //! config.forward_ports.push(10809); // for a client on the host of a server in the guest
 //!
 //! let mut guest = Guest::boot(config.clone())?;
-//! guest.check("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt && echo hello >/mnt/file && sync", soon)?;
+//! guest.check("mkfs.ext4 -q /dev/vda && mount -t ext4 /dev/vda /mnt && echo hello >/mnt/file && sync", soon)?;
 //!
 //! // A load goes on in the background and reports what it knows to be safe.
 //! guest.keep_writes_in_memory()?;
 //! guest.check(
-//!     "mkfs.ext4 -q /dev/vdb && mkdir /data && mount /dev/vdb /data
+//!     "mkfs.ext4 -q /dev/vdb && mkdir /data && mount -t ext4 /dev/vdb /data
 //!      varve up --data /data --volume v:64M --nbd-listen 0.0.0.0:10809 >/data/log 2>&1 &
 //!      { i=0; while :; do i=$((i + 1)); dd if=/dev/zero of=/mnt/$i bs=4k count=1 conv=fsync; echo $i >/dev/report; done; } &",
 //!     soon,
@@ -43,7 +43,7 @@
 //! let promised = guest.reports().lines();
 //!
 //! let mut guest = Guest::boot(config)?;
-//! guest.check("mount /dev/vda /mnt", soon)?;
+//! guest.check("mount -t ext4 /dev/vda /mnt", soon)?;
 //! for name in promised {
 //!     guest.check(&format!("test -s /mnt/{name}"), soon)?;
 //! }

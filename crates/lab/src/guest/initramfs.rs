@@ -4,7 +4,7 @@
 //! The whole system of a guest is one archive that the kernel unpacks into RAM, so a guest has no root disk: its disks
 //! are the test's alone, and killing it leaves nothing behind but them. `/init` is `init.sh` beside this file, which
 //! answers the host's commands after the test's setup script ended. Programs are copied from the host to
-//! `/usr/local/bin` (before busybox in the `PATH`), their libraries, as `ldd` names them, to the paths where their loader
+//! `/usr/local/bin`, their libraries, as `ldd` names them, to the paths where their loader
 //! looks for them. Large programs lose their debug information, since all of it would lie in the guest's RAM.
 
 use std::fs::{self, File};
@@ -81,7 +81,8 @@ impl InitramfsBuilder {
 
     /// Copies a program of the host with its shared libraries to `/usr/local/bin`. A name without a slash is looked for
     /// in the `PATH` and in the `sbin` directories, as `e2fsck`; a path is taken as it is, as
-    /// `env!("CARGO_BIN_EXE_varve")`.
+    /// `env!("CARGO_BIN_EXE_varve")`. Busybox's shell prefers its own `dd`, `sync` and so on, so a program of the host
+    /// that busybox has too is called by its path.
     pub fn program(mut self, name_or_path: impl Into<PathBuf>) -> Self {
         self.programs.push(name_or_path.into());
         self
