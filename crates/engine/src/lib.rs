@@ -3,6 +3,8 @@
 
 mod device;
 mod error;
+#[allow(dead_code, unused_imports)] // until all of it is called by the volume
+pub(crate) mod map;
 
 pub use device::{BlockDevice, Later, StatusExtent, Submit};
 pub use error::{EngineError, Result};

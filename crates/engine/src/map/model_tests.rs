@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The tree against a plain ordered map: lookups, kills, copy-on-write, and that each node is held or killed, once.
+
+use super::interior::Ledger;
+use super::{BLOCK_END, Change, Kills, Lookup, NodePath, Step, Tree, Walk, WriteCursor, first_of, span};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use varve_format::{Lineage, NodePointer, Pointer};
+use varve_types::{Ordinal, RootNumber};
+
+/// Leaves that the tests write to: neighbours, and some that share no node but the root.
+const LEAVES: [u64; 10] =
+    [0, 1, 2, 511, 512, 513, span(1) / 512, span(2) / 512, span(2) / 512 + 7, BLOCK_END / 512 - 1];
+
+type Model = BTreeMap<u64, Pointer>;
+
+#[derive(Default)]
+struct Told {
+    blocks: Vec<(Pointer, Ordinal)>,
+    nodes: Vec<NodePointer>,
+}
+
+impl Kills for Told {
+    fn blocks(&mut self, first: Pointer, blocks: u32, death: Ordinal) {
+        assert!(blocks > 0 && first.is_data());
+        self.blocks.extend((0..u64::from(blocks)).map(|at| (first.advance(at), death)));
+    }
+    fn node(&mut self, node: NodePointer) {
+        assert!(!node.is_absent());
+        self.nodes.push(node);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// (leaf, changes of it: start within the leaf, blocks, what).
+    Apply(usize, Vec<(u64, u32, What)>),
+    /// From this place in a leaf to that in another.
+    Remove(usize, u64, usize, u64, usize),
+    /// Write a root in slices of so many nodes, with lookups between.
+    Write(usize),
+    /// Evict a subtree.
+    Evict(u8, usize),
+    /// Write a root and go on with a tree that was just opened.
+    Reload,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    /// New data from this block of the segment on.
+    Data(u16),
+    /// A hole.
+    Hole,
+    /// What is there already, block by block.
+    Same,
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let what = prop_oneof![5 => (0..60_000_u16).prop_map(What::Data), 2 => Just(What::Hole), 2 => Just(What::Same)];
+    let len = prop_oneof![3 => Just(1_u32), 3 => 2..20_u32, 1 => 100..513_u32];
+    let start = prop_oneof![0..512_u64, Just(0), 0..30_u64];
+    let change = (start, len, what).prop_map(|(start, len, what)| (start, len.min((512 - start) as u32), what));
+    let leaf = 0..LEAVES.len();
+    prop_oneof![
+        12 => (leaf.clone(), proptest::collection::vec(change, 1..6)).prop_map(|(leaf, changes)| Op::Apply(leaf, changes)),
+        2 => (leaf.clone(), 0..512_u64, leaf.clone(), 0..513_u64, 1..5_usize).prop_map(|(a, b, c, d, most)| Op::Remove(a, b, c, d, most)),
+        4 => (1..6_usize).prop_map(Op::Write),
+        3 => (0..4_u8, leaf).prop_map(|(level, leaf)| Op::Evict(level, leaf)),
+        1 => Just(Op::Reload),
+    ]
+}
+
+/// A tree, what it should be, and the store that its roots are written to.
+#[derive(Default)]
+struct World {
+    tree: Tree,
+    model: Model,
+    ordinal: u64,
+    store: BTreeMap<NodePointer, Vec<u8>>,
+    killed: BTreeSet<NodePointer>,
+    roots: Vec<(NodePointer, Model)>,
+}
+
+impl World {
+    fn install(&mut self, path: NodePath) {
+        self.tree.install(path, &self.store[&path.pointer]).unwrap();
+    }
+
+    fn take(&mut self, told: Told, expected: &[(Pointer, Ordinal)]) {
+        assert_eq!(told.blocks, expected);
+        for node in told.nodes {
+            assert!(self.store.contains_key(&node), "only nodes that were written are killed");
+            assert!(self.killed.insert(node), "{node:?} is killed once");
+        }
+    }
+
+    fn apply(&mut self, leaf: usize, changes: &[(u64, u32, What)]) {
+        self.ordinal += 1;
+        let (mut list, mut expected) = (Vec::new(), Vec::new());
+        let before = self.model.clone();
+        for (start, blocks, what) in changes {
+            let start_block = LEAVES[leaf] * 512 + start;
+            let first = match what {
+                What::Data(block) => Pointer::data(Lineage(2), Ordinal(self.ordinal), *block),
+                What::Hole => Pointer::hole(Lineage(2), Ordinal(self.ordinal)),
+                What::Same => {
+                    for block in start_block..start_block + u64::from(*blocks) {
+                        list.extend(self.model.get(&block).map(|old| Change {
+                            start_block: block,
+                            blocks: 1,
+                            pointer: *old,
+                        }));
+                    }
+                    continue;
+                }
+            };
+            list.push(Change { start_block, blocks: *blocks, pointer: first });
+            for at in 0..u64::from(*blocks) {
+                let block = start_block + at;
+                let new = first.is_data().then(|| first.advance(at));
+                let old = if let Some(new) = new { self.model.insert(block, new) } else { self.model.remove(&block) };
+                expected.extend(old.filter(|old| Some(*old) != new).map(|old| (old, first.ordinal())));
+            }
+        }
+        let clean = self.tree.root_pointer();
+        let mut told = Told::default();
+        let applied = loop {
+            match self.tree.apply(&list, &mut told) {
+                Ok(applied) => break applied,
+                Err(path) => self.install(path),
+            }
+        };
+        if before == self.model && expected.is_empty() {
+            assert_eq!(applied.changed_blocks, 0);
+            assert!(told.nodes.is_empty());
+            assert_eq!(self.tree.root_pointer(), clean, "what changes nothing makes nothing dirty");
+        }
+        self.take(told, &expected);
+        for change in &list {
+            self.check_block(change.start_block);
+            self.check_block(change.start_block + u64::from(change.blocks) - 1);
+        }
+    }
+
+    fn remove(&mut self, start: u64, end: u64, most: usize) {
+        self.ordinal += 1;
+        let death = Ordinal(self.ordinal);
+        let mut told = Told::default();
+        let mut next = start;
+        let mut calls = 0;
+        while next < end {
+            let removed = self.tree.remove_range(next, end - next, death, most, &mut told);
+            calls += 1;
+            assert!(removed.next_block > next || removed.cold.is_some());
+            assert!(calls < 1000, "only what exists is walked");
+            next = removed.next_block;
+            if let Some(path) = removed.cold {
+                self.install(path);
+            }
+        }
+        assert_eq!(next, end);
+        let gone: Vec<u64> = self.model.range(start..end).map(|(block, _)| *block).collect();
+        let expected: Vec<_> = gone.iter().map(|block| (self.model.remove(block).unwrap(), death)).collect();
+        self.take(told, &expected);
+    }
+
+    fn write(&mut self, most: usize) {
+        let number = RootNumber(self.roots.len() as u32 + 1);
+        let first_index = 70_000 * (number.0 % 2);
+        let mut cursor = WriteCursor::new(Lineage(2), number, first_index);
+        let mut nodes = Vec::new();
+        let dirty = self.tree.dirty_nodes();
+        let written = loop {
+            let before = nodes.len();
+            let emit =
+                &mut |index, level, first_block, bytes: &[u8]| nodes.push((index, level, first_block, bytes.to_vec()));
+            let done = self.tree.write_some(&mut cursor, most, emit);
+            assert!(nodes.len() - before <= most);
+            if let Some(written) = done {
+                break written;
+            }
+            assert_eq!(nodes.len() - before, most);
+            assert_eq!(self.tree.root_pointer(), None);
+            self.check_block(self.ordinal % 512);
+        };
+        assert_eq!((written.nodes as usize, nodes.len()), (dirty, dirty));
+        assert_eq!(self.tree.root_pointer(), Some(written.root));
+        for (at, (index, level, first_block, bytes)) in nodes.into_iter().enumerate() {
+            assert_eq!(index, first_index + at as u32);
+            assert_eq!(first_block, first_of(level, first_block));
+            let pointer = NodePointer::new(Lineage(2), number, index);
+            assert_eq!(self.store.insert(pointer, bytes), None);
+        }
+        self.roots.push((written.root, self.model.clone()));
+        let mut held = self.read_root(written.root).0;
+        assert!(held.is_disjoint(&self.killed));
+        held.extend(&self.killed);
+        assert!(held.iter().eq(self.store.keys()), "a node is held by the newest root or was killed");
+    }
+
+    /// The nodes and the blocks that a root in the store holds.
+    fn read_root(&self, root: NodePointer) -> (BTreeSet<NodePointer>, Model) {
+        read_tree(&Tree::cold(root), &self.store, 0)
+    }
+
+    fn check_block(&mut self, block: u64) {
+        let found = loop {
+            match self.tree.lookup_run(block, 700) {
+                (Lookup::Cold(path), blocks) => {
+                    assert!((path.first_block..path.first_block + span(path.level)).contains(&block));
+                    assert_eq!(blocks, (path.first_block + span(path.level) - block).min(700));
+                    self.install(path);
+                }
+                other => break other,
+            }
+        };
+        assert_eq!(
+            self.tree.lookup(block),
+            match found.0 {
+                Lookup::Absent { .. } | Lookup::Cold(_) => self.tree.lookup_run(block, u64::MAX).0,
+                Lookup::Found(pointer) => Lookup::Found(pointer),
+            }
+        );
+        let (there, blocks) = found;
+        match (there, self.model.get(&block)) {
+            (Lookup::Found(pointer), Some(expected)) => {
+                assert_eq!(pointer, *expected);
+                for at in 0..blocks {
+                    assert_eq!(self.model[&(block + at)], pointer.advance(at));
+                }
+                let end = block + blocks;
+                let same = self.model.get(&end).is_some_and(|next| next.follows(pointer.advance(blocks - 1)));
+                assert!(!same || end.is_multiple_of(512), "a run is as long as it can be in its leaf");
+            }
+            (Lookup::Absent { blocks: all }, None) => {
+                assert!(blocks == all.min(700) && blocks > 0 && block + all <= BLOCK_END);
+                assert_eq!(self.model.range(block..block + all).next(), None);
+            }
+            (there, expected) => panic!("block {block}: {there:?}, and not {expected:?}"),
+        }
+    }
+
+    fn check_all(&self) {
+        let (_, blocks) = read_tree(&self.tree, &self.store, 0);
+        assert!(blocks == self.model);
+        assert_eq!(self.tree.ledger, Ledger::recount(self.tree.root.as_ref()));
+    }
+}
+
+/// Walks a tree from a block on, with nodes from the store: the nodes that have a pointer, and the blocks.
+fn read_tree(tree: &Tree, store: &BTreeMap<NodePointer, Vec<u8>>, from: u64) -> (BTreeSet<NodePointer>, Model) {
+    let (mut nodes, mut model) = (BTreeSet::new(), Model::new());
+    let mut walk = Walk::from(from);
+    let mut end = from;
+    loop {
+        match walk.step(tree) {
+            Step::Node(path) if path.pointer.is_absent() => {}
+            Step::Node(path) => assert!(nodes.insert(path.pointer), "a node is entered once"),
+            Step::Cold(path) => walk.supply(path, &store[&path.pointer]).unwrap(),
+            Step::Run { block, blocks, pointer } => {
+                assert!(block >= end && blocks > 0 && walk.position() == block + blocks);
+                end = block + blocks;
+                model.extend((0..blocks).map(|at| (block + at, pointer.advance(at))));
+            }
+            Step::End => return (nodes, model),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn a_tree_is_an_ordered_map_and_forgets_no_root(ops in proptest::collection::vec(any_op(), 1..60)) {
+        let mut world = World::default();
+        for op in ops {
+            match op {
+                Op::Apply(leaf, changes) => world.apply(leaf, &changes),
+                Op::Remove(a, b, c, d, most) => {
+                    let (one, other) = (LEAVES[a] * 512 + b, LEAVES[c] * 512 + d);
+                    world.remove(one.min(other), one.max(other), most);
+                }
+                Op::Write(most) => world.write(most),
+                Op::Evict(level, leaf) => {
+                    let before = world.tree.bytes_in_ram();
+                    let freed = world.tree.evict(level, LEAVES[leaf] * 512);
+                    assert_eq!(world.tree.bytes_in_ram() + freed, before);
+                }
+                Op::Reload => {
+                    world.write(7);
+                    world.tree = Tree::cold(world.roots.last().unwrap().0);
+                }
+            }
+            world.check_all();
+        }
+        for leaf in LEAVES {
+            for block in [leaf * 512, leaf * 512 + 15, leaf * 512 + 511] {
+                world.check_block(block);
+            }
+        }
+        world.write(3);
+        for (root, model) in &world.roots {
+            prop_assert!(world.read_root(*root).1 == *model, "an old root is what it was");
+        }
+        world.remove(0, BLOCK_END, 3);
+        prop_assert_eq!((world.tree.root_pointer(), world.tree.loaded_nodes(), world.tree.dirty_nodes()), (Some(NodePointer::absent()), 0, 0));
+        prop_assert_eq!(world.tree.bytes_in_ram(), size_of::<Tree>());
+        world.write(1);
+        prop_assert_eq!(world.killed.len(), world.store.len());
+    }
+}
+
+fn data(ordinal: u64, block: u16) -> Pointer {
+    Pointer::data(Lineage(0), Ordinal(ordinal), block)
+}
+
+fn set(tree: &mut Tree, start_block: u64, blocks: u32, pointer: Pointer) -> Told {
+    let mut told = Told::default();
+    tree.apply(&[Change { start_block, blocks, pointer }], &mut told).unwrap();
+    told
+}
+
+fn write(tree: &mut Tree, root: u32, store: &mut BTreeMap<NodePointer, Vec<u8>>) -> NodePointer {
+    let number = RootNumber(root);
+    let emit = &mut |index, _, _, bytes: &[u8]| {
+        store.insert(NodePointer::new(Lineage(0), number, index), bytes.to_vec());
+    };
+    tree.write_root(Lineage(0), number, 0, emit).root
+}
+
+#[test]
+fn a_path_is_written_from_the_leaf_to_the_root() {
+    let mut tree = Tree::empty();
+    assert_eq!(tree.root_pointer(), Some(NodePointer::absent()));
+    assert_eq!(tree.lookup_run(77, 5), (Lookup::Absent { blocks: BLOCK_END - 77 }, 5));
+    set(&mut tree, 513, 2, data(1, 4));
+    assert_eq!((tree.root_pointer(), tree.dirty_nodes()), (None, 4));
+    assert_eq!(tree.lookup(512), Lookup::Absent { blocks: 1 });
+    assert_eq!(tree.lookup(0), Lookup::Absent { blocks: 512 });
+    assert_eq!(tree.lookup(1024), Lookup::Absent { blocks: span(1) - 1024 });
+    let mut seen = Vec::new();
+    let written = tree.write_root(Lineage(0), RootNumber(1), 5, &mut |index, level, first, _: &[u8]| {
+        seen.push((index, level, first))
+    });
+    assert_eq!(seen, [(5, 0, 512), (6, 1, 0), (7, 2, 0), (8, 3, 0)]);
+    assert_eq!((written.root, written.nodes), (NodePointer::new(Lineage(0), RootNumber(1), 8), 4));
+    let again = tree.write_root(Lineage(0), RootNumber(2), 0, &mut |_, _, _, _: &[u8]| panic!("nothing has changed"));
+    assert_eq!((again.root, again.nodes), (written.root, 0));
+}
+
+#[test]
+fn kills_are_told_in_rows_with_the_death_of_their_change() {
+    let mut tree = Tree::empty();
+    set(&mut tree, 0, 512, data(1, 100));
+    let mut rows = Rows::default();
+    let change = |start_block, blocks, pointer| Change { start_block, blocks, pointer };
+    let hole = Pointer::hole(Lineage(0), Ordinal(9));
+    tree.apply(&[change(10, 300, data(8, 0)), change(310, 5, hole), change(309, 1, data(8, 299))], &mut rows).unwrap();
+    assert_eq!(rows.0, [(data(1, 110), 300, Ordinal(8)), (data(1, 410), 5, Ordinal(9))]);
+}
+
+#[derive(Default)]
+struct Rows(Vec<(Pointer, u32, Ordinal)>);
+impl Kills for Rows {
+    fn blocks(&mut self, first: Pointer, blocks: u32, death: Ordinal) {
+        self.0.push((first, blocks, death));
+    }
+    fn node(&mut self, node: NodePointer) {
+        panic!("{node:?} was never written");
+    }
+}
+
+#[test]
+fn loaded_bytes_are_checked_and_late_ones_ignored() {
+    let mut store = BTreeMap::new();
+    let mut tree = Tree::empty();
+    set(&mut tree, 0, 1, data(1, 0));
+    set(&mut tree, 512, 1, data(1, 1));
+    let root = write(&mut tree, 1, &mut store);
+    let mut cold = Tree::cold(root);
+    let Lookup::Cold(top) = cold.lookup(0) else { panic!("nothing is in RAM") };
+    let leaf = NodePath { level: 0, first_block: 0, pointer: NodePointer::new(Lineage(0), RootNumber(1), 0) };
+    assert!(cold.install(top, &store[&leaf.pointer]).is_err(), "a leaf is no root");
+    assert!(cold.install(top, &[]).is_err());
+    assert!(cold.install(leaf, &[0]).is_err(), "an empty leaf is never written");
+    let younger = NodePath { pointer: NodePointer::new(Lineage(0), RootNumber(1), 2), ..top };
+    assert!(cold.install(younger, &store[&top.pointer]).is_err(), "a child is older than its parent");
+    cold.install(leaf, &store[&leaf.pointer]).unwrap();
+    assert_eq!((cold.lookup(0), cold.loaded_nodes()), (Lookup::Cold(top), 0), "its place is not known yet");
+    for pointer in [4, 3, 2, 0].map(|index| NodePointer::new(Lineage(0), RootNumber(1), index)) {
+        let Lookup::Cold(path) = cold.lookup(0) else { panic!("more is cold") };
+        assert_eq!(path.pointer, pointer);
+        cold.install(path, &store[&pointer]).unwrap();
+    }
+    assert_eq!(cold.lookup(0), Lookup::Found(data(1, 0)));
+    set(&mut cold, 0, 1, data(2, 0));
+    cold.install(leaf, &store[&leaf.pointer]).unwrap();
+    assert_eq!(cold.lookup(0), Lookup::Found(data(2, 0)), "an old node does not undo a change");
+}
+
+#[test]
+fn a_walk_starts_anywhere_and_skips() {
+    let mut store = BTreeMap::new();
+    let mut tree = Tree::empty();
+    let mut model = Model::new();
+    for leaf in [0, 1, 600, span(2) / 512] {
+        set(&mut tree, leaf * 512 + 3, 9, data(leaf + 1, 50));
+        model.extend((0..9).map(|at| (leaf * 512 + 3 + at, data(leaf + 1, 50 + at as u16))));
+    }
+    let root = write(&mut tree, 1, &mut store);
+    for from in [0, 3, 7, 511, 515, 600 * 512, span(2) + 4, BLOCK_END] {
+        let (_, blocks) = read_tree(&Tree::cold(root), &store, from);
+        assert!(blocks.iter().eq(model.range(from..)), "{from}");
+    }
+    let (cold, mut walk) = (Tree::cold(root), Walk::from(0));
+    let mut entered = 0;
+    loop {
+        match walk.step(&cold) {
+            Step::Node(path) if path.level == 1 => walk.skip(&path),
+            Step::Node(_) => entered += 1,
+            Step::Cold(path) => walk.supply(path, &store[&path.pointer]).unwrap(),
+            Step::Run { .. } => panic!("all leaves were skipped"),
+            Step::End => break,
+        }
+    }
+    assert_eq!(entered, 3, "the root and its two children");
+}
+
+#[test]
+#[should_panic(expected = "while a root is being written")]
+fn a_tree_is_not_changed_while_a_root_is_written() {
+    let mut tree = Tree::empty();
+    set(&mut tree, 0, 1, data(1, 0));
+    let mut cursor = WriteCursor::new(Lineage(0), RootNumber(1), 0);
+    assert_eq!(tree.write_some(&mut cursor, 1, &mut |_, _, _, _: &[u8]| {}), None);
+    set(&mut tree, 0, 1, data(2, 0));
+}

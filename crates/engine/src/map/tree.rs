@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The tree: lookups, changes, and what comes into and goes out of RAM.
+//!
+//! Every change is made leaf by leaf: the path is found first, so a node that is missing stops the change before anything happened; then the
+//! leaf's new bytes are made; then the path is made dirty from the root down, nodes that are missing are made and nodes that became empty
+//! are taken out on the way back. A leaf whose pointers stay what they are is left alone, and so is all above it.
+
+use super::interior::{Ledger, Node, Slot};
+use super::{Applied, BLOCK_END, Change, Kills, Lookup, NodePath, ROOT_LEVEL, Removed, entry_of, first_of, span};
+use varve_format::{FormatError, Leaf, Lineage, NODE_ENTRIES, NodePointer, Pointer};
+use varve_types::Ordinal;
+
+/// The map of a volume, as far as it is in RAM.
+#[derive(Debug, Default)]
+pub struct Tree {
+    pub(super) root: Option<Slot>,
+    pub(super) ledger: Ledger,
+    /// Whether a root is being written: the tree must stay as it is until that is done.
+    pub(super) writing: bool,
+}
+
+/// Where the way down to a block ends.
+enum Place<'a> {
+    Leaf(&'a Leaf),
+    /// Absent up to the block `end`.
+    Absent {
+        end: u64,
+    },
+    Cold(NodePath),
+}
+
+impl Tree {
+    /// The tree of a volume that was never written.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// The tree of a root in the store, of which nothing is in RAM yet; an absent root is the empty tree.
+    #[must_use]
+    pub fn cold(root: NodePointer) -> Self {
+        Self { root: (!root.is_absent()).then_some(Slot::Cold(root)), ..Self::default() }
+    }
+
+    /// Where the tree lies in the store, absent if it is empty; `None` while it has changes that are not written.
+    #[must_use]
+    pub fn root_pointer(&self) -> Option<NodePointer> {
+        match &self.root {
+            None => Some(NodePointer::absent()),
+            Some(slot) if slot.is_dirty() => None,
+            Some(slot) => Some(slot.pointer()),
+        }
+    }
+
+    /// Bytes of RAM that the tree takes, kept with every change; with what the allocator adds, as far as that is known.
+    #[must_use]
+    pub fn bytes_in_ram(&self) -> usize {
+        size_of::<Self>() + self.ledger.heap_bytes
+    }
+
+    /// Nodes that the next root will write. A root holds fewer than [`NodePointer::INDEX_END`] new nodes.
+    #[must_use]
+    pub fn dirty_nodes(&self) -> usize {
+        self.ledger.dirty_nodes
+    }
+
+    /// Nodes that are in RAM.
+    #[must_use]
+    pub fn loaded_nodes(&self) -> usize {
+        self.ledger.loaded_nodes
+    }
+
+    fn place(&self, block: u64) -> Place<'_> {
+        assert!(block < BLOCK_END, "a volume has fewer blocks than a tree covers");
+        let Some(mut slot) = self.root.as_ref() else { return Place::Absent { end: BLOCK_END } };
+        let mut level = ROOT_LEVEL;
+        loop {
+            let node = match slot {
+                Slot::Cold(pointer) => {
+                    return Place::Cold(NodePath { level, first_block: first_of(level, block), pointer: *pointer });
+                }
+                Slot::Loaded { node, .. } => node,
+            };
+            let interior = match node {
+                Node::Leaf(leaf) => return Place::Leaf(leaf),
+                Node::Interior(interior) => interior,
+            };
+            let at = entry_of(level, block);
+            let Some(child) = interior.get(at) else {
+                let next = interior.next_present(at) as u64;
+                return Place::Absent { end: first_of(level, block) + next * span(level - 1) };
+            };
+            slot = child;
+            level -= 1;
+        }
+    }
+
+    /// What the map says of a block below [`BLOCK_END`].
+    #[must_use]
+    pub fn lookup(&self, block: u64) -> Lookup {
+        self.lookup_run(block, BLOCK_END).0
+    }
+
+    /// What the map says of a block below [`BLOCK_END`], and for how many blocks from there on, at most `most` (at least 1), it is the same:
+    /// consecutive pointers, absence, or the cold node. A run ends with its leaf, or with the subtree in which nothing is.
+    #[must_use]
+    pub fn lookup_run(&self, block: u64, most: u64) -> (Lookup, u64) {
+        assert!(most > 0, "a run has a block");
+        let (found, end) = match self.place(block) {
+            Place::Absent { end } => (Lookup::Absent { blocks: end - block }, end),
+            Place::Cold(path) => (Lookup::Cold(path), path.first_block + span(path.level)),
+            Place::Leaf(leaf) => {
+                let most = usize::try_from(most).unwrap_or(usize::MAX);
+                let (pointer, len) = leaf.run_at(entry_of(0, block), most);
+                let blocks = len as u64;
+                let found = if pointer.is_absent() { Lookup::Absent { blocks } } else { Lookup::Found(pointer) };
+                (found, block + blocks)
+            }
+        };
+        (found, most.min(end - block))
+    }
+
+    /// A node that was asked for came: its bytes take the place of the cold pointer. Nothing happens when the pointer is no longer there,
+    /// because the tree has changed, or when the node is in RAM already.
+    ///
+    /// # Errors
+    /// When the bytes are not a node of that level, or not one that can have been written there.
+    pub fn install(&mut self, path: NodePath, bytes: &[u8]) -> Result<(), FormatError> {
+        let node = Node::load(&path, bytes)?;
+        if let Some(slot) = slot_mut(&mut self.root, path.level, path.first_block)
+            && matches!(slot, Slot::Cold(pointer) if *pointer == path.pointer)
+        {
+            self.ledger.enter(&node);
+            *slot = Slot::Loaded { pointer: path.pointer, node };
+        }
+        Ok(())
+    }
+
+    /// Makes the clean nodes of the subtree cold whose top is of `level` and covers `block`, and tells how many bytes that freed. It takes
+    /// time by the nodes that are in RAM there.
+    pub fn evict(&mut self, level: u8, block: u64) -> usize {
+        let before = self.ledger.heap_bytes;
+        if let Some(slot) = slot_mut(&mut self.root, level, block) {
+            slot.cool(&mut self.ledger);
+        }
+        before - self.ledger.heap_bytes
+    }
+
+    /// Makes changes to the blocks of one leaf, in their order. What is replaced is told to `sink`; a pointer that is replaced by itself is
+    /// not. Must not be called while a root is being written.
+    ///
+    /// # Errors
+    /// The node that has to be loaded and installed first; nothing was changed then.
+    pub fn apply(&mut self, changes: &[Change], sink: &mut impl Kills) -> Result<Applied, NodePath> {
+        assert!(!self.writing, "the tree stays as it is while a root is being written");
+        let Some(first) = changes.first() else { return Ok(Applied::default()) };
+        let block = first.start_block;
+        let mut entries = [Pointer::ABSENT; NODE_ENTRIES];
+        match self.place(block) {
+            Place::Leaf(leaf) => leaf.decode_into(&mut entries),
+            Place::Absent { .. } => {}
+            Place::Cold(path) => return Err(path),
+        }
+        let mut changed_blocks = 0;
+        for change in changes {
+            let at = entry_of(0, change.start_block);
+            let end = at + change.blocks as usize;
+            let inside =
+                first_of(0, change.start_block) == first_of(0, block) && change.blocks > 0 && end <= NODE_ENTRIES;
+            assert!(inside, "the changes of a call have blocks, all of one leaf");
+            changed_blocks += replace(&mut entries[at..end], change.pointer, sink);
+        }
+        if changed_blocks > 0 {
+            self.put_leaf(block, Leaf::encode(&entries), sink);
+        }
+        Ok(Applied { changed_blocks })
+    }
+
+    /// Removes the blocks `start_block..start_block + blocks`; `death` is the ordinal of the segment that removed them. Looks at no more than
+    /// `most_nodes` (at least 1) leaves and gaps, so a large range takes several calls, each from where the last one stopped. Must not be
+    /// called while a root is being written.
+    pub fn remove_range(
+        &mut self,
+        start_block: u64,
+        blocks: u64,
+        death: Ordinal,
+        most_nodes: usize,
+        sink: &mut impl Kills,
+    ) -> Removed {
+        let end = start_block.saturating_add(blocks).min(BLOCK_END);
+        let pointer = Pointer::hole(Lineage(0), death);
+        let mut next = start_block;
+        for _ in 0..most_nodes.max(1) {
+            if next >= end {
+                break;
+            }
+            match self.place(next) {
+                Place::Absent { end } => next = end,
+                Place::Cold(path) => return Removed { next_block: next, cold: Some(path) },
+                Place::Leaf(_) => {
+                    let here = (first_of(0, next) + span(0)).min(end) - next;
+                    let change = Change { start_block: next, blocks: here as u32, pointer };
+                    if let Err(path) = self.apply(&[change], sink) {
+                        return Removed { next_block: next, cold: Some(path) };
+                    }
+                    next += here;
+                }
+            }
+        }
+        Removed { next_block: next.min(end), cold: None }
+    }
+
+    /// Sets the leaf that covers `block`; an empty one is taken out. All nodes above it that exist are in RAM.
+    fn put_leaf(&mut self, block: u64, leaf: Leaf, sink: &mut impl Kills) {
+        let Self { root, ledger, .. } = self;
+        let slot = root.get_or_insert_with(|| Slot::fresh(ROOT_LEVEL, ledger));
+        if put(slot, ROOT_LEVEL, block, leaf, ledger, sink) {
+            ledger.leave_empty(slot);
+            *root = None;
+        }
+    }
+}
+
+/// The place of the node of `level` that covers `block`, if all above it is in RAM.
+fn slot_mut(root: &mut Option<Slot>, level: u8, block: u64) -> Option<&mut Slot> {
+    let mut slot = root.as_mut()?;
+    for above in (level + 1..=ROOT_LEVEL).rev() {
+        let Slot::Loaded { node: Node::Interior(interior), .. } = slot else { return None };
+        slot = interior.get_mut(entry_of(above, block))?;
+    }
+    Some(slot)
+}
+
+/// Sets a leaf below or at `slot`, a node of `level`, and tells whether the node became empty.
+fn put(slot: &mut Slot, level: u8, block: u64, leaf: Leaf, ledger: &mut Ledger, sink: &mut impl Kills) -> bool {
+    match slot.soil(ledger, sink) {
+        Node::Leaf(old) => {
+            ledger.replace_leaf(old, &leaf);
+            *old = leaf;
+            old.is_empty()
+        }
+        Node::Interior(interior) => {
+            let at = entry_of(level, block);
+            let child = if interior.get(at).is_some() {
+                interior.get_mut(at).expect("it is there, as was just seen")
+            } else {
+                interior.insert(at, level - 1, ledger)
+            };
+            if put(child, level - 1, block, leaf, ledger, sink) {
+                interior.remove(at, ledger);
+            }
+            interior.is_empty()
+        }
+    }
+}
+
+/// Puts `pointer` and those that follow it, or absence for a hole, into `entries`, and tells how many are other ones now.
+fn replace(entries: &mut [Pointer], pointer: Pointer, sink: &mut impl Kills) -> u32 {
+    assert!(!pointer.is_absent(), "a change has an ordinal: removal is a hole");
+    let death = pointer.ordinal();
+    let mut changed = 0;
+    // Consecutive blocks that were replaced, told when the row ends.
+    let (mut first, mut last, mut row) = (Pointer::ABSENT, Pointer::ABSENT, 0);
+    for (at, entry) in entries.iter_mut().enumerate() {
+        let new = if pointer.is_hole() { Pointer::ABSENT } else { pointer.advance(at as u64) };
+        let old = std::mem::replace(entry, new);
+        if old == new {
+            continue;
+        }
+        changed += 1;
+        if !old.is_data() {
+            continue;
+        }
+        if row > 0 && old.follows(last) {
+            row += 1;
+        } else {
+            if row > 0 {
+                sink.blocks(first, row, death);
+            }
+            (first, row) = (old, 1);
+        }
+        last = old;
+    }
+    if row > 0 {
+        sink.blocks(first, row, death);
+    }
+    changed
+}
