@@ -13,7 +13,7 @@ use crate::{
     Change, Check, ClusterRecord, Coord, CoordError, NameRecord, Outcome, PoolRecord, Record, Result, TimelineOwner,
     VolumeRecord,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use varve_types::{Name, TimelineId, VolumeId};
 
 /// How often a change is tried that others keep forestalling.
@@ -312,16 +312,16 @@ fn key_set(volume: &VolumeRecord) -> BTreeSet<String> {
     timelines.chain(claim).chain([volume.key()]).collect()
 }
 
-/// The same with their values.
-fn keys_of(volume: &VolumeRecord) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut keys = BTreeMap::from([(volume.key(), volume.encode()?)]);
+/// The same with their values; in the order in which a person wants to hear what is taken.
+fn keys_of(volume: &VolumeRecord) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut keys = vec![(volume.key(), volume.encode()?)];
     if volume.deleted.is_none() {
         let claim = NameRecord { version: NameRecord::VERSION, name: volume.name.clone(), volume: volume.id };
-        keys.insert(claim.key(), claim.encode()?);
+        keys.push((claim.key(), claim.encode()?));
     }
     for timeline in &volume.timelines {
         let owner = TimelineOwner { version: TimelineOwner::VERSION, timeline: timeline.id, volume: volume.id };
-        keys.insert(owner.key(), owner.encode()?);
+        keys.push((owner.key(), owner.encode()?));
     }
     Ok(keys)
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What every form of coordination does alike, tried on each. Those that come later (etcd) are added to `on_each_form`.
 
+#![allow(clippy::unwrap_used, reason = "here a failed unwrap is a failed test")]
+
 use std::time::Duration;
 use tokio::time::timeout;
 use varve_coord::{
@@ -200,8 +202,9 @@ async fn a_watch_waits_for_the_future(coord: &dyn Coord) {
     let mut watch = coord.watch("", 0).await.unwrap();
     for n in 0..20 {
         // The watch is polled first and finds nothing, so that it is the change that wakes it.
-        let (event, revision) = tokio::join!(biased; next(&mut watch), put(coord, "k", &n.to_string()));
-        assert_eq!(event, Event::Put(entry("k", &n.to_string(), revision)));
+        let value = n.to_string();
+        let (event, revision) = tokio::join!(biased; next(&mut watch), put(coord, "k", &value));
+        assert_eq!(event, Event::Put(entry("k", &value, revision)));
     }
 }
 
