@@ -37,6 +37,8 @@ const RESERVE_BYTES: u64 = 1 << 20;
 pub(super) struct File {
     database: Database,
     path: PathBuf,
+    /// What must stay free on the disk: [`RESERVE_BYTES`], but for tests.
+    pub(super) reserve_bytes: u64,
 }
 
 /// What was in it.
@@ -85,7 +87,7 @@ impl File {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
         let database = builder.create_with_backend(backend).map_err(|error| translate(path, error.into()))?;
-        let file = Self { database, path: path.to_owned() };
+        let file = Self { database, path: path.to_owned(), reserve_bytes: RESERVE_BYTES };
         if fresh {
             file.begin().map_err(|error| translate(path, error))?;
         }
@@ -205,7 +207,7 @@ impl File {
             Step::Put { key, value, .. } => (key.len() + value.len() + HEADER_BYTES) as u64,
             Step::Delete { .. } => 0,
         };
-        let wanted = 4 * plan.steps.iter().map(size).sum::<u64>() + RESERVE_BYTES;
+        let wanted = (4 * plan.steps.iter().map(size).sum::<u64>()).saturating_add(self.reserve_bytes);
         let free = match rustix::fs::statvfs(&self.path) {
             Ok(system) => system.f_bavail.saturating_mul(system.f_frsize),
             Err(error) => {

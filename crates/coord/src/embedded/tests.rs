@@ -127,3 +127,23 @@ async fn an_entry_that_breaks_the_rules_is_corrupt_under_its_key() {
         assert!(error.to_string().contains("bad/key"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_full_disk_is_a_refusal_that_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("coord");
+    put(&Embedded::open(&path).unwrap(), "before").await.unwrap();
+    let (mut file, loaded) = File::open(&path).unwrap();
+    file.reserve_bytes = u64::MAX;
+    let coord = Embedded::start((file, loaded)).unwrap();
+    for key in ["one", "two"] {
+        let error = put(&coord, key).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        assert!(!error.is_unknown() && error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+    assert!(coord.get("before").await.unwrap().is_some());
+    drop(coord);
+    let coord = Embedded::open(&path).unwrap();
+    assert_eq!(coord.get("one").await.unwrap(), None);
+    put(&coord, "again").await.unwrap();
+}
