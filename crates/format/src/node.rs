@@ -35,12 +35,9 @@ pub(crate) fn corrupt(reason: impl Into<String>) -> FormatError {
 #[must_use]
 pub fn encode_interior(level: u8, children: &[NodePointer; NODE_ENTRIES]) -> Vec<u8> {
     assert!((1..=MAX_LEVEL).contains(&level), "interior nodes are of level 1 to 3");
-    let mut raws = [0; NODE_ENTRIES];
-    for (raw, child) in raws.iter_mut().zip(children) {
-        *raw = child.raw();
-    }
-    let plan = node_packed::plan::<Nodes>(&raws).expect("a node without children does not exist, so it is not written");
-    plan.encode(level << 4, &raws)
+    let raws = children.iter().map(|child| child.raw());
+    let plan = node_packed::plan::<Nodes>(raws.clone());
+    plan.expect("a node without children does not exist, so it is not written").encode(level << 4, raws)
 }
 
 /// Reads the bytes of an interior node of `level` into `children`; absent ones become [`NodePointer::absent`].
@@ -48,12 +45,12 @@ pub fn encode_interior(level: u8, children: &[NodePointer; NODE_ENTRIES]) -> Vec
 /// # Errors
 /// When the bytes are not such a node. What is in `children` then is of no meaning.
 pub fn decode_interior(bytes: &[u8], level: u8, children: &mut [NodePointer; NODE_ENTRIES]) -> Result<(), FormatError> {
-    if level == 0 || bytes.first().is_none_or(|tag| tag >> 4 != level) {
+    if !(1..=MAX_LEVEL).contains(&level) || bytes.first().is_none_or(|tag| tag >> 4 != level) {
         return Err(corrupt(format!("not an interior node of level {level}")));
     }
     node_packed::check::<Nodes>(bytes)?;
     let mut raws = [0; NODE_ENTRIES];
-    node_packed::unpack::<Nodes>(bytes, &mut raws);
+    node_packed::unpack::<Nodes, _>(bytes, &mut raws, |raw| raw);
     for (child, raw) in children.iter_mut().zip(raws) {
         *child = NodePointer::from_raw(raw)?;
     }
@@ -110,19 +107,23 @@ impl Leaf {
     /// The leaf of these entries, each of them data or absent; the same entries always give the same bytes.
     #[must_use]
     pub fn encode(entries: &[Pointer; NODE_ENTRIES]) -> Self {
-        let mut raws = [0; NODE_ENTRIES];
-        let mut runs = 0;
+        let (mut runs, mut holes) = (0, false);
         let mut previous = Pointer::ABSENT;
-        for (raw, entry) in raws.iter_mut().zip(entries) {
-            assert!(!entry.is_hole(), "a leaf stores no holes: they are absence once merged");
-            *raw = entry.raw();
+        for entry in entries {
             runs += usize::from(entry.is_data() & !entry.follows(previous));
+            holes |= entry.is_hole();
             previous = *entry;
         }
+        assert!(!holes, "a leaf stores no holes: they are absence once merged");
         let runs_len = 1 + runs * RUN;
-        match node_packed::plan::<Blocks>(&raws) {
+        if runs == 1 {
+            // No other form is that small; this is the leaf of a volume that was written in sequence.
+            return Self::encode_runs(entries, runs_len);
+        }
+        let raws = entries.iter().map(|entry| entry.raw());
+        match node_packed::plan::<Blocks>(raws.clone()) {
             None => Self::empty(),
-            Some(plan) if plan.len() < runs_len => Self::owned(plan.encode(0, &raws)),
+            Some(plan) if plan.len() < runs_len => Self::owned(plan.encode(0, raws)),
             Some(_) => Self::encode_runs(entries, runs_len),
         }
     }
@@ -254,11 +255,7 @@ impl Leaf {
                 }
             }
             _ => {
-                let mut raws = [0; NODE_ENTRIES];
-                node_packed::unpack::<Blocks>(bytes, &mut raws);
-                for (entry, raw) in entries.iter_mut().zip(raws) {
-                    *entry = Pointer::known(raw);
-                }
+                node_packed::unpack::<Blocks, _>(bytes, entries, Pointer::known);
             }
         }
     }

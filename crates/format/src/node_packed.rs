@@ -59,11 +59,11 @@ pub(crate) struct Plan<L> {
     layout: std::marker::PhantomData<L>,
 }
 
-/// The plan for these entries (0 = absent); `None` when there are none.
-pub(crate) fn plan<L: Layout>(raws: &[u64; NODE_ENTRIES]) -> Option<Plan<L>> {
+/// The plan for these 512 entries (0 = absent); `None` when there are none.
+pub(crate) fn plan<L: Layout>(raws: impl Iterator<Item = u64> + Clone) -> Option<Plan<L>> {
     let (mut least, mut most) = ([u64::MAX; 3], [0; 3]);
     let (mut low, mut high, mut count) = (u64::MAX, 0, 0);
-    for &raw in raws {
+    for raw in raws.clone() {
         let there = raw != 0;
         count += usize::from(there);
         // Absence must not count as the smallest entry.
@@ -82,7 +82,7 @@ pub(crate) fn plan<L: Layout>(raws: &[u64; NODE_ENTRIES]) -> Option<Plan<L>> {
         // One lineage, so the order of the entries is that of the next field.
         (least[1], most[1]) = (field::<L>(low, 1), field::<L>(high, 1));
     } else {
-        for &raw in raws.iter().filter(|raw| **raw != 0) {
+        for raw in raws.filter(|raw| *raw != 0) {
             least[1] = least[1].min(field::<L>(raw, 1));
             most[1] = most[1].max(field::<L>(raw, 1));
         }
@@ -101,44 +101,51 @@ impl<L: Layout> Plan<L> {
         self.widths.iter().sum::<u32>() as usize
     }
 
-    /// The bytes of the node, given the entries that the plan was made for; `level` stands in the upper half.
-    pub(crate) fn encode(&self, level: u8, raws: &[u64; NODE_ENTRIES]) -> Vec<u8> {
+    /// The bytes of the node, given the entries that the plan was made for; `level` stands in the upper half of the tag.
+    pub(crate) fn encode(&self, level: u8, raws: impl Iterator<Item = u64> + Clone) -> Vec<u8> {
         let full = self.count == NODE_ENTRIES;
-        let mut out = Vec::with_capacity(self.len());
-        out.push(level | if full { FORM_FULL } else { FORM_SPARSE });
-        out.extend(self.widths.map(|width| width as u8));
+        let mut out = vec![0; self.len()];
+        let (head, body) = out.split_at_mut(body_start(full));
+        head[0] = level | if full { FORM_FULL } else { FORM_SPARSE };
+        for (there, width) in head[1..4].iter_mut().zip(self.widths) {
+            *there = width as u8;
+        }
         let base = (0..3).fold(L::KIND, |raw, at| raw | self.base[at] << L::SHIFT[at]);
-        out.extend_from_slice(&base.to_le_bytes());
+        head[4..HEADER].copy_from_slice(&base.to_le_bytes());
         if !full {
-            for eight in raws.as_chunks::<8>().0 {
-                out.push((0..8).fold(0, |byte, bit| byte | u8::from(eight[bit] != 0) << bit));
+            for (at, raw) in raws.clone().enumerate() {
+                head[HEADER + at / 8] |= u8::from(raw != 0) << (at % 8);
             }
         }
-        self.pack(base, raws, &mut out);
+        self.pack(base, raws, body);
         out
     }
 
-    fn pack(&self, base: u64, raws: &[u64; NODE_ENTRIES], out: &mut Vec<u8>) {
+    fn pack(&self, base: u64, raws: impl Iterator<Item = u64>, body: &mut [u8]) {
         let [_, middle, low] = self.widths;
         let width = self.width() as u32;
+        let (words, tail) = body.as_chunks_mut::<8>();
+        let mut words = words.iter_mut();
         // `filled` bits of `word` wait to be written. An entry has at most 62 bits, so it reaches into at most one word more.
         let (mut word, mut filled) = (0_u64, 0);
-        for &raw in raws {
-            if raw == 0 {
-                continue;
-            }
+        for raw in raws.filter(|raw| *raw != 0) {
             // No field is below the base's, so the difference borrows from none.
             let above = raw - base;
             let value = field::<L>(above, 0) << (middle + low) | field::<L>(above, 1) << low | field::<L>(above, 2);
             word |= value << filled;
             filled += width;
             if filled >= 64 {
-                out.extend_from_slice(&word.to_le_bytes());
+                let next = words.next().expect("the body has the bits of all entries");
+                *next = word.to_le_bytes();
                 filled -= 64;
                 word = value >> (width - filled);
             }
         }
-        out.extend_from_slice(&word.to_le_bytes()[..(filled as usize).div_ceil(8)]);
+        // What is left fills the last bytes: fewer than eight, or eight whose highest bits are unused.
+        match words.next() {
+            Some(last) => *last = word.to_le_bytes(),
+            None => tail.iter_mut().zip(word.to_le_bytes()).for_each(|(there, byte)| *there = byte),
+        }
     }
 }
 
@@ -196,8 +203,12 @@ impl<'a> View<'a> {
 
     /// Entry `rank` of those that are there.
     fn entry<L: Layout>(&self, rank: usize) -> u64 {
+        self.place::<L>(self.value(rank, self.width()))
+    }
+
+    /// The entry that lies so far above the base.
+    fn place<L: Layout>(&self, value: u64) -> u64 {
         let [_, middle, low] = self.widths;
-        let value = self.value(rank, self.width());
         let fields = [value >> (middle + low), value >> low & mask(middle), value & mask(low)];
         (0..3).fold(self.base, |raw, at| raw + (fields[at] << L::SHIFT[at]))
     }
@@ -254,19 +265,34 @@ pub(crate) fn run_at(bytes: &[u8], at: usize, end: usize) -> (u64, usize) {
     (first, next - at)
 }
 
-/// Reads all entries; absent ones become 0.
-pub(crate) fn unpack<L: Layout>(bytes: &[u8], raws: &mut [u64; NODE_ENTRIES]) {
+/// Reads all entries; `make` turns a raw entry, 0 when absent, into what is wanted.
+pub(crate) fn unpack<L: Layout, T>(bytes: &[u8], out: &mut [T; NODE_ENTRIES], make: impl Fn(u64) -> T) {
     let view = View::new(bytes);
-    let mut rank = 0;
-    for (word, raws) in raws.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-        let present = view.present(word);
-        for (bit, raw) in raws.iter_mut().enumerate() {
-            *raw = if present >> bit & 1 != 0 {
-                rank += 1;
-                view.entry::<L>(rank - 1)
+    let width = view.width() as u32;
+    let (words, tail) = bytes[body_start(view.full)..].as_chunks::<8>();
+    let mut last = [0; 8];
+    last[..tail.len()].copy_from_slice(tail);
+    let mut words = words.iter().chain([&last]).map(|word| u64::from_le_bytes(*word));
+    // `left` bits of the last word read are still to be used; they are the lowest of `word`.
+    let (mut word, mut left) = (0_u64, 0);
+    for (at, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+        let present = view.present(at);
+        for (bit, out) in out.iter_mut().enumerate() {
+            if present >> bit & 1 == 0 {
+                *out = make(0);
+                continue;
+            }
+            let mut value = word & mask(width);
+            if left >= width {
+                word >>= width;
+                left -= width;
             } else {
-                0
-            };
+                let next = words.next().unwrap_or(0);
+                value = (word | next << left) & mask(width);
+                word = next >> (width - left);
+                left += 64 - width;
+            }
+            *out = make(view.place::<L>(value));
         }
     }
 }
