@@ -23,7 +23,7 @@
 //! // /dev/vda is a volume that a server on the host serves, /dev/vdb a raw file.
 //! let mut config = GuestConfig::new(kernel, initramfs, directory.path());
 //! config.disks.push(Disk::nbd(directory.path().join("nbd.sock"), "vol1"));
-//! config.disks.push(Disk::create_raw(directory.path().join("disk.raw"), 1 << 30, RawCache::Direct)?);
+//! config.disks.push(Disk::create_raw(directory.path().join("disk.raw"), 1 << 30, RawCache::Volatile)?);
 //! config.forward_ports.push(10809); // for a client on the host of a server in the guest
 //!
 //! let mut guest = Guest::boot(config.clone())?;
@@ -74,7 +74,7 @@ pub struct GuestConfig {
     pub kernel: Kernel,
     /// What is on board.
     pub initramfs: Initramfs,
-    /// Where `console.log` and `qemu.log` are kept; further boots are appended.
+    /// Where `console.log`, `qemu.log` and `disk<n>.log` are kept; further boots are appended.
     pub directory: PathBuf,
     /// RAM, MiB; the archive lies in it. 512 at first.
     pub memory_mb: u32,
@@ -105,7 +105,7 @@ impl GuestConfig {
     }
 }
 
-/// A disk of a guest. All have a write cache that the guest flushes, and pass on what it discards.
+/// A disk of a guest. All have a write cache that the guest flushes.
 #[derive(Debug, Clone)]
 pub enum Disk {
     /// A raw file on the host.
@@ -151,4 +151,8 @@ pub enum RawCache {
     Writeback,
     /// Past the host's page cache (`O_DIRECT`), still with flushes.
     Direct,
+    /// As a disk whose cache dies with the power: what the guest wrote is in the file only once the guest flushed the disk
+    /// after it. [`Guest::kill`] loses the rest. Flushes are slow, and discards do not free space of the file. The strictest
+    /// power cut: it tells a missing flush of the disk, which the other modes forgive.
+    Volatile,
 }

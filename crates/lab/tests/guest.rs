@@ -6,11 +6,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use varve_lab::guest::{Disk, Guest, GuestConfig, Initramfs, Kernel, RawCache};
+use varve_lab::process::{Process, find_program, wait_until};
 
 /// Far more than anything here takes on a quiet machine.
 const SOON: Duration = Duration::from_secs(120);
@@ -28,6 +29,21 @@ fn guest_config(directory: &Path) -> GuestConfig {
 const WRITE_TREE: &str = "cd /mnt && for d in 1 2 3; do mkdir -p tree/$d; for f in $(seq 20); do
     head -c $((f * 5000)) /dev/urandom >tree/$d/$f || exit 1; done; done
     find tree -type f | xargs sha256sum >sums && wc -l <sums";
+
+/// Writes one file after the other to `/mnt`, flushes each, then reports its number and checksum; ends at an error.
+const LOAD: &str = "(i=0; while i=$((i + 1)); do
+    head -c 20000 /dev/urandom >/mnt/$i && sync /mnt/$i || { echo failed >/dev/report; exit; }
+    echo $i $(sha256sum </mnt/$i | cut -c -64) >/dev/report; done) >/dev/null 2>&1 &";
+
+/// Every file that the load reported has its checksum.
+fn check_load(guest: &mut Guest, reports: &[String]) {
+    assert!(!reports.iter().any(|line| line == "failed"), "the load saw an error");
+    let sums = reports.iter().filter_map(|line| line.split_once(' ').map(|(i, sum)| format!("{sum}  {i}\n")));
+    let sums: String = sums.collect();
+    let failed =
+        guest.run(&format!("cd /mnt && echo '{}' | sha256sum -c | grep -v ': OK$'", sums.trim()), SOON).unwrap();
+    assert_eq!((failed.status, failed.text().as_str()), (1, ""), "a file has not its checksum");
+}
 
 #[test]
 fn a_synced_tree_outlives_a_power_cut() {
@@ -85,36 +101,65 @@ fn a_power_cut_takes_what_was_not_flushed() {
     assert_ne!(guest.run("test -e /mnt/unnamed", SOON).unwrap().status, 0, "an unsynced name is gone too");
 }
 
-/// A server of one file over NBD; killed when dropped.
-struct NbdServer(Child);
-
-impl NbdServer {
-    fn start(directory: &Path) -> Self {
-        let socket = directory.join("nbd.sock");
-        // The socket of a killed server is in the way of the next.
-        let _ = std::fs::remove_file(&socket);
-        let mut command = Command::new("nbdkit");
-        command.arg("--foreground").arg("--exportname=vol").arg("--unix").arg(&socket).arg("file");
-        let mut child = command.arg(directory.join("disk.raw")).stdin(Stdio::null()).spawn().unwrap();
-        let deadline = Instant::now() + SOON;
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(child.try_wait().unwrap().is_none() && Instant::now() < deadline, "nbdkit does not come up");
-            std::thread::yield_now();
-        }
-        Self(child)
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
+/// Writes `/mnt/file` with its `fsync`, on ext4 mounted with the option, cuts the power, and tells whether it is there.
+fn is_there_after_power_cut(cache: RawCache, option: &str) -> bool {
+    let directory = TempDir::new().unwrap();
+    let mut config = guest_config(directory.path());
+    config.disks.push(Disk::create_raw(directory.path().join("disk.raw"), DISK_BYTES, cache).unwrap());
+    let mut guest = Guest::boot(config.clone()).unwrap();
+    guest.keep_writes_in_memory().unwrap();
+    let script = format!(
+        "mkfs.ext4 -q /dev/vda && sync /dev/vda && mount -t ext4 -o commit=600,{option} /dev/vda /mnt
+        echo promised >/mnt/file && sync /mnt/file && sync /mnt"
+    );
+    guest.check(&script, SOON).unwrap();
+    guest.kill().unwrap();
+    let mut guest = Guest::boot(config).unwrap();
+    guest.check("mount -t ext4 /dev/vda /mnt", SOON).unwrap();
+    guest.run("test -e /mnt/file && grep promised /mnt/file", SOON).unwrap().status == 0
 }
 
-impl Drop for NbdServer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+#[test]
+fn a_volatile_disk_keeps_what_was_flushed_to_it() {
+    let directory = TempDir::new().unwrap();
+    let mut config = guest_config(directory.path());
+    config.disks.push(Disk::create_raw(directory.path().join("disk.raw"), DISK_BYTES, RawCache::Volatile).unwrap());
+    let mut guest = Guest::boot(config.clone()).unwrap();
+    guest.check("mkfs.ext4 -q /dev/vda && mount -t ext4 /dev/vda /mnt && sync", SOON).unwrap();
+    guest.check(LOAD, SOON).unwrap();
+    guest.reports().wait_for_count(40, SOON).unwrap();
+    guest.kill().unwrap();
+    let reports = guest.reports().lines();
+
+    let mut guest = Guest::boot(config).unwrap();
+    guest.check("mount -t ext4 /dev/vda /mnt", SOON).unwrap();
+    check_load(&mut guest, &reports);
+    guest.check("umount /mnt && e2fsck -f -n /dev/vda", SOON).unwrap();
+}
+
+#[test]
+fn a_volatile_disk_loses_what_was_written_to_it_and_not_flushed() {
+    // Without barriers ext4 writes on fsync and does not flush the disk: forgiven by a raw file, not by such a disk.
+    assert!(is_there_after_power_cut(RawCache::Writeback, "barrier=0"));
+    assert!(!is_there_after_power_cut(RawCache::Volatile, "barrier=0"));
+}
+
+/// Starts a server of `disk.raw` over NBD.
+fn start_nbd_server(directory: &Path) -> Process {
+    let (socket, ready) = (directory.join("nbd.sock"), directory.join("nbd.pid"));
+    for left_behind in [&socket, &ready] {
+        let _ = std::fs::remove_file(left_behind);
     }
+    let mut command = Command::new(find_program("nbdkit", "nbdkit").unwrap());
+    command.arg("--foreground").arg("--unix").arg(&socket).arg("--pidfile").arg(&ready);
+    command.arg("file").arg(directory.join("disk.raw"));
+    let mut server = Process::start("nbdkit", command, directory).unwrap();
+    wait_until(SOON, "nbdkit to be ready", || {
+        server.check_running()?;
+        Ok(ready.exists())
+    })
+    .unwrap();
+    server
 }
 
 #[test]
@@ -124,36 +169,26 @@ fn a_guest_outlives_its_nbd_server() {
     Disk::create_raw(directory.path().join("disk.raw"), DISK_BYTES, RawCache::Writeback).unwrap();
     config.disks.push(Disk::nbd(directory.path().join("nbd.sock"), "vol"));
 
-    let mut server = NbdServer::start(directory.path());
+    let mut server = start_nbd_server(directory.path());
     let mut guest = Guest::boot(config).unwrap();
     guest.check("mkfs.ext4 -q /dev/vda && mount -t ext4 /dev/vda /mnt", SOON).unwrap();
-    // A load that flushes each file, says so, and stops at the first error.
-    let load = "(i=0; while i=$((i + 1)); do head -c 20000 /dev/urandom >/mnt/$i && sync /mnt/$i || { echo failed >/dev/report; exit; }
-        echo $i $(sha256sum </mnt/$i | cut -c -64) >/dev/report; done) >/dev/null 2>&1 &";
-    guest.check(load, SOON).unwrap();
+    guest.check(LOAD, SOON).unwrap();
     let mut count = 0;
     for _ in 0..2 {
         count = guest.reports().wait_for_count(count + 10, SOON).unwrap().len();
-        server.kill();
+        server.kill().unwrap();
         // Whatever was on its way has arrived when a command has been answered; then the load waits for its disk.
         guest.check("true", SOON).unwrap();
         let waiting = guest.reports().lines().len();
         let late = guest.reports().wait_for_count(waiting + 2, Duration::from_secs(2));
         assert!(late.is_err(), "without a server nothing is flushed: {late:?}");
-        server = NbdServer::start(directory.path());
+        server = start_nbd_server(directory.path());
     }
     let lines = guest.reports().wait_for_count(count + 10, SOON).unwrap();
-    assert!(!lines.iter().any(|line| line == "failed"), "the load saw an error");
     let errors = guest.run("dmesg | grep -iE 'error|hung|remount'", SOON).unwrap();
     assert_eq!(errors.status, 1, "the kernel saw no error: {}", errors.text());
-    let sums: Vec<String> =
-        lines.iter().filter_map(|line| line.split_once(' ')).map(|(i, sum)| format!("{sum}  {i}")).collect();
-    let check = format!(
-        "echo 3 >/proc/sys/vm/drop_caches; cd /mnt && echo '{}' | sha256sum -c | grep -v ': OK$'",
-        sums.join("\n")
-    );
-    let failed = guest.run(&check, SOON).unwrap();
-    assert_eq!((failed.status, failed.text().as_str()), (1, ""), "every file has its checksum");
+    guest.check("echo 3 >/proc/sys/vm/drop_caches", SOON).unwrap();
+    check_load(&mut guest, &lines);
     guest.kill().unwrap();
 }
 
@@ -161,7 +196,9 @@ fn a_guest_outlives_its_nbd_server() {
 fn a_server_in_the_guest_is_reached_from_the_host() {
     let directory = TempDir::new().unwrap();
     let kernel = Kernel::find().unwrap();
-    let initramfs = Initramfs::builder().module("nbd").program("nbdkit").setup("echo set up; test -b /dev/nbd0");
+    // This very program stands for a server: large, with debug information, linked to libraries.
+    let program = std::env::current_exe().unwrap();
+    let initramfs = Initramfs::builder().module("nbd").program(&program).setup("echo set up; test -b /dev/nbd0");
     let initramfs = initramfs.bytes("/etc/answer", 0o600, "42\n").build(&kernel, directory.path()).unwrap();
     let mut config = GuestConfig::new(kernel, initramfs, directory.path());
     config.forward_ports.push(1234);
@@ -177,7 +214,9 @@ fn a_server_in_the_guest_is_reached_from_the_host() {
     assert_eq!(answer, "42\n");
     assert!(guest.forwarded(1).is_err());
 
-    guest.check("nbdkit --version", SOON).unwrap();
+    let name = program.file_name().unwrap().to_str().unwrap();
+    let listing = guest.check(&format!("{name} --list"), SOON).unwrap();
+    assert!(listing.contains("a_server_in_the_guest"), "{listing}");
     guest
         .check("(while read -r line; do echo got $line >/dev/console; done </dev/ttyS0) >/dev/null 2>&1 &", SOON)
         .unwrap();

@@ -111,13 +111,6 @@ impl LineLog {
         }
     }
 
-    /// Waits until no more lines can come; tells whether that is so in time.
-    pub(super) fn wait_for_end(&self, timeout: Duration) -> bool {
-        let state = self.shared.lock();
-        let waited = self.shared.changed.wait_timeout_while(state, timeout, |state| state.ended.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.ended.is_some()
-    }
-
     /// Waits until the other side is closed and every line is here; to be called when QEMU has ended.
     pub(super) fn drain(&mut self) {
         if let Some(reader) = self.reader.take() {

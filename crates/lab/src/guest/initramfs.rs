@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
 use super::kernel::{Kernel, run};
+use crate::process::find_program;
 
 /// Modules that every guest needs: PCI, block devices and the two ports to the host.
 const BASE_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "virtio_net"];
@@ -181,13 +182,10 @@ fn add_program(archive: &mut Archive<BufWriter<File>>, program: &Path, directory
 
 /// The program's file; a bare name is looked for where root would find it.
 fn locate(program: &Path) -> Result<PathBuf> {
-    if program.components().count() > 1 {
-        return Ok(program.to_path_buf());
+    match program.to_str() {
+        Some(name) if !name.contains('/') => find_program(name, "that has it"),
+        _ => Ok(program.to_path_buf()),
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-    let found = std::env::split_paths(&path).chain(system).map(|at| at.join(program)).find(|at| at.is_file());
-    found.with_context(|| format!("there is no program {} on this machine", program.display()))
 }
 
 /// The paths of the libraries, and of their loader, that a program is linked to; none when it is static.

@@ -5,23 +5,26 @@
 //! sockets on which we listen already, so nothing has to be waited for but the guest itself. Killing the process is a
 //! power cut for the guest: its page cache is gone, and of its disks there is what its kernel had given to QEMU. What QEMU
 //! had given to a raw file stays in the host's page cache, so a write that reached the virtual disk counts as on its
-//! platter, flushed or not. A [`Guest`] that is dropped is killed; the logs stay in the test's directory.
+//! platter, flushed or not; only a disk with [`RawCache::Volatile`] loses what no flush followed, since it is served by a
+//! process that keeps it till then and is killed along. A [`Guest`] that is dropped is killed; the logs stay in the
+//! test's directory.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::channel::{Agent, LineLog, Monitor, Output};
 use super::{Disk, GuestConfig, RawCache};
+use crate::process::{Process, find_program, wait_until};
 
 /// A guest is up in 2 s on a quiet machine; a busy one is given much more.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -35,15 +38,15 @@ const TAIL_LINES: usize = 40;
 /// A guest that is up. Dropping it kills it.
 #[derive(Debug)]
 pub struct Guest {
-    qemu: Child,
+    qemu: Process,
+    /// The servers of disks with a volatile cache.
+    disk_servers: Vec<Process>,
     agent: Agent,
     monitor: Monitor,
     console: LineLog,
     reports: LineLog,
     /// Where a line to the console goes.
     console_input: UnixStream,
-    /// What QEMU said on its standard error, for failures.
-    qemu_log: std::path::PathBuf,
     /// The sockets.
     _sockets: TempDir,
 }
@@ -57,26 +60,22 @@ impl Guest {
         let sockets = tempfile::Builder::new().prefix("guest-").tempdir()?;
         let listen = |name: &str| UnixListener::bind(sockets.path().join(name)).context("cannot bind a socket");
         let listeners = [listen("console")?, listen("agent")?, listen("report")?, listen("qmp")?];
-        let qemu_log = config.directory.join("qemu.log");
-        let mut command = command_line(&config, sockets.path());
-        command.stdin(Stdio::null()).stdout(append(&qemu_log)?).stderr(append(&qemu_log)?);
-        let child = command.spawn().context("cannot run qemu-system-x86_64; apt-get install qemu-system-x86")?;
-        let mut qemu = Killed(Some(child));
+        let disk_servers = serve_volatile_disks(&config, sockets.path())?;
+        let program = find_program("qemu-system-x86_64", "qemu-system-x86")?;
+        let mut qemu = Process::start("qemu", command_line(&program, &config, sockets.path()), &config.directory)?;
         let deadline = Instant::now() + BOOT_TIMEOUT;
-        let accept = |listener: &UnixListener, qemu: &mut Killed| {
-            accept(listener, qemu.child()?, deadline).with_context(|| log_tail(&qemu_log))
-        };
         let [console, agent, report, qmp] = listeners;
-        let console = accept(&console, &mut qemu)?;
+        let console = accept(&console, &mut qemu, deadline)?;
         let console_input = console.try_clone()?;
-        let mut copy = append(&config.directory.join("console.log"))?;
-        writeln!(copy, "--- boot ---")?;
-        let console = LineLog::follow(console, Some(copy))?;
-        let agent = Agent::new(accept(&agent, &mut qemu)?);
-        let reports = LineLog::follow(accept(&report, &mut qemu)?, None)?;
-        let monitor = Monitor::open(accept(&qmp, &mut qemu)?)?;
-        let qemu = qemu.0.take().context("QEMU was taken")?;
-        let mut guest = Self { qemu, agent, monitor, console, reports, console_input, qemu_log, _sockets: sockets };
+        let log = config.directory.join("console.log");
+        let log = OpenOptions::new().create(true).append(true).open(&log);
+        let mut log = log.with_context(|| format!("cannot open console.log in {}", config.directory.display()))?;
+        writeln!(log, "--- boot ---")?;
+        let console = LineLog::follow(console, Some(log))?;
+        let agent = Agent::new(accept(&agent, &mut qemu, deadline)?);
+        let reports = LineLog::follow(accept(&report, &mut qemu, deadline)?, None)?;
+        let monitor = Monitor::open(accept(&qmp, &mut qemu, deadline)?)?;
+        let mut guest = Self { qemu, disk_servers, agent, monitor, console, reports, console_input, _sockets: sockets };
         match guest.agent.wait_ready(deadline.saturating_duration_since(Instant::now())) {
             Ok(0) => Ok(guest),
             Ok(status) => Err(guest.explain(anyhow!("the setup script ended with {status}"))),
@@ -195,9 +194,10 @@ impl Guest {
     /// # Errors
     /// When the process cannot be waited for.
     pub fn kill(&mut self) -> Result<()> {
-        // It may have ended by itself; the wait tells.
-        let _ = self.qemu.kill();
-        self.qemu.wait().context("cannot wait for QEMU")?;
+        self.qemu.kill()?;
+        for server in &mut self.disk_servers {
+            server.kill()?;
+        }
         self.console.drain();
         self.reports.drain();
         Ok(())
@@ -219,17 +219,11 @@ impl Guest {
             "(usleep 100000; poweroff -f) >/dev/null 2>&1 &",
             deadline.saturating_duration_since(Instant::now()),
         )?;
-        // The console is closed when QEMU is about to end.
-        let closed = self.console.wait_for_end(deadline.saturating_duration_since(Instant::now()));
-        while closed && Instant::now() < deadline {
-            if let Some(status) = self.qemu.try_wait()? {
-                self.kill()?;
-                ensure!(status.success(), "QEMU ended with {status}: {}", log_tail(&self.qemu_log));
-                return Ok(());
-            }
-            std::thread::sleep(LOOK / 10);
-        }
-        Err(self.explain(anyhow!("the guest did not power off within {timeout:?}")))
+        let status = self.qemu.wait(deadline.saturating_duration_since(Instant::now()));
+        let status = status.map_err(|error| self.explain(error.context("the guest does not power off")))?;
+        self.kill()?;
+        ensure!(status.success(), "QEMU ended with {status}: {}", self.qemu.log_tail());
+        Ok(())
     }
 
     /// Whether QEMU has ended, and how.
@@ -237,54 +231,56 @@ impl Guest {
     /// # Errors
     /// When the process cannot be asked.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.qemu.try_wait()?)
+        self.qemu.ended()
     }
 
     /// The error with the end of the console and of QEMU's log.
     fn explain(&self, error: Error) -> Error {
         let console = self.console.tail(TAIL_LINES);
-        error.context(format!("guest failed; its console ends:\n{console}\n{}", log_tail(&self.qemu_log)))
+        error.context(format!("its console ends:\n{console}\nQEMU's log ends:\n{}", self.qemu.log_tail()))
     }
 }
 
 impl Drop for Guest {
+    #[allow(clippy::print_stderr, reason = "this is where a failed test's console belongs")]
     fn drop(&mut self) {
-        // Nobody is left to hear of a failure.
-        let _ = self.kill();
-    }
-}
-
-/// A child that is killed unless it is taken out.
-struct Killed(Option<Child>);
-
-impl Killed {
-    fn child(&mut self) -> Result<&mut Child> {
-        self.0.as_mut().context("QEMU was taken")
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
+        let killed = self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- the guest's console ends:\n{}", self.console.tail(TAIL_LINES));
+        }
+        if let Err(error) = killed {
+            eprintln!("{error:#}");
         }
     }
 }
 
-fn append(path: &Path) -> Result<File> {
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    file.with_context(|| format!("cannot open {}", path.display()))
+/// Starts a server for each raw disk whose cache is volatile. It keeps what is written and writes it to the file when a
+/// flush asks for it, so that killing it loses the rest.
+fn serve_volatile_disks(config: &GuestConfig, sockets: &Path) -> Result<Vec<Process>> {
+    let mut servers = Vec::new();
+    for (number, disk) in config.disks.iter().enumerate() {
+        let Disk::Raw { path, cache: RawCache::Volatile } = disk else { continue };
+        let name = format!("disk{number}");
+        let ready = sockets.join(format!("{name}.pid"));
+        let mut command = Command::new(find_program("nbdkit", "nbdkit")?);
+        command.arg("--foreground").arg("--unix").arg(volatile_socket(sockets, number)).arg("--pidfile").arg(&ready);
+        command.args(["--filter=cache", "file"]).arg(path).args(["cache=writeback", "cache-min-block-size=4096"]);
+        let mut server = Process::start(&name, command, &config.directory)?;
+        wait_until(BOOT_TIMEOUT, "the server of a disk", || {
+            server.check_running()?;
+            Ok(ready.exists())
+        })?;
+        servers.push(server);
+    }
+    Ok(servers)
 }
 
-fn log_tail(path: &Path) -> String {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    format!("QEMU's log ends:\n{}", lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n"))
+fn volatile_socket(sockets: &Path, number: usize) -> PathBuf {
+    sockets.join(format!("disk{number}"))
 }
 
 /// Waits for QEMU to connect.
-fn accept(listener: &UnixListener, qemu: &mut Child, deadline: Instant) -> Result<UnixStream> {
+fn accept(listener: &UnixListener, qemu: &mut Process, deadline: Instant) -> Result<UnixStream> {
     let slice = Timespec::try_from(LOOK)?;
     loop {
         let mut ready = [PollFd::new(listener, PollFlags::IN)];
@@ -293,20 +289,18 @@ fn accept(listener: &UnixListener, qemu: &mut Child, deadline: Instant) -> Resul
             Ok(_) => return Ok(listener.accept()?.0),
             Err(error) => return Err(error.into()),
         }
-        if let Some(status) = qemu.try_wait()? {
-            bail!("QEMU ended with {status} before the guest was started");
-        }
+        qemu.check_running()?;
         ensure!(Instant::now() < deadline, "QEMU did not connect to its sockets in time");
     }
 }
 
-fn command_line(config: &GuestConfig, sockets: &Path) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+fn command_line(program: &Path, config: &GuestConfig, sockets: &Path) -> Command {
+    let mut command = Command::new(program);
     // "max" has the instructions (AVX2, RDRAND) for which programs and the kernel have fast ways.
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-nodefaults", "-nographic", "-no-reboot"]);
     command.args(["-m", &config.memory_mb.to_string(), "-smp", &config.cpus.to_string()]);
     command.arg("-kernel").arg(&config.kernel.image).arg("-initrd").arg(&config.initramfs.path);
-    let append = format!("console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off {}", config.append);
+    let append = format!("console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr {}", config.append);
     command.args(["-append", append.trim_end()]);
     for name in ["console", "agent", "report", "qmp"] {
         // A comma in an option's value is doubled.
@@ -316,7 +310,7 @@ fn command_line(config: &GuestConfig, sockets: &Path) -> Command {
     command.args(["-serial", "chardev:console", "-mon", "chardev=qmp,mode=control", "-device", "virtio-serial-pci"]);
     command.args(["-device", "virtserialport,chardev=agent,nr=1", "-device", "virtserialport,chardev=report,nr=2"]);
     for (number, disk) in config.disks.iter().enumerate() {
-        command.args(["-blockdev", &blockdev(disk, number).to_string()]);
+        command.args(["-blockdev", &blockdev(disk, number, sockets).to_string()]);
         command.args(["-device", &format!("virtio-blk-pci,drive=disk{number},serial=disk{number}")]);
     }
     if !config.forward_ports.is_empty() {
@@ -331,9 +325,12 @@ fn command_line(config: &GuestConfig, sockets: &Path) -> Command {
 }
 
 /// The description of a disk's back end, as QEMU takes it.
-fn blockdev(disk: &Disk, number: usize) -> Value {
+fn blockdev(disk: &Disk, number: usize, sockets: &Path) -> Value {
     let node = format!("disk{number}");
     match disk {
+        Disk::Raw { cache: RawCache::Volatile, .. } => json!({
+            "driver": "nbd", "node-name": node, "server": { "type": "unix", "path": volatile_socket(sockets, number) },
+        }),
         Disk::Raw { path, cache } => {
             let direct = *cache == RawCache::Direct;
             let cache = json!({ "direct": direct, "no-flush": false });
