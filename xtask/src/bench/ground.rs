@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where it is measured: the directory, the raw file that the peers and the bare disk share, quiet before each turn.
+//!
+//! The raw file is written through once, so that no target pays for the file system's first allocation of a block. The
+//! directory is made by the run and removed with it, also when the run is ended from outside.
+
+use super::targets::Kind;
+use crate::guard;
+use anyhow::{Context, Result, bail, ensure};
+use std::cell::Cell;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What the raw file is written with: this much that does not compress, over and over.
+const FILL_BYTES: usize = 8 << 20;
+
+/// The directory of a run and its settings.
+pub struct Ground {
+    directory: PathBuf,
+    /// Bytes of a volume, and of the raw file.
+    pub size: u64,
+    /// Seconds a measurement.
+    pub seconds: u32,
+    /// Our server's program.
+    pub varve: PathBuf,
+    raw_is_filled: Cell<bool>,
+}
+
+impl Ground {
+    /// Makes a directory of its own below `parent`.
+    pub fn new(parent: &Path, size: u64, seconds: u32, varve: PathBuf) -> Result<Self> {
+        fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+        let parent = parent.canonicalize().context("where is that directory?")?;
+        let status = rustix::fs::statvfs(&parent).context("how much space is free?")?;
+        let free = status.f_bavail.saturating_mul(status.f_frsize);
+        let wanted = size.saturating_mul(4);
+        ensure!(free >= wanted, "{} has {} GiB free; {} are needed", parent.display(), free >> 30, wanted >> 30);
+        let directory = parent.join(format!("run-{}", std::process::id()));
+        fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
+        guard::add_directory(&directory)?;
+        Ok(Self { directory, size, seconds, varve, raw_is_filled: Cell::new(false) })
+    }
+
+    /// An empty directory for one turn of one target; the last one's is removed.
+    pub fn scratch(&self, kind: Kind) -> Result<PathBuf> {
+        let path = self.directory.join(kind.name());
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// The raw file, every byte written.
+    pub fn raw_file(&self) -> Result<PathBuf> {
+        let path = self.directory.join("raw");
+        if !self.raw_is_filled.get() {
+            println!("writing a raw file of {} GiB", self.size >> 30);
+            fill(&path, self.size).with_context(|| format!("writing {}", path.display()))?;
+            self.raw_is_filled.set(true);
+        }
+        Ok(path)
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        match fs::remove_dir_all(&self.directory) {
+            Ok(()) => guard::remove_directory(&self.directory),
+            Err(error) => eprintln!("{} is left behind: {error}", self.directory.display()),
+        }
+    }
+}
+
+fn fill(path: &Path, size: u64) -> Result<()> {
+    let mut file = fs::File::create(path)?;
+    let mut block = vec![0; FILL_BYTES];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for word in block.chunks_exact_mut(8) {
+        // xorshift64: fast, and nothing that a compressor finds a pattern in
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    let mut left = size;
+    while left > 0 {
+        let length = left.min(FILL_BYTES as u64);
+        file.write_all(&block[..usize::try_from(length)?])?;
+        left -= length;
+    }
+    file.sync_all()?;
+    Ok(())
+}
+
+/// Writes back what the page cache holds, so that no turn pays for the one before.
+pub fn quiet_disk() {
+    rustix::fs::sync();
+}
+
+/// CPU seconds of a process, user and system, all its threads.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).context("the server's /proc/PID/stat")?;
+    let ticks = cpu_ticks(&text).context("/proc/PID/stat is not as it should be")?;
+    #[allow(clippy::cast_precision_loss, reason = "ticks of minutes are far below 2^52")]
+    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    // The name, in parentheses, may hold anything; fields are counted behind it: utime and stime are the 14th and 15th.
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
+/// Waits until the process has used next to no CPU for half a second: what it does in the background is done.
+pub fn settle(pid: u32, deadline: Duration) -> Result<()> {
+    const WINDOW: Duration = Duration::from_millis(250);
+    let end = Instant::now() + deadline;
+    let (mut before, mut idle) = (cpu_seconds(pid)?, 0);
+    while idle < 2 {
+        if Instant::now() >= end {
+            bail!("process {pid} is still busy after {} s without a load", deadline.as_secs());
+        }
+        std::thread::sleep(WINDOW);
+        let now = cpu_seconds(pid)?;
+        idle = if now - before <= 0.02 { idle + 1 } else { 0 };
+        before = now;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ticks_are_found_behind_any_name() {
+        let stat = "12 (a) b) (c) S 1 2 3 4 5 6 7 8 9 10 111 222 0 0 20";
+        assert_eq!(cpu_ticks(stat), Some(333));
+        assert_eq!(cpu_ticks("12 (a) S 1"), None);
+        assert!(cpu_seconds(std::process::id()).unwrap() >= 0.0);
+    }
+}
