@@ -18,6 +18,7 @@
 
 mod core;
 mod disk;
+mod disk_fault;
 mod exec;
 mod image;
 mod points;
@@ -26,7 +27,8 @@ mod rng;
 mod store;
 
 pub use crate::core::Sleep;
-pub use disk::{CrashMode, DiskCounts, DiskMedium, DiskTiming, SimDisk, WriteFault};
+pub use disk::{DiskMedium, SimDisk};
+pub use disk_fault::{CrashMode, DiskCounts, DiskTiming, WriteFault};
 pub use exec::{RunError, SimOptions, SimWorld};
 pub use points::{CrashPoints, IoPoint, at_every_io};
 pub use process::SimEnv;

@@ -12,11 +12,13 @@
 
 mod client;
 mod fault;
+mod record;
 mod server;
 
 pub use client::SimStore;
 pub use fault::{Chaos, InFlight, StoreFault, StoreOp};
-pub use server::{KindCounts, LogEntry, LogOutcome, StoreCounts, StoreServer};
+pub use record::{KindCounts, LogEntry, LogOutcome, StoreCounts};
+pub use server::StoreServer;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@
 //! and the shard is held up no longer than by a batch of requests. On a disk that takes milliseconds, or while another
 //! program floods it, the same would stop every volume of the shard. So the policy goes by what syncs have taken lately. One that
 //! stalls, or a mean that creeps up, moves them to the thread at once; a row of quick ones there moves them back. Each
-//! relapse doubles the length of that row, so a disk that is quick only now and then stays on the thread.
+//! relapse doubles the length of that row, up to a bound, so a disk that is quick only now and then stays on the thread.
 //!
 //! Pure: it is told durations and sees no clock.
 
@@ -16,9 +16,9 @@ const STALL: u32 = 4;
 /// The mean moves by one part in so many at each sync.
 const WEIGHT: u32 = 8;
 /// Longest row of quick syncs that is asked for.
-const MOST_CALM: u32 = 4096;
+const MOST_CALM: u32 = 256;
 /// Quick syncs in place after which earlier relapses are forgotten.
-const FORGIVEN: u32 = 4096;
+const FORGIVEN: u32 = 1024;
 /// Quick syncs that a disk just opened has to show.
 const FIRST_CALM: u32 = 4;
 
@@ -142,7 +142,7 @@ mod tests {
             assert!(!policy.inline(0));
             rows.push(calm(&mut policy));
         }
-        assert_eq!(rows, [32, 64, 128, 256, 512, 1024, 2048, 4096, 4096, 4096]);
+        assert_eq!(rows, [32, 64, 128, 256, 256, 256, 256, 256, 256, 256]);
         for _ in 0..FORGIVEN {
             policy.record(QUICK, 0);
         }

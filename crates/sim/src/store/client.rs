@@ -3,6 +3,9 @@
 //!
 //! Every request passes the crash points of its process before it is sent, and where it changes something also while it is on its way and
 //! once it was done. A dead process's requests never complete.
+//!
+//! It keeps no state of its own: dropping a request forgets only the answer, and what was sent is the server's. Names are checked here
+//! against the rules of [`ObjectStore`], so that code which makes a name that a real store would refuse fails in the simulator too.
 
 use super::fault::{StoreFault, StoreOp};
 use super::server::Shared;

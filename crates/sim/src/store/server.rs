@@ -3,9 +3,13 @@
 //!
 //! State sits behind a mutex, because an [`ObjectStore`](varve_env::ObjectStore) is shared between threads by its trait; here
 //! only one thread ever takes it. Names are kept in order, so a listing is the same in every run.
+//!
+//! No death of a process touches it. A put that was sent waits here until its time comes, and takes effect at most once, whoever asks for it
+//! first: the event that was scheduled, its sender, or [`StoreServer::settle`].
 
 use super::client::SimStore;
 use super::fault::{Chaos, Faults, InFlight, StoreFault, StoreOp};
+use super::record::{KindCounts, LogEntry, LogOutcome, StoreCounts};
 use crate::core::{Core, Event, Stream};
 use crate::{SimEnv, SimWorld};
 use bytes::Bytes;
@@ -18,60 +22,6 @@ use varve_env::{ObjectInfo, PutOutcome, StoreErrorKind};
 const LOG_ENTRIES: usize = 65_536;
 /// Names that one listing gives at most.
 const LIST_NAMES: usize = 1000;
-
-/// How a request, or a put that landed by itself, ended at the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogOutcome {
-    /// A put created the object.
-    Created,
-    /// A put found the name taken.
-    Exists,
-    /// It was done.
-    Done,
-    /// It was refused, or found nothing, without effect.
-    Failed(StoreErrorKind),
-}
-
-/// A line of the log of requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogEntry {
-    /// Virtual time.
-    pub at: Duration,
-    /// Number of the process that sent it.
-    pub process: u32,
-    /// What.
-    pub op: StoreOp,
-    /// On what: a name or a prefix.
-    pub name: String,
-    /// Bytes put or read; names listed.
-    pub amount: u64,
-    /// How it ended at the server, whatever the caller was told.
-    pub outcome: LogOutcome,
-}
-
-/// What was done to the objects of one kind: the part of the name before the last `/`, after the one before that.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KindCounts {
-    /// Objects created.
-    pub created: u64,
-    /// Bytes in them.
-    pub created_bytes: u64,
-    /// Reads.
-    pub gets: u64,
-    /// Bytes read.
-    pub got_bytes: u64,
-    /// Objects deleted.
-    pub deleted: u64,
-}
-
-/// What was done so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StoreCounts {
-    /// Requests sent, by kind of request, refused ones too.
-    pub requests: BTreeMap<StoreOp, u64>,
-    /// By kind of object.
-    pub kinds: BTreeMap<String, KindCounts>,
-}
 
 struct Object {
     bytes: Bytes,
@@ -442,19 +392,23 @@ impl Shared {
         let now = self.core.now();
         let mut state = self.lock();
         let lag = state.list_lag;
+        let from = || after.filter(|after| *after > prefix).unwrap_or(prefix).to_owned();
+        let fits = |name: &str| name.starts_with(prefix) && after.is_none_or(|after| name > after);
         let mut names = BTreeMap::new();
-        for (name, object) in &state.objects {
-            if object.created + lag <= now {
+        for (name, object) in state.objects.range(from()..).take_while(|(name, _)| name.starts_with(prefix)) {
+            if fits(name) && object.created + lag <= now {
                 names.insert(name.clone(), object.bytes.len() as u64);
             }
+            if names.len() == LIST_NAMES {
+                break;
+            }
         }
-        for (name, (size, gone)) in &state.gone {
-            if *gone + lag > now {
+        for (name, (size, gone)) in state.gone.range(from()..).take_while(|(name, _)| name.starts_with(prefix)) {
+            if fits(name) && *gone + lag > now {
                 names.insert(name.clone(), *size);
             }
         }
-        let fits = |name: &str| name.starts_with(prefix) && after.is_none_or(|after| name > after);
-        let names = names.into_iter().filter(|(name, _)| fits(name)).take(LIST_NAMES);
+        let names = names.into_iter().take(LIST_NAMES);
         let names: Vec<_> = names.map(|(name, size)| ObjectInfo { name, size }).collect();
         self.record(&mut state, process, StoreOp::List, prefix, names.len() as u64, LogOutcome::Done);
         names
