@@ -107,25 +107,17 @@ impl Leaf {
     /// The leaf of these entries, each of them data or absent; the same entries always give the same bytes.
     #[must_use]
     pub fn encode(entries: &[Pointer; NODE_ENTRIES]) -> Self {
-        let (mut runs, mut holes) = (0, false);
-        let mut previous = Pointer::ABSENT;
+        let raws = entries.iter().map(|entry| entry.raw());
+        let Some(plan) = node_packed::plan::<Blocks>(raws.clone()) else { return Self::empty() };
+        let (mut follow, mut all, mut previous) = (0, 0, Pointer::ABSENT);
         for entry in entries {
-            runs += usize::from(entry.is_data() & !entry.follows(previous));
-            holes |= entry.is_hole();
+            follow += usize::from(entry.follows(previous));
+            all |= entry.raw();
             previous = *entry;
         }
-        assert!(!holes, "a leaf stores no holes: they are absence once merged");
-        let runs_len = 1 + runs * RUN;
-        if runs == 1 {
-            // No other form is that small; this is the leaf of a volume that was written in sequence.
-            return Self::encode_runs(entries, runs_len);
-        }
-        let raws = entries.iter().map(|entry| entry.raw());
-        match node_packed::plan::<Blocks>(raws.clone()) {
-            None => Self::empty(),
-            Some(plan) if plan.len() < runs_len => Self::owned(plan.encode(0, raws)),
-            Some(_) => Self::encode_runs(entries, runs_len),
-        }
+        assert!(all & Pointer::HOLE_BIT == 0, "a leaf stores no holes: they are absence once merged");
+        let runs_len = 1 + (plan.count() - follow) * RUN;
+        if plan.len() < runs_len { Self::owned(plan.encode(0, raws)) } else { Self::encode_runs(entries, runs_len) }
     }
 
     fn encode_runs(entries: &[Pointer; NODE_ENTRIES], len: usize) -> Self {

@@ -61,23 +61,22 @@ pub(crate) struct Plan<L> {
 
 /// The plan for these 512 entries (0 = absent); `None` when there are none.
 pub(crate) fn plan<L: Layout>(raws: impl Iterator<Item = u64> + Clone) -> Option<Plan<L>> {
-    let (mut least, mut most) = ([u64::MAX; 3], [0; 3]);
-    let (mut low, mut high, mut count) = (u64::MAX, 0, 0);
+    // The last field is compared with the fields above it shifted out. Less 1, absence is larger than any entry, and an entry loses its kind.
+    let top = u64::BITS - L::SHIFT[2] - L::BITS[2];
+    let (mut low, mut low_last, mut high, mut high_last, mut count) = (u64::MAX, u64::MAX, 0, 0, 0);
     for raw in raws.clone() {
-        let there = raw != 0;
-        count += usize::from(there);
-        // Absence must not count as the smallest entry.
+        count += usize::from(raw != 0);
         low = low.min(raw.wrapping_sub(1));
+        low_last = low_last.min(raw.wrapping_sub(1) << top);
         high = high.max(raw);
-        let last = field::<L>(raw, 2);
-        least[2] = least[2].min(if there { last } else { u64::MAX });
-        most[2] = most[2].max(last);
+        high_last = high_last.max(raw << top);
     }
     if count == 0 {
         return None;
     }
-    let low = low + 1;
-    (least[0], most[0]) = (field::<L>(low, 0), field::<L>(high, 0));
+    let last = u64::BITS - L::BITS[2];
+    let mut least = [field::<L>(low, 0), u64::MAX, low_last >> last];
+    let mut most = [field::<L>(high, 0), 0, high_last >> last];
     if least[0] == most[0] {
         // One lineage, so the order of the entries is that of the next field.
         (least[1], most[1]) = (field::<L>(low, 1), field::<L>(high, 1));
@@ -92,6 +91,11 @@ pub(crate) fn plan<L: Layout>(raws: impl Iterator<Item = u64> + Clone) -> Option
 }
 
 impl<L: Layout> Plan<L> {
+    /// Entries that are there.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Bytes of the node.
     pub(crate) fn len(&self) -> usize {
         body_start(self.count == NODE_ENTRIES) + (self.count * self.width()).div_ceil(8)

@@ -127,8 +127,11 @@ impl Pointer {
     #[must_use]
     pub const fn follows(self, previous: Self) -> bool {
         // Data has an odd raw value and absence 0, so the sum alone tells that both are data; block 0 would have come from another segment.
-        self.0 == previous.0.wrapping_add(1 << BLOCK_SHIFT) && self.block() != 0 && self.is_data()
+        (self.0 == previous.0.wrapping_add(1 << BLOCK_SHIFT)) & (self.block() != 0) & self.is_data()
     }
+
+    /// The bit that only a hole's raw value has set, of data, holes and absence.
+    pub(crate) const HOLE_BIT: u64 = KIND_HOLE;
 
     /// The pointer of a raw value that was checked before, or made here.
     pub(crate) const fn known(raw: u64) -> Self {

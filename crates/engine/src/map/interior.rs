@@ -169,6 +169,9 @@ pub(super) struct Interior {
 
 impl Interior {
     fn rank(&self, at: usize) -> usize {
+        if self.slots.len() == NODE_ENTRIES {
+            return at;
+        }
         let full: u32 = self.present[..at / 64].iter().map(|word| word.count_ones()).sum();
         let part = self.present[at / 64] & ((1 << (at % 64)) - 1);
         (full + part.count_ones()) as usize

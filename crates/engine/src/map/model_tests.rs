@@ -268,7 +268,7 @@ fn read_tree(tree: &Tree, store: &BTreeMap<NodePointer, Vec<u8>>, from: u64) -> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_tree_is_an_ordered_map_and_forgets_no_root(ops in proptest::collection::vec(any_op(), 1..60)) {
