@@ -3,6 +3,8 @@
 //!
 //! Blocks of 4 KiB are filled anew for each write: fio otherwise repeats a few buffers, and a block that was written a moment ago
 //! compresses the next one. Larger blocks are random in themselves and are not. The client costs the same for every target.
+//!
+//! A run in which fio met an error or did nothing is an error, never a figure of zero.
 
 use super::targets::Running;
 use crate::process::{command_line, output};

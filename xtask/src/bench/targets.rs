@@ -3,6 +3,8 @@
 //!
 //! Each is started anew for a turn and is gone when [`Running`] is dropped. A server counts as started when it has answered
 //! a read. All serve over a unix socket, and the raw file is the same one for all that use one.
+//!
+//! What a server prints goes to a log in its directory, which is shown when it does not start.
 
 use super::ground::{Ground, settle};
 use super::nbd;
