@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `varve up`: a node in the foreground.
+//!
+//! Reads the configuration, says what is served once it is, logs to standard error, and stops in good order on SIGTERM and Ctrl-C. Everything
+//! else is the node's.
+
+use crate::failure::{Failure, Result};
+use crate::out::{self, Table};
+use clap::Args;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use varve_server::config::{ConfigError, FileConfig, Listen, LogFormat, UpConfig, VolumeSpec};
+use varve_server::node::{Serving, up};
+use varve_types::format_size;
+
+/// How to run a node.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// The data directory: journal, sockets, and the store unless another is given [default: ./varve-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The store of the pool `default`: file:///DIR or s3://BUCKET/PREFIX?endpoint=URL [default: DIR/store]
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// A volume to be there, made when it is not; may be given again
+    #[arg(long = "volume", value_name = "NAME:SIZE")]
+    volumes: Vec<VolumeSpec>,
+    /// Serve NBD on this address too [default: the socket DIR/nbd.sock alone]
+    #[arg(long, value_name = "ADDR")]
+    nbd_listen: Option<Listen>,
+    /// Serve the API on this loopback address beside DIR/api.sock, or on `none` [default: 127.0.0.1:7420]
+    #[arg(long, value_name = "ADDR")]
+    api_listen: Option<Listen>,
+    /// The configuration file (TOML); flags go before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs a node until it is told to stop.
+pub fn run(args: Up, json: bool) -> Result<()> {
+    let wrong = |error: ConfigError| Failure::usage(error.to_string());
+    let file = args.config.as_deref().map(FileConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
+    let flags = FileConfig {
+        data: args.data,
+        store: args.store,
+        volumes: (!args.volumes.is_empty()).then_some(args.volumes),
+        nbd_listen: args.nbd_listen,
+        api_listen: args.api_listen,
+        ..FileConfig::default()
+    };
+    let config = flags.resolve(file).map_err(wrong)?;
+    log(&config)?;
+    let ready = Box::new(move |serving: &Serving| {
+        let shown = out::show(json, &document(serving), |_| announce(serving));
+        if let Err(failure) = shown {
+            // Nobody reads it; the node serves all the same.
+            tracing::warn!(message = failure.message, "what is served could not be printed");
+        }
+    });
+    Ok(up(config, ready, Box::pin(stopped()))?)
+}
+
+/// Completes on SIGTERM, SIGINT or SIGHUP.
+async fn stopped() {
+    let catch = |kind| signal(kind).inspect_err(|error| tracing::error!(%error, "a signal can not be caught"));
+    let all = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(catch);
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = all else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    tracing::info!("stopping");
+}
+
+fn log(config: &UpConfig) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.log_level)
+        .map_err(|error| Failure::usage(format!("log-level {:?}: {error}", config.log_level)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match config.log_format {
+        LogFormat::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            builder.with_ansi(colours).try_init()
+        }
+        LogFormat::Json => builder.json().try_init(),
+    };
+    set.map_err(|error| Failure::failed(format!("logging can not be set up: {error}")))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn uri(serving: &Serving, name: &str) -> String {
+    format!("nbd+unix:///{name}?socket={}", absolute(&serving.nbd_socket).display())
+}
+
+fn document(serving: &Serving) -> serde_json::Value {
+    let volumes = serving.volumes.iter().map(|(name, size_bytes)| {
+        serde_json::json!({ "name": name, "size_bytes": size_bytes, "nbd_uri": uri(serving, name.as_str()) })
+    });
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "data": absolute(&serving.data),
+        "store": serving.store,
+        "nbd_socket": absolute(&serving.nbd_socket),
+        "nbd_listen": serving.nbd_listen,
+        "api_socket": absolute(&serving.api_socket),
+        "api_listen": serving.api_listen,
+        "volumes": volumes.collect::<Vec<_>>(),
+    })
+}
+
+/// What is served, and how to attach it.
+fn announce(serving: &Serving) -> String {
+    let port =
+        |port: Option<SocketAddr>, prefix: &str| port.map_or(String::new(), |port| format!(" and {prefix}{port}"));
+    let mut table = Table::default();
+    table.pair("data", serving.data.display().to_string());
+    table.pair("store", serving.store.as_str());
+    table.pair("NBD", format!("{}{}", serving.nbd_socket.display(), port(serving.nbd_listen, "nbd://")));
+    table.pair("API", format!("{}{}", serving.api_socket.display(), port(serving.api_listen, "http://")));
+    let mut text = format!("Varve {} serves\n{}\n", env!("CARGO_PKG_VERSION"), table.render("  "));
+    if serving.volumes.is_empty() {
+        let data = serving.data.display();
+        let api =
+            if data.to_string() == "./varve-data" { String::new() } else { format!("--api unix:{data}/api.sock ") };
+        text.push_str(&format!("There are no volumes yet. To make one: varve {api}volume create disk1 --size 10G\n"));
+    } else {
+        let mut table = Table::new(&["VOLUME", "SIZE", "ATTACH AT"]).right(&[1]);
+        for (name, size) in &serving.volumes {
+            table.row(vec![name.to_string(), format_size(*size), uri(serving, name.as_str())]);
+        }
+        text.push_str(&table.render(""));
+    }
+    text.push_str("\nCtrl-C stops it.\n");
+    text
+}

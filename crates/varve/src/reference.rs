@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the program says of itself: completions, manual pages, and the references `docs/cli.md` and `docs/config.md`.
+//!
+//! All of it comes from the definitions that the program works with, so it can not be out of date; the tree is checked for drift.
+
+use crate::args::Args;
+use crate::failure::{Failure, Result};
+use crate::out;
+use clap::{Arg, ArgAction, Command, CommandFactory, ValueEnum};
+use clap_complete::Shell;
+use std::path::Path;
+use varve_server::config::KEYS;
+
+/// A reference in Markdown.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Reference {
+    /// Of the commands.
+    Cli,
+    /// Of the configuration file.
+    Config,
+}
+
+/// Prints completions for a shell.
+pub fn completions(shell: Shell) -> Result<()> {
+    let mut bytes = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "varve", &mut bytes);
+    out::print(&String::from_utf8_lossy(&bytes))
+}
+
+/// Writes the manual pages.
+pub fn man(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|error| Failure::io(dir.display(), &error))?;
+    clap_mangen::generate_to(Args::command(), dir).map_err(|error| Failure::io(dir.display(), &error))
+}
+
+/// Prints a reference.
+pub fn print(what: Reference) -> Result<()> {
+    out::print(&match what {
+        Reference::Cli => cli(),
+        Reference::Config => config(),
+    })
+}
+
+fn config() -> String {
+    let mut text = "# Configuration\n\n\
+        <!-- Written by `varve reference config`. -->\n\n\
+        `varve up --config FILE` reads a TOML file of these keys, all of them optional. A flag goes before the file, the file before the\n\
+        default. A key that is not known is an error, which names file, line and key. Sizes are written `512`, `64K`, `256M`, `2G`, `1T`\n\
+        (binary units), durations `500ms`, `10s`, `5m`, `1h`, `2d`. Settings of volumes and pools are not here: `varve volume set`\n\
+        and `varve pool set` change them while the node runs.\n\n\
+        | key | takes | default | flag | what it does |\n|---|---|---|---|---|\n"
+        .to_owned();
+    for key in KEYS {
+        let flag = key.flag.map_or(String::new(), |flag| format!("`{flag}`"));
+        let takes = key.takes.replace('|', "\\|");
+        text.push_str(&format!("| `{}` | {takes} | {} | {flag} | {} |\n", key.name, key.default, key.about));
+    }
+    text.push_str(
+        "\n```toml\ndata = \"/var/lib/varve\"\nstore = \"s3://disks/pool1?endpoint=http://127.0.0.1:8333\"\n\
+         volumes = [\"disk1:10G\", \"disk2:1T\"]\nnbd-listen = \"127.0.0.1:10809\"\njournal-size = \"8G\"\nram-cache = \"1G\"\n```\n",
+    );
+    text
+}
+
+fn cli() -> String {
+    let mut text = "# The command line\n\n\
+        <!-- Written by `varve reference cli`. -->\n\n\
+        `varve up` is a node; every other command asks one through its HTTP API. It is found by `--api URL`, else by `VARVE_API`\n\
+        (`unix:PATH`, or `http://HOST:PORT` with the token of the data directory in `VARVE_TOKEN`), else at `unix:./varve-data/api.sock`.\n\
+        With `--json`, facts are printed as the documents of the API (`/openapi.json` describes them).\n\n\
+        | exit code | meaning |\n|---|---|\n| 0 | done |\n| 1 | failed |\n| 2 | wrong usage |\n| 3 | not found |\n| 4 | conflict |\n\
+        | 5 | unavailable |\n\n\
+        Sizes are written `512`, `64K`, `10G`, `1.5T` (binary units). Names are 1 to 63 of `a`–`z`, `A`–`Z`, `0`–`9`, `.`, `_`, `-`,\n\
+        and begin with a letter or a digit.\n"
+        .to_owned();
+    let mut root = Args::command().disable_help_subcommand(true);
+    root.build();
+    section(&root, "varve", &mut text);
+    text
+}
+
+fn section(command: &Command, name: &str, text: &mut String) {
+    let visible = || command.get_subcommands().filter(|sub| !sub.is_hide_set());
+    if visible().next().is_none() || name == "varve" {
+        text.push_str(&format!("\n## `{name}`\n\n"));
+        if let Some(about) = command.get_about() {
+            text.push_str(&format!("{about}.\n"));
+        }
+        if name != "varve" {
+            text.push_str(&format!("\n```\n{}\n```\n", usage(command, name)));
+        }
+        arguments(command, name == "varve", text);
+    }
+    for sub in visible() {
+        section(sub, &format!("{name} {}", sub.get_name()), text);
+    }
+}
+
+/// The command with its own arguments, without the global ones.
+fn usage(command: &Command, name: &str) -> String {
+    let mut parts = vec![name.to_owned()];
+    for arg in own(command) {
+        let part = shape(arg);
+        parts.push(if arg.is_required_set() { part } else { format!("[{part}]") });
+    }
+    parts.join(" ")
+}
+
+fn own(command: &Command) -> impl Iterator<Item = &Arg> {
+    command.get_arguments().filter(|arg| !arg.is_global_set() && !["help", "version"].contains(&arg.get_id().as_str()))
+}
+
+fn shape(arg: &Arg) -> String {
+    let values: Vec<_> = arg.get_value_names().unwrap_or_default().iter().map(|name| name.to_string()).collect();
+    let value = if values.is_empty() { arg.get_id().as_str().to_uppercase() } else { values.join(" ") };
+    let many = matches!(arg.get_action(), ArgAction::Append);
+    let repeat = if many { "…" } else { "" };
+    match arg.get_long() {
+        None => format!("{value}{repeat}"),
+        Some(long) if arg.get_action().takes_values() => format!("--{long} {value}"),
+        Some(long) => format!("--{long}"),
+    }
+}
+
+fn arguments(command: &Command, root: bool, text: &mut String) {
+    let args: Vec<_> = command
+        .get_arguments()
+        .filter(|arg| arg.is_global_set() == root && !["help", "version"].contains(&arg.get_id().as_str()))
+        .collect();
+    if args.is_empty() {
+        return;
+    }
+    text.push_str("\n| argument | meaning |\n|---|---|\n");
+    for arg in args {
+        let default: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+        let default = if default.is_empty() || !arg.get_action().takes_values() {
+            String::new()
+        } else {
+            format!(" [default: {}]", default.join(", "))
+        };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let shape = shape(arg).replace('|', "\\|");
+        text.push_str(&format!("| `{shape}` | {}{default} |\n", help.replace('|', "\\|")));
+    }
+}
