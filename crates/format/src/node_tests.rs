@@ -287,3 +287,61 @@ fn a_leaf_written_at_random_needs_about_30_bits_a_block() {
     let leaf = check_leaf(&entries);
     assert_eq!(leaf.as_bytes().len(), 12 + 512 * 28 / 8);
 }
+
+#[test]
+fn the_bytes_of_a_sparse_node_are_what_the_specification_says() {
+    let mut entries = [Pointer::ABSENT; NODE_ENTRIES];
+    let mut children = [NodePointer::absent(); NODE_ENTRIES];
+    let mut bitmap = [0_u8; 64];
+    let mut bits = 0_u64;
+    for k in 0..9 {
+        let at = k * 50;
+        entries[at] = data(2, 100 + k as u64 % 8, 5000 + k as u16);
+        children[at] = NodePointer::new(Lineage(2), RootNumber(100 + k as u32 % 8), 5000 + k as u32);
+        bitmap[at / 8] |= 1 << (at % 8);
+        bits |= ((k as u64 % 8) << 4 | k as u64) << (7 * k);
+    }
+    let node = |tag: u8, base: u64| [&[tag, 0, 3, 4][..], &base.to_le_bytes(), &bitmap, &bits.to_le_bytes()].concat();
+    let leaf = node(0x03, 0x0200_0000_0641_3881);
+    assert_eq!(check_leaf(&entries).as_bytes(), leaf);
+    let interior = node(0x23, 0x0200_0000_6400_4E21);
+    assert_eq!(encode_interior(2, &children), interior);
+
+    let mut unused_bit = leaf.clone();
+    *unused_bit.last_mut().unwrap() |= 0x80;
+    assert!(Leaf::from_bytes(&unused_bit).is_err());
+    for kind in [0, 2, 3, 5, 15] {
+        let mut wrong = leaf.clone();
+        wrong[4] = wrong[4] & 0xF0 | kind;
+        assert!(Leaf::from_bytes(&wrong).is_err(), "kind {kind}");
+    }
+    let mut one_more = leaf;
+    one_more[12] |= 2;
+    assert!(Leaf::from_bytes(&one_more).is_err(), "10 entries of 7 bits need more bytes");
+}
+
+#[test]
+fn packed_nodes_that_lie_of_themselves_are_refused() {
+    // Nothing but zeroes behind the head, so every entry is the base, whatever the widths.
+    let node = |tag: u8, widths: [u8; 3], bitmap: &[u8], count: usize| {
+        let bits = count * widths.iter().map(|width| usize::from(*width)).sum::<usize>();
+        let body = vec![0; bits.div_ceil(8)];
+        [&[tag][..], &widths, &1_u64.to_le_bytes(), bitmap, &body].concat()
+    };
+    let mut children = [NodePointer::absent(); NODE_ENTRIES];
+    for (at, leaf_bits, interior_bits) in [(0, 8, 8), (1, 36, 32), (2, 16, 22)] {
+        for more in [0, 1, 200] {
+            let mut widths = [0; 3];
+            widths[at] = leaf_bits + more;
+            assert_eq!(Leaf::from_bytes(&node(0x02, widths, &[], 512)).is_ok(), more == 0);
+            widths[at] = interior_bits + more;
+            assert_eq!(decode_interior(&node(0x12, widths, &[], 512), 1, &mut children).is_ok(), more == 0);
+        }
+    }
+    assert!(Leaf::from_bytes(&node(0x03, [1, 1, 1], &[0xFF; 64], 512)).is_err(), "all there, and not full");
+    assert!(Leaf::from_bytes(&node(0x03, [1, 1, 1], &[0; 64], 0)).is_err(), "none there");
+    assert!(Leaf::from_bytes(&node(0x04, [1, 1, 1], &[], 512)).is_err(), "no such form");
+    assert!(decode_interior(&node(0x42, [1, 1, 1], &[], 512), 4, &mut children).is_err(), "no such level");
+    let runs = Leaf::from_bytes(&node(0x11, [0; 3], &[], 0));
+    assert!(runs.is_err() && decode_interior(&[0x10], 1, &mut children).is_err(), "forms of leaves alone");
+}

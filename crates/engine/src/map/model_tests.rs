@@ -393,6 +393,11 @@ fn loaded_bytes_are_checked_and_late_ones_ignored() {
         cold.install(path, &store[&pointer]).unwrap();
     }
     assert_eq!(cold.lookup(0), Lookup::Found(data(1, 0)));
+    let other = NodePath { pointer: NodePointer::new(Lineage(0), RootNumber(1), 1), ..leaf };
+    cold.evict(0, 0);
+    cold.install(other, &store[&other.pointer]).unwrap();
+    assert_eq!(cold.lookup(0), Lookup::Cold(leaf), "another node is not the one that lies there");
+    cold.install(leaf, &store[&leaf.pointer]).unwrap();
     set(&mut cold, 0, 1, data(2, 0));
     cold.install(leaf, &store[&leaf.pointer]).unwrap();
     assert_eq!(cold.lookup(0), Lookup::Found(data(2, 0)), "an old node does not undo a change");
