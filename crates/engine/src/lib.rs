@@ -1,10 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The volume engine: journal, layers, segments, map, snapshots, recovery.
+//!
+//! A library that names no runtime, thread, clock, socket or random source: it is given an [`Env`](varve_env::Env), a disk for its journal, object
+//! stores and coordination. One [`Shard`] owns its volumes alone, on one thread, so nothing here is locked.
+//!
+//! The way of a write: [`BlockDevice::write`] → journal batch and open layer → commit → answer; the layer is sealed, put as a segment, counts, moves to the overlay, and is
+//! merged into the map by a checkpoint. The way of a read: layer → overlay → map → cache → store.
 
+mod birth;
+mod cache;
+mod checkpoint;
+mod context;
 mod device;
 mod error;
-#[allow(dead_code, unused_imports)] // until all of it is called by the volume
-pub(crate) mod map;
+mod extent;
+mod journal;
+mod layer;
+mod lineage;
+mod manifests;
+pub mod map;
+mod overlay;
+mod read;
+mod recover;
+mod seal;
+mod serve;
+mod shard;
+mod signal;
+mod snapshot;
+mod table;
+mod timeline;
+mod volume;
+mod write;
 
+pub use cache::CacheCounts;
+pub use context::Limits;
 pub use device::{BlockDevice, Later, StatusExtent, Submit};
 pub use error::{EngineError, Result};
+pub use manifests::PoolStore;
+pub use serve::Device;
+pub use shard::{NewVolume, Shard, ShardCounts};
+pub use table::TableTotals;
+pub use volume::{Attachment, SnapshotInfo, Volume, VolumeCounts};

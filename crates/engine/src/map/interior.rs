@@ -110,14 +110,16 @@ impl Slot {
         node
     }
 
-    /// Makes the clean nodes of the subtree cold.
-    pub(super) fn cool(&mut self, ledger: &mut Ledger) {
+    /// Makes the clean nodes of the subtree cold, save those of the lineage of `unstored` from that one on.
+    pub(super) fn cool(&mut self, unstored: Option<NodePointer>, ledger: &mut Ledger) {
         let Self::Loaded { pointer, node } = self else { return };
-        if pointer.is_absent() {
+        let stays = |from: NodePointer| pointer.lineage() == from.lineage() && *pointer >= from;
+        if pointer.is_absent() || unstored.is_some_and(stays) {
             if let Node::Interior(interior) = node {
-                interior.slots.iter_mut().for_each(|slot| slot.cool(ledger));
+                interior.slots.iter_mut().for_each(|slot| slot.cool(unstored, ledger));
             }
         } else {
+            // What is below a node is not younger, so it is in the store too.
             ledger.leave_all(node);
             *self = Self::Cold(*pointer);
         }

@@ -2,7 +2,7 @@
 //! The tree against a plain ordered map: lookups, kills, copy-on-write, and that each node is held or killed, once.
 
 use super::interior::Ledger;
-use super::{BLOCK_END, Change, Kills, Lookup, NodePath, Step, Tree, Walk, WriteCursor, first_of, span};
+use super::{BLOCK_END, Change, Kills, Lookup, NodePath, ROOT_LEVEL, Step, Tree, Walk, WriteCursor, first_of, span};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use varve_format::{Lineage, NodePointer, Pointer};
@@ -39,6 +39,8 @@ enum Op {
     Remove(usize, u64, usize, u64, usize),
     /// Write a root in slices of so many nodes, with lookups between.
     Write(usize),
+    /// What was written has come to the store.
+    Stored,
     /// Evict a subtree.
     Evict(u8, usize),
     /// Write a root and go on with a tree that was just opened.
@@ -65,7 +67,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         12 => (leaf.clone(), proptest::collection::vec(change, 1..6)).prop_map(|(leaf, changes)| Op::Apply(leaf, changes)),
         2 => (leaf.clone(), 0..512_u64, leaf.clone(), 0..513_u64, 1..5_usize).prop_map(|(a, b, c, d, most)| Op::Remove(a, b, c, d, most)),
         4 => (1..6_usize).prop_map(Op::Write),
-        3 => (0..4_u8, leaf).prop_map(|(level, leaf)| Op::Evict(level, leaf)),
+        2 => Just(Op::Stored),
+        4 => (0..4_u8, leaf).prop_map(|(level, leaf)| Op::Evict(level, leaf)),
         1 => Just(Op::Reload),
     ]
 }
@@ -79,11 +82,18 @@ struct World {
     store: BTreeMap<NodePointer, Vec<u8>>,
     killed: BTreeSet<NodePointer>,
     roots: Vec<(NodePointer, Model)>,
+    /// Roots from this number on are not in the store.
+    unstored: Option<RootNumber>,
 }
 
 impl World {
     fn install(&mut self, path: NodePath) {
+        self.check_stored(path);
         self.tree.install(path, &self.store[&path.pointer]).unwrap();
+    }
+
+    fn check_stored(&self, path: NodePath) {
+        assert!(self.unstored.is_none_or(|root| path.pointer.root() < root), "{path:?} can not be loaded");
     }
 
     fn take(&mut self, told: Told, expected: &[(Pointer, Ordinal)]) {
@@ -170,6 +180,9 @@ impl World {
         let mut cursor = WriteCursor::new(Lineage(2), number, first_index);
         let mut nodes = Vec::new();
         let dirty = self.tree.dirty_nodes();
+        if dirty > 0 {
+            self.unstored.get_or_insert(number);
+        }
         let written = loop {
             let before = nodes.len();
             let emit =
@@ -181,6 +194,7 @@ impl World {
             }
             assert_eq!(nodes.len() - before, most);
             assert_eq!(self.tree.root_pointer(), None);
+            self.tree.evict(ROOT_LEVEL, 0);
             self.check_block(self.ordinal % 512);
         };
         assert_eq!((written.nodes as usize, nodes.len()), (dirty, dirty));
@@ -240,8 +254,16 @@ impl World {
         }
     }
 
+    fn stored(&mut self) {
+        self.tree.stored();
+        self.unstored = None;
+    }
+
     fn check_all(&self) {
-        let (_, blocks) = read_tree(&self.tree, &self.store, 0);
+        let (_, blocks) = read_tree_with(&self.tree, 0, |path| {
+            self.check_stored(path);
+            &self.store[&path.pointer]
+        });
         assert!(blocks == self.model);
         assert_eq!(self.tree.ledger, Ledger::recount(self.tree.root.as_ref()));
     }
@@ -249,6 +271,14 @@ impl World {
 
 /// Walks a tree from a block on, with nodes from the store: the nodes that have a pointer, and the blocks.
 fn read_tree(tree: &Tree, store: &BTreeMap<NodePointer, Vec<u8>>, from: u64) -> (BTreeSet<NodePointer>, Model) {
+    read_tree_with(tree, from, |path| &store[&path.pointer])
+}
+
+fn read_tree_with<'a>(
+    tree: &Tree,
+    from: u64,
+    load: impl Fn(NodePath) -> &'a Vec<u8>,
+) -> (BTreeSet<NodePointer>, Model) {
     let (mut nodes, mut model) = (BTreeSet::new(), Model::new());
     let mut walk = Walk::from(from);
     let mut end = from;
@@ -256,7 +286,7 @@ fn read_tree(tree: &Tree, store: &BTreeMap<NodePointer, Vec<u8>>, from: u64) -> 
         match walk.step(tree) {
             Step::Node(path) if path.pointer.is_absent() => {}
             Step::Node(path) => assert!(nodes.insert(path.pointer), "a node is entered once"),
-            Step::Cold(path) => walk.supply(path, &store[&path.pointer]).unwrap(),
+            Step::Cold(path) => walk.supply(path, load(path)).unwrap(),
             Step::Run { block, blocks, pointer } => {
                 assert!(block >= end && blocks > 0 && walk.position() == block + blocks);
                 end = block + blocks;
@@ -281,6 +311,7 @@ proptest! {
                     world.remove(one.min(other), one.max(other), most);
                 }
                 Op::Write(most) => world.write(most),
+                Op::Stored => world.stored(),
                 Op::Evict(level, leaf) => {
                     let before = world.tree.bytes_in_ram();
                     let freed = world.tree.evict(level, LEAVES[leaf] * 512);
@@ -288,6 +319,7 @@ proptest! {
                 }
                 Op::Reload => {
                     world.write(7);
+                    world.stored();
                     world.tree = Tree::cold(world.roots.last().unwrap().0);
                 }
             }
@@ -394,7 +426,7 @@ fn loaded_bytes_are_checked_and_late_ones_ignored() {
     }
     assert_eq!(cold.lookup(0), Lookup::Found(data(1, 0)));
     let other = NodePath { pointer: NodePointer::new(Lineage(0), RootNumber(1), 1), ..leaf };
-    cold.evict(0, 0);
+    assert!(cold.evict(0, 0) == 0 && cold.lookup(0) == Lookup::Cold(leaf), "a single run takes no allocation");
     cold.install(other, &store[&other.pointer]).unwrap();
     assert_eq!(cold.lookup(0), Lookup::Cold(leaf), "another node is not the one that lies there");
     cold.install(leaf, &store[&leaf.pointer]).unwrap();

@@ -17,6 +17,8 @@ pub struct Tree {
     pub(super) ledger: Ledger,
     /// Whether a root is being written: the tree must stay as it is until that is done.
     pub(super) writing: bool,
+    /// Nodes of this lineage from this one on were written, and may not be in the store yet: they can not be loaded again.
+    pub(super) unstored: Option<NodePointer>,
 }
 
 /// Where the way down to a block ends.
@@ -136,12 +138,18 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes the clean nodes of the subtree cold whose top is of `level` and covers `block`, and tells how many bytes that freed. It takes
-    /// time by the nodes that are in RAM there.
+    /// All roots that were written are in the store now, so their nodes may leave RAM. Must not be called while a root is being written.
+    pub fn stored(&mut self) {
+        assert!(!self.writing, "a root is in the store when all of it is");
+        self.unstored = None;
+    }
+
+    /// Makes the clean nodes of the subtree cold whose top is of `level` and covers `block`, and tells how many bytes that freed. Nodes that
+    /// were written since [`Tree::stored`] stay. It takes time by the nodes that are in RAM there.
     pub fn evict(&mut self, level: u8, block: u64) -> usize {
         let before = self.ledger.heap_bytes;
         if let Some(slot) = slot_mut(&mut self.root, level, block) {
-            slot.cool(&mut self.ledger);
+            slot.cool(self.unstored, &mut self.ledger);
         }
         before - self.ledger.heap_bytes
     }

@@ -6,7 +6,8 @@
 //! clean at once, which is also the memory of how far a root has come: a slice goes down to the first dirty node again.
 //!
 //! Between the slices of a root the tree may be looked up, loaded into and evicted from, but not changed: a change would soil nodes that the
-//! root has just been given. Whoever takes the bytes keeps them until they are in the store; if that is given up, the tree is given up too.
+//! root has just been given. Whoever takes the bytes keeps them until they are in the store, and then says so ([`Tree::stored`]): until then
+//! the nodes stay in RAM, as they could not be loaded. If putting them is given up, the tree is given up too.
 
 use super::interior::{Node, Slot};
 use super::{ROOT_LEVEL, Tree, span};
@@ -51,6 +52,10 @@ impl Tree {
     ) -> Option<Written> {
         let room = (NodePointer::INDEX_END - cursor.next_index) as usize;
         assert!(self.ledger.dirty_nodes <= room, "the bound of the overlay keeps a root below 2^22 new nodes");
+        let first = || NodePointer::new(cursor.lineage, cursor.root, cursor.first_index);
+        if self.ledger.dirty_nodes > 0 {
+            self.unstored.get_or_insert_with(first);
+        }
         let mut left = most_nodes.max(1);
         let before = cursor.next_index;
         let done = self.root.as_mut().is_none_or(|slot| write(slot, ROOT_LEVEL, 0, cursor, &mut left, emit));

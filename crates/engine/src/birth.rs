@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+//! New timelines: of a new volume, of a clone, of a rollback.
+//!
+//! A clone starts with the nearest root at or before its boundary as its tree and the origin's entries between the two as its overlay, so it waits for no checkpoint,
+//! only for the puts up to its boundary. The origin's manifest with the hold is accepted before the clone exists, and the clone is recorded only if the
+//! origin's volume is still in the epoch in which the hold was made.
+
+use crate::context::Context;
+use crate::manifests::{PoolStore, accept, put_manifest, reference};
+use crate::overlay::Overlay;
+use crate::recover::{Opening, assemble};
+use crate::snapshot::Base;
+use crate::timeline::{Data, Timeline};
+use crate::volume::{SnapshotInfo, Volume};
+use crate::{EngineError, Result};
+use std::rc::Rc;
+use varve_coord::{TimelineRecord, TimelineState as RecordState, VolumeRecord};
+use varve_format::Lineage;
+use varve_format::manifest::{Ancestor, Birth, Hold, Manifest, TimelineState};
+use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, TimelineId, VolumeId};
+
+/// Ancestors at which a person is warned; a pointer can name 256.
+const MANY_ANCESTORS: usize = 200;
+
+/// What a clone is made of: where it begins, and the manifest of the timeline that it begins in.
+pub(crate) struct Source {
+    pub base: Base,
+    pub boundary: Ordinal,
+    pub size: u64,
+    pub origin: TimelineId,
+    pub ancestors: Vec<Ancestor>,
+}
+
+impl Source {
+    /// The hold that keeps it.
+    pub fn hold(&self, clone: TimelineId, record: &VolumeRecord, volume: VolumeId) -> Hold {
+        Hold {
+            clone,
+            volume,
+            boundary: self.boundary,
+            base_number: self.base.number,
+            base_root: self.base.root,
+            base_boundary: self.base.boundary,
+            epoch: record.epoch,
+        }
+    }
+
+    /// Makes `manifest`, which is a new one, that of a clone.
+    pub fn shape(&self, manifest: &mut Manifest) -> Result<()> {
+        let own = self.ancestors.iter().map(|a| a.lineage.0).max().map_or(0, u16::from);
+        let Ok(own) = u8::try_from(own + 1) else {
+            let what = "a clone can have 255 ancestors: flatten the volume first, then clone it";
+            return Err(EngineError::new(ErrorKind::Conflict, what));
+        };
+        if self.ancestors.len() >= MANY_ANCESTORS {
+            tracing::warn!(
+                ancestors = self.ancestors.len(),
+                "a volume has many ancestors: flatten it before there are 255"
+            );
+        }
+        manifest.own = Lineage(own);
+        manifest.ancestors = self.ancestors.clone();
+        manifest.ancestors.push(Ancestor { lineage: Lineage(own), timeline: manifest.timeline });
+        manifest.birth = Some(Birth {
+            origin: self.origin,
+            boundary: self.boundary,
+            base_number: self.base.number,
+            base_root: self.base.root,
+            base_boundary: self.base.boundary,
+        });
+        manifest.inherited = self.base.rows.clone();
+        manifest.root = self.base.root;
+        manifest.size = self.size;
+        Ok(())
+    }
+}
+
+/// The timeline of a manifest that was just put, ready to serve.
+pub(crate) fn start(
+    context: &Rc<Context>,
+    pool: &Rc<PoolStore>,
+    manifest: Manifest,
+    pool_settings: &Overrides,
+    source: Option<&Source>,
+) -> Rc<Timeline> {
+    let opening = Opening {
+        context: Rc::clone(context),
+        pool: Rc::clone(pool),
+        volume: manifest.volume,
+        timeline: manifest.timeline,
+        epoch: manifest.epoch,
+        writer: manifest.writer,
+        settings: Settings::resolve(&manifest.settings, pool_settings),
+        manifest: reference(&manifest),
+    };
+    let timeline = assemble(opening, manifest);
+    if let Some(source) = source {
+        timeline.data.borrow_mut().overlay = Overlay::inherited(source.base.strata.clone());
+    }
+    timeline
+}
+
+impl Volume {
+    /// Finds what a clone of a snapshot is made of, and has the hold for it accepted. The caller has the turn.
+    pub(crate) async fn hold(&self, info: &SnapshotInfo, clone: TimelineId, volume: VolumeId) -> Result<Source> {
+        let timeline = self.shown();
+        let record = self.record();
+        if info.timeline != timeline.id {
+            let manifest = crate::lineage::newest_manifest(&self.context, &self.pool.store, info.timeline).await?;
+            let (base, size) = self.closed_base(&manifest, info.id).await?;
+            let (boundary, ancestors) = (base.boundary, manifest.ancestors.clone());
+            let source = Source { base, boundary, size, origin: info.timeline, ancestors };
+            let hold = source.hold(clone, &record, volume);
+            self.edit_closed(info.timeline, |manifest| manifest.holds.push(hold)).await?;
+            return Ok(source);
+        }
+        let entry = timeline.entry_of(info.id).await?;
+        let turn = timeline.manifests.take().await;
+        // In the turn: no other manifest comes between the look at what is kept and the hold that keeps it.
+        let source = {
+            let base = timeline.base_of(entry.boundary);
+            let ancestors = timeline.data.borrow().manifest.ancestors.clone();
+            Source { base, boundary: entry.boundary, size: entry.size, origin: timeline.id, ancestors }
+        };
+        let hold = source.hold(clone, &record, volume);
+        let edit = |manifest: &mut Manifest, _: &mut Data| manifest.holds.push(hold);
+        let record = timeline.write_manifest_in_turn(&turn, edit, |_: &mut VolumeRecord| Ok(())).await?;
+        *self.record.borrow_mut() = record;
+        Ok(source)
+    }
+
+    /// Drops the holds of a clone that is no more.
+    pub(crate) async fn drop_hold(&self, origin: TimelineId, clone: TimelineId) -> Result<()> {
+        let _turn = self.changes.take().await;
+        let timeline = self.shown();
+        if origin != timeline.id {
+            return self.edit_closed(origin, |manifest| manifest.holds.retain(|h| h.clone != clone)).await;
+        }
+        let edit = |manifest: &mut Manifest, _: &mut Data| manifest.holds.retain(|h| h.clone != clone);
+        self.change(edit, |_: &mut VolumeRecord| Ok(())).await?;
+        timeline.data.borrow_mut().reconsider = true;
+        // A snapshot that was only taken for the clone goes with it.
+        let unused = {
+            let data = timeline.data.borrow();
+            let holds = &data.manifest.holds;
+            let unused =
+                |s: &&varve_format::manifest::SnapshotEntry| s.hidden && holds.iter().all(|h| h.boundary != s.boundary);
+            data.snapshots.iter().filter(unused).map(|s| s.id).collect::<Vec<_>>()
+        };
+        for info in timeline.snapshots().into_iter().filter(|s| unused.contains(&s.id)) {
+            self.forget_snapshot(&info).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a manifest of a timeline of this volume that is not open: everything of it was put and merged before it was closed.
+    pub(crate) async fn edit_closed(&self, timeline: TimelineId, edit: impl FnOnce(&mut Manifest)) -> Result<()> {
+        let record = self.record();
+        let new = edit_closed(&self.context, &self.pool, &record, timeline, edit).await?;
+        *self.record.borrow_mut() = new;
+        Ok(())
+    }
+
+    /// Shows the volume as it was at a snapshot. What it showed until now is hidden, and can be shown again within the window.
+    ///
+    /// # Errors
+    /// `Conflict` while it is attached; `NotFound` when there is no such snapshot.
+    pub async fn rollback(&self, name: &Name) -> Result<()> {
+        let _turn = self.changes.take().await;
+        self.check_detached("rolled back")?;
+        self.check_writable()?;
+        let info = self.find_snapshot(name).await?;
+        let old = self.shown();
+        old.drain().await?;
+        old.checkpoint().await?;
+        let id = TimelineId::from_random(self.context.random_id());
+        let source = self.hold(&info, id, self.id).await?;
+        let record = self.record();
+        let mut manifest = Manifest { timeline: id, ..self.fresh_manifest(&record, id) };
+        manifest.show_number = record.show_number + 1;
+        source.shape(&mut manifest)?;
+        put_manifest(&*self.pool.store, &manifest).await?;
+        let accepted = reference(&manifest);
+        let until_ms = self.window_end();
+        let (old_id, origin) = (old.id, source.origin);
+        let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Hidden { until_ms };
+        let also = |record: &mut VolumeRecord| {
+            if let Some(entry) = record.timeline_mut(old_id) {
+                entry.state = RecordState::Hidden { until_ms };
+            }
+            let entry =
+                TimelineRecord { id, state: RecordState::Shown, manifest: Some(accepted), parent: Some(origin) };
+            record.timelines.push(entry);
+            record.shown = id;
+            record.show_number += 1;
+            Ok(())
+        };
+        self.change(edit, also).await?;
+        let timeline = start(&self.context, &self.pool, manifest, &self.pool_settings(), Some(&source));
+        self.show(timeline);
+        Ok(())
+    }
+
+    /// Shows again what the last rollback hid.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing is hidden or its window is over; `Conflict` while the volume is attached.
+    pub async fn undo_rollback(&self) -> Result<()> {
+        let _turn = self.changes.take().await;
+        self.check_detached("rolled back")?;
+        let record = self.record();
+        let hidden = record.timelines.iter().filter_map(|t| match t.state {
+            RecordState::Hidden { until_ms } if until_ms > self.context.now_ms() => Some((until_ms, t.id)),
+            _ => None,
+        });
+        let Some((_, id)) = hidden.max() else {
+            let what = format!("volume {}: no rollback can be undone (its window may be over)", self.name());
+            return Err(EngineError::new(ErrorKind::NotFound, what));
+        };
+        let now = self.shown();
+        now.drain().await?;
+        now.checkpoint().await?;
+        let old =
+            Self::open_timeline(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
+        let (until_ms, now_id) = (self.window_end(), now.id);
+        let show_number = record.show_number + 1;
+        let edit = |m: &mut Manifest, _: &mut Data| {
+            m.state = TimelineState::Shown;
+            m.show_number = show_number;
+        };
+        let also = |record: &mut VolumeRecord| {
+            for entry in &mut record.timelines {
+                if entry.id == id {
+                    entry.state = RecordState::Shown;
+                } else if entry.id == now_id {
+                    entry.state = RecordState::Hidden { until_ms };
+                }
+            }
+            record.shown = id;
+            record.show_number = show_number;
+            Ok(())
+        };
+        let record = old.write_manifest(edit, also).await?;
+        *self.record.borrow_mut() = record;
+        self.show(old);
+        self.edit_closed(now_id, |m| m.state = TimelineState::Hidden { until_ms }).await
+    }
+
+    fn show(&self, timeline: Rc<Timeline>) {
+        let before = self.timeline.replace(timeline);
+        before.stop(EngineError::new(ErrorKind::Unavailable, "this history of the volume is hidden now"));
+    }
+
+    /// Until when something that is hidden now can be brought back.
+    pub(crate) fn window_end(&self) -> u64 {
+        self.context.now_ms() + self.shown().settings().undelete_window_ms
+    }
+
+    /// The first manifest of a new timeline of this volume.
+    fn fresh_manifest(&self, record: &VolumeRecord, timeline: TimelineId) -> Manifest {
+        let mut manifest = Manifest::new(self.id, timeline, record.name.clone(), record.epoch, record.writer);
+        let shown = self.shown();
+        let data = shown.data.borrow();
+        manifest.number = 1;
+        manifest.written_ms = self.context.now_ms();
+        manifest.created_ms = data.manifest.created_ms;
+        manifest.settings = record.settings;
+        manifest
+    }
+}
+
+/// Writes a manifest of a closed timeline and has it accepted, at the epoch of the record.
+pub(crate) async fn edit_closed(
+    context: &Context,
+    pool: &PoolStore,
+    record: &VolumeRecord,
+    timeline: TimelineId,
+    edit: impl FnOnce(&mut Manifest),
+) -> Result<VolumeRecord> {
+    let old = crate::lineage::newest_manifest(context, &pool.store, timeline).await?;
+    let mut manifest = Manifest {
+        number: old.number + 1,
+        epoch: record.epoch,
+        writer: record.writer,
+        written_ms: context.now_ms(),
+        first_ordinal: old.first_ordinal.max(old.boundary),
+        ..old
+    };
+    edit(&mut manifest);
+    put_manifest(&*pool.store, &manifest).await?;
+    accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await
+}

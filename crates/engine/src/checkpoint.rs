@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Checkpoints: the overlay merged into the map, and the map, the segment table and the kills made durable.
+//!
+//! Order of writes: map objects of each new root, then the table object (pages of the segment table, runs of kills), then the manifest that names them all, then its
+//! acceptance by coordination. Until then nothing of the old state is touched in the store, so a crash anywhere leaves the old manifest in force, and
+//! recovery replays the segments behind its boundary.
+//!
+//! Roots are built in stream order: one at each boundary in the overlay (a snapshot), and one for the head. A stratum is merged leaf by leaf in slices; reads go on between them,
+//! and see the same, because the strata stay in the overlay until the manifest is accepted.
+//!
+//! A block that was replaced is freed iff no kept boundary b has birth < b ≤ death; a node iff no kept root r has birth ≤ r < death.
+
+mod free;
+mod merge;
+
+use crate::overlay::Stratum;
+use crate::signal::breathe;
+use crate::timeline::{Data, Timeline};
+use crate::{EngineError, Result};
+use bytes::Bytes;
+use free::Freed;
+use merge::{Gathered, NewRoot};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use varve_env::{Payload, PutOutcome};
+use varve_format::ObjectName;
+use varve_format::manifest::Manifest;
+use varve_types::{Ordinal, Sequence};
+
+/// Bytes counted since the last checkpoint at which one is worth it in a small volume.
+const MIN_BYTES: u64 = 64 << 20;
+/// Deletions wait at most so long for a checkpoint once the volume is quiet.
+const QUIET: Duration = Duration::from_secs(10);
+
+impl Timeline {
+    /// Begins a checkpoint if the overlay is full or enough was written.
+    pub fn checkpoint_if_due(self: &Rc<Self>) {
+        if self.is_due(&self.data.borrow()) && !self.checkpoints.is_taken() {
+            self.start_checkpoint();
+        }
+    }
+
+    fn is_due(&self, data: &Data) -> bool {
+        let live = data.table.totals().live_blocks * varve_types::BLOCK;
+        let far = data.next_ordinal.0.saturating_sub(data.manifest.boundary.0.max(data.manifest.first_ordinal.0));
+        data.stopped.is_none()
+            && (data.overlay.len() >= self.context.limits.overlay_entries
+                || far > crate::timeline::NUMBER_GAP / 2
+                || data.counted_bytes > MIN_BYTES.max(live / 64))
+    }
+
+    /// Begins a checkpoint if deletions wait and the volume is quiet.
+    pub fn checkpoint_if_quiet(self: &Rc<Self>) {
+        let due = {
+            let data = self.data.borrow();
+            let quiet = self.context.env.now().saturating_sub(data.touched) >= QUIET;
+            let waiting = data.reconsider
+                || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)
+                || (!data.overlay.is_empty() && data.sealed.is_empty() && data.open.is_empty());
+            data.stopped.is_none() && quiet && waiting
+        };
+        if due && !self.checkpoints.is_taken() {
+            self.start_checkpoint();
+        }
+    }
+
+    fn start_checkpoint(self: &Rc<Self>) {
+        let this = Rc::clone(self);
+        self.context.env.spawn(Box::pin(async move {
+            if let Err(error) = this.checkpoint().await {
+                tracing::warn!(timeline = %this.id, %error, "a checkpoint failed; it will be tried again");
+            }
+        }));
+    }
+
+    /// Makes everything that counts durable as map, table and manifest.
+    ///
+    /// Waits for a store or a coordination that is away: a checkpoint that was begun is ended.
+    ///
+    /// # Errors
+    /// When the timeline stops meanwhile, or something that is needed is corrupt: no more checkpoints are made then until it is opened again.
+    pub async fn checkpoint(self: &Rc<Self>) -> Result<()> {
+        let _turn = self.checkpoints.take().await;
+        let (strata, point) = {
+            let mut data = self.data.borrow_mut();
+            data.check()?;
+            if let Some(error) = &data.no_checkpoints {
+                return Err(error.clone());
+            }
+            let boundary = data.counted_end;
+            data.overlay.freeze(boundary, None);
+            data.counted_bytes = 0;
+            (data.overlay.frozen().to_vec(), Point { boundary, merged: data.counted, size: data.counted_size })
+        };
+        let done = self.merge_and_write(&strata, point).await;
+        if let Err(error) = &done {
+            // Half of it is done in RAM: only what is in the store can be built upon.
+            self.data.borrow_mut().no_checkpoints = Some(error.clone());
+        }
+        done
+    }
+
+    async fn merge_and_write(self: &Rc<Self>, strata: &[Arc<Stratum>], point: Point) -> Result<()> {
+        let mut gathered = Gathered::default();
+        for stratum in strata {
+            let root = self.merge(stratum, &mut gathered).await?;
+            gathered.roots.push(root);
+        }
+        let freed = self.free(&mut gathered).await?;
+        self.put_checkpoint(strata, point, gathered, freed).await
+    }
+
+    /// Puts an object of this writer until the store has answered that it is there.
+    pub async fn put_own(&self, name: &ObjectName, bytes: Vec<u8>) -> Result<u64> {
+        let payload = Payload::from(Bytes::from(bytes));
+        let (text, len) = (name.to_string(), payload.len());
+        self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
+            PutOutcome::Created => Ok(len),
+            // Within one opening a number is used once, so only an earlier try of this very put can stand there: if it is the same.
+            PutOutcome::Exists if self.pool.store.get(&text, 0..len).await?[..] == payload.parts()[0][..] => Ok(len),
+            PutOutcome::Exists => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
+        })
+        .await
+    }
+
+    /// Puts table pages and kill runs, then writes the manifest, then drops what was merged from the overlay.
+    async fn put_checkpoint(
+        self: &Rc<Self>,
+        strata: &[Arc<Stratum>],
+        point: Point,
+        gathered: Gathered,
+        freed: Freed,
+    ) -> Result<()> {
+        let boundary = point.boundary;
+        let turn = self.manifests.take().await;
+        // In the turn: a hold that was accepted before it is seen, and none is accepted before this manifest.
+        let dead_segments = self.take_dead_segments(&mut self.data.borrow_mut(), boundary);
+        let tables = self.put_tables(boundary, freed.runs, freed.kept_runs).await?;
+        let head = gathered.roots.last().copied();
+        let edit = |manifest: &mut Manifest, data: &mut Data| {
+            manifest.boundary = boundary;
+            manifest.merged = point.merged;
+            manifest.size = point.size;
+            if let Some(head) = head {
+                manifest.root = head.root;
+                manifest.root_number = head.number;
+            }
+            manifest.last_root = data.last_root;
+            manifest.inherited.clear();
+            manifest.cuts.retain_mut(|cut| {
+                // Rows below the boundary are in the table; of each closed epoch the last row stays, for its cut.
+                cut.first = cut.first.max(boundary.min(cut.end));
+                true
+            });
+            manifest.table = tables.pages.clone();
+            manifest.kills = tables.runs.clone();
+            manifest.node_kills = freed.node_kills.clone();
+            manifest.maps = freed.maps.clone();
+            manifest.tables = tables.objects.clone();
+            manifest.dead.extend(
+                freed
+                    .dead
+                    .iter()
+                    .chain(&tables.dead)
+                    .chain(&dead_segments)
+                    .map(|name| varve_format::manifest::DeadObject { name: *name, since: manifest.number }),
+            );
+        };
+        self.persist("a manifest", async || self.write_manifest_in_turn(&turn, edit, |_| Ok(())).await.map(drop))
+            .await?;
+        {
+            let mut data = self.data.borrow_mut();
+            data.overlay.merged(strata.len());
+            data.table.written(boundary, tables.places);
+        }
+        drop(turn);
+        self.changed.ring();
+        breathe().await;
+        Ok(())
+    }
+}
+
+/// Where a checkpoint ends.
+#[derive(Clone, Copy)]
+struct Point {
+    boundary: Ordinal,
+    merged: Sequence,
+    size: u64,
+}
+
+/// Names of the roots of snapshots that ended strata: set as soon as they are known, kept from manifest to manifest.
+fn note_root(data: &mut Data, stratum: &Stratum, root: NewRoot) {
+    if let Some(id) = stratum.snapshot
+        && let Some(snapshot) = data.snapshots.iter_mut().find(|s| s.id == id)
+    {
+        snapshot.root = Some((root.number, root.root));
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Merging a stratum into the tree, leaf by leaf, and writing the root that results.
+
+use super::note_root;
+use crate::map::{Change, Kills, WriteCursor, first_of, span};
+use crate::overlay::Stratum;
+use crate::signal::breathe;
+use crate::timeline::{ROOT_GAP, Timeline};
+use crate::{EngineError, Result};
+use std::rc::Rc;
+use varve_format::manifest::MapObject;
+use varve_format::page::{MAX_RECORDS, PageBuilder};
+use varve_format::table::{Kill, NodeKill};
+use varve_format::{Lineage, NodePointer, ObjectKind, Pointer};
+use varve_types::{ErrorKind, Ordinal, RootNumber};
+
+/// Leaves merged, or nodes written, between two looks at other tasks.
+const SLICE: usize = 64;
+
+/// A root that was built.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewRoot {
+    pub number: RootNumber,
+    pub root: NodePointer,
+}
+
+/// What merging has brought up so far.
+#[derive(Default)]
+pub(super) struct Gathered {
+    pub roots: Vec<NewRoot>,
+    pub kills: Vec<Kill>,
+    pub node_kills: Vec<NodeKill>,
+    pub maps: Vec<MapObject>,
+}
+
+/// Takes what the tree tells; drops what belongs to ancestors.
+struct Sink<'a> {
+    own: Lineage,
+    death_root: RootNumber,
+    into: &'a mut Gathered,
+}
+
+impl Kills for Sink<'_> {
+    fn blocks(&mut self, first: Pointer, blocks: u32, death: Ordinal) {
+        if first.lineage() == self.own {
+            let kills = (0..u64::from(blocks)).map(|i| crate::overlay::kill_of(first.advance(i), death));
+            self.into.kills.extend(kills);
+        }
+    }
+    fn node(&mut self, node: NodePointer) {
+        if node.lineage() == self.own {
+            self.into.node_kills.push(NodeKill { node, death: self.death_root });
+        }
+    }
+}
+
+impl Timeline {
+    /// Merges a stratum into the tree and writes its root.
+    pub(super) async fn merge(self: &Rc<Self>, stratum: &Stratum, gathered: &mut Gathered) -> Result<NewRoot> {
+        let number = {
+            let mut data = self.data.borrow_mut();
+            data.last_root = data.last_root.next();
+            if data.last_root.0 >= data.manifest.last_root.0 + ROOT_GAP {
+                let what = "a checkpoint has more snapshots than root numbers are left";
+                return Err(EngineError::new(ErrorKind::Busy, what));
+            }
+            data.last_root
+        };
+        let mut changes: Vec<Change> = Vec::new();
+        let mut leaf = u64::MAX;
+        let mut done = 0usize;
+        for (start, len, pointer) in stratum.map.iter() {
+            let (mut at, end) = (start, start + len);
+            while at < end {
+                if pointer.is_hole() && at == first_of(0, at) && end - at >= span(0) {
+                    // Whole leaves: in one walk over what exists.
+                    self.apply(&mut changes, number, gathered).await?;
+                    let whole = (end - at) / span(0) * span(0);
+                    self.remove(at, whole, pointer.ordinal(), number, gathered).await?;
+                    at += whole;
+                    continue;
+                }
+                if first_of(0, at) != leaf {
+                    self.apply(&mut changes, number, gathered).await?;
+                    leaf = first_of(0, at);
+                    done += 1;
+                    if done.is_multiple_of(SLICE) {
+                        breathe().await;
+                    }
+                }
+                let here = (leaf + span(0)).min(end) - at;
+                changes.push(Change { start_block: at, blocks: here as u32, pointer: pointer.advance(at - start) });
+                at += here;
+            }
+        }
+        self.apply(&mut changes, number, gathered).await?;
+        gathered.kills.extend_from_slice(&stratum.kills);
+        let root = self.write_root(number, gathered).await?;
+        let root = NewRoot { number, root };
+        note_root(&mut self.data.borrow_mut(), stratum, root);
+        Ok(root)
+    }
+
+    /// Applies the changes of one leaf, loading what of the map is not in RAM.
+    async fn apply(&self, changes: &mut Vec<Change>, number: RootNumber, gathered: &mut Gathered) -> Result<()> {
+        while !changes.is_empty() {
+            let cold = {
+                let mut sink = Sink { own: self.own, death_root: number, into: gathered };
+                self.data.borrow_mut().tree.apply(changes, &mut sink).err()
+            };
+            match cold {
+                Some(path) => self.persist("a get", async || self.load_node(path).await).await?,
+                None => changes.clear(),
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(
+        &self,
+        start: u64,
+        blocks: u64,
+        death: Ordinal,
+        number: RootNumber,
+        gathered: &mut Gathered,
+    ) -> Result<()> {
+        let (mut at, end) = (start, start + blocks);
+        while at < end {
+            let removed = {
+                let mut sink = Sink { own: self.own, death_root: number, into: gathered };
+                self.data.borrow_mut().tree.remove_range(at, end - at, death, SLICE, &mut sink)
+            };
+            at = removed.next_block;
+            match removed.cold {
+                Some(path) => self.persist("a get", async || self.load_node(path).await).await?,
+                None => breathe().await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the dirty nodes as map objects of root `number`.
+    async fn write_root(self: &Rc<Self>, number: RootNumber, gathered: &mut Gathered) -> Result<NodePointer> {
+        let mut cursor = WriteCursor::new(self.own, number, 0);
+        let mut part = 0u8;
+        let new_part = |part: u8| PageBuilder::new(self.object(ObjectKind::Map, u64::from(number.0), part));
+        let mut builder = new_part(part);
+        loop {
+            let mut full = Vec::new();
+            let written = self.data.borrow_mut().tree.write_some(&mut cursor, SLICE, &mut |index, _, _, bytes| {
+                if builder.count() as usize == MAX_RECORDS {
+                    part += 1;
+                    full.push(std::mem::replace(&mut builder, new_part(part)));
+                }
+                let record = builder.push(bytes);
+                debug_assert_eq!(index, u32::from(part) << 16 | record);
+            });
+            for done in full {
+                gathered.maps.push(self.put_map(number, done).await?);
+            }
+            if let Some(written) = written {
+                if !builder.is_empty() {
+                    gathered.maps.push(self.put_map(number, builder).await?);
+                }
+                return Ok(written.root);
+            }
+            breathe().await;
+        }
+    }
+
+    async fn put_map(&self, root: RootNumber, builder: PageBuilder) -> Result<MapObject> {
+        let records = builder.count();
+        let (name, bytes) = builder.finish();
+        let bytes = self.put_own(&name, bytes).await?;
+        Ok(MapObject { root, part: name.part, epoch: self.epoch, writer: self.writer, records, live: records, bytes })
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What all timelines of a shard share: the world, the journal, coordination, the caches, the budget of RAM for layers.
+
+use crate::EngineError;
+use crate::cache::BlockCache;
+use crate::journal::Journal;
+use crate::signal::Signal;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use varve_coord::Coord;
+use varve_env::Env;
+use varve_format::ObjectName;
+use varve_format::segment::{CHUNK_BLOCKS, Codec, SegmentHeader};
+use varve_types::{Ordinal, TimelineId};
+
+/// Bounds of a shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of layers in RAM; beyond it sealed layers give up their bytes for their places in the journal, and then writers wait.
+    pub layer_ram: u64,
+    /// Bytes of the read cache.
+    pub cache_ram: u64,
+    /// Entries of an overlay at which a checkpoint begins.
+    pub overlay_entries: usize,
+    /// Milliseconds between the second manifest and a delete: reads under way still use what they looked up.
+    pub delete_grace_ms: u64,
+    /// Segments of a volume that are built and put at the same time.
+    pub puts: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { layer_ram: 512 << 20, cache_ram: 256 << 20, overlay_entries: 1 << 20, delete_grace_ms: 10_000, puts: 2 }
+    }
+}
+
+/// The head of a segment as reads need it: where in its object each chunk is.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub name: ObjectName,
+    pub codec: Codec,
+    pub blocks: u32,
+    pub data_offset: u64,
+    /// End of each chunk in the data area; empty where all are raw.
+    pub chunk_ends: Vec<u32>,
+}
+
+impl Head {
+    pub fn new(name: ObjectName, header: &SegmentHeader, chunks: &[u32]) -> Self {
+        let mut end = 0;
+        let chunk_ends = chunks
+            .iter()
+            .map(|len| {
+                end += len;
+                end
+            })
+            .collect();
+        Self { name, codec: header.codec, blocks: header.blocks, data_offset: header.data_offset(), chunk_ends }
+    }
+
+    /// Range of a chunk in the object, and its blocks: first and number.
+    pub fn chunk(&self, chunk: u32) -> (std::ops::Range<u64>, u32, u32) {
+        let first = chunk * CHUNK_BLOCKS;
+        let count = CHUNK_BLOCKS.min(self.blocks - first);
+        let at = chunk as usize;
+        let begin = if at == 0 { 0 } else { self.chunk_ends[at - 1] };
+        (self.data_offset + u64::from(begin)..self.data_offset + u64::from(self.chunk_ends[at]), first, count)
+    }
+}
+
+/// Heads of segments, the newest few thousand.
+#[derive(Default)]
+pub(crate) struct HeadCache {
+    heads: BTreeMap<(TimelineId, Ordinal), Rc<Head>>,
+    order: VecDeque<(TimelineId, Ordinal)>,
+}
+
+const MAX_HEADS: usize = 16_384;
+
+impl HeadCache {
+    pub fn get(&self, timeline: TimelineId, ordinal: Ordinal) -> Option<Rc<Head>> {
+        self.heads.get(&(timeline, ordinal)).cloned()
+    }
+    pub fn insert(&mut self, head: Rc<Head>) {
+        let key = (head.name.timeline, Ordinal(head.name.number));
+        if self.heads.insert(key, head).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > MAX_HEADS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.heads.remove(&oldest);
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct Context {
+    pub env: Rc<dyn Env>,
+    pub journal: Rc<Journal>,
+    pub coord: Arc<dyn Coord>,
+    pub cache: RefCell<BlockCache>,
+    pub heads: RefCell<HeadCache>,
+    pub limits: Limits,
+    /// Bytes of layers in RAM.
+    pub layer_ram: Cell<u64>,
+    /// Rings when layers gave up RAM.
+    pub relieved: Signal,
+}
+
+impl Context {
+    pub fn now_ms(&self) -> u64 {
+        self.env.wall_ms()
+    }
+
+    /// Changes the count of bytes of layers in RAM.
+    pub fn ram_changed(&self, before: u64, after: u64) {
+        self.layer_ram.set((self.layer_ram.get() + after).saturating_sub(before));
+        if after < before {
+            self.relieved.ring();
+        }
+    }
+
+    /// Sixteen random bytes.
+    pub fn random_id(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        self.env.random(&mut bytes);
+        bytes
+    }
+}
+
+/// The error of an operation of coordination.
+impl From<varve_coord::CoordError> for EngineError {
+    fn from(error: varve_coord::CoordError) -> Self {
+        Self::caused(error.kind(), "coordination", error)
+    }
+}
+
+/// Names the object in an error of a decoder.
+pub(crate) fn damaged(name: impl std::fmt::Display) -> impl FnOnce(varve_format::FormatError) -> EngineError {
+    move |error| EngineError::caused(error.kind(), name, error)
+}
+
+/// One at a time, within a shard.
+#[derive(Default)]
+pub(crate) struct Turn {
+    taken: Cell<bool>,
+    free: Signal,
+}
+
+/// Gives the turn back when dropped.
+pub(crate) struct Held<'a>(&'a Turn);
+
+impl Turn {
+    /// Whether somebody has it.
+    pub fn is_taken(&self) -> bool {
+        self.taken.get()
+    }
+
+    /// Waits for the turn.
+    pub async fn take(&self) -> Held<'_> {
+        self.free.until(|| (!self.taken.replace(true)).then_some(())).await;
+        Held(self)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.taken.set(false);
+        self.0.free.ring();
+    }
+}

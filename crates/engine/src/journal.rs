@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The journal of a shard: a preallocated ring on a disk, shared by the shard's volumes, written in batches and synced for all at once.
+//!
+//! Invariants:
+//! - Positions only grow. Records stand in the order of their positions, each bound to its own by checksum.
+//! - `durable_trim ≤ trim ≤ synced ≤ written ≤ head ≤ durable_trim + ring`: nothing at or behind the trim that a reader would begin with is overwritten.
+//! - A page that a successful sync covered is not written again until the ring comes round: a sync is followed by a jump to the next page.
+//! - `head − synced ≤ MAX_UNSYNCED`: how far after a power cut a reader has to look for records behind a damaged one.
+//! - After a failed write or sync nothing is appended any more. A second sync would prove nothing, so none is tried.
+//!
+//! A crash loses what `commit` has not handed to the kernel; a power cut may also lose, or tear, what lies behind `synced`.
+
+mod replay;
+mod sync;
+
+pub(crate) use replay::{Replayed, replay};
+
+use crate::signal::Signal;
+use crate::{EngineError, Result};
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::rc::Rc;
+use varve_env::{Disk, Env};
+use varve_format::journal::{
+    Body, MAX_RECORD, RING_START, Record, SUPERBLOCK, Superblock, WriteHeader, encode_write_header, write_header_len,
+};
+use varve_types::{BLOCK, Epoch, ErrorKind, JournalId, Sequence, TimelineId};
+
+/// Most bytes that are written and not synced.
+pub(crate) const MAX_UNSYNCED: u64 = 64 << 20;
+/// Unsynced bytes at which a sync is begun though nobody asked.
+const SYNC_AT: u64 = 24 << 20;
+/// Written bytes at which the kernel is asked to begin writing.
+const WRITEBACK_AT: u64 = 1 << 20;
+/// Syncs never cover a part of a page that is written again.
+const PAGE: u64 = 4096;
+/// Smallest ring: some records of each size, and the bound of what is unsynced.
+pub(crate) const MIN_RING: u64 = 8 << 20;
+
+/// The facts of a change that its record carries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub timeline: TimelineId,
+    pub epoch: Epoch,
+    pub sequence: Sequence,
+    pub flushed_through: Sequence,
+}
+
+/// A record that was appended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appended {
+    /// Position of the record: what a layer pins.
+    pub position: u64,
+    /// Position of its data.
+    pub place: u64,
+    /// Position behind it: what a flush has to reach.
+    pub end: u64,
+}
+
+enum Part {
+    Headers(usize),
+    Data(Bytes),
+}
+
+struct State {
+    superblock: Superblock,
+    /// Position behind the last appended record.
+    head: u64,
+    /// Position up to which the kernel has everything.
+    written: u64,
+    /// Position up to which everything is on stable media.
+    synced: u64,
+    /// Position up to which writing was hinted.
+    hinted: u64,
+    /// Positions that layers still need, with their number.
+    pins: BTreeMap<u64, u32>,
+    committing: bool,
+    syncing: bool,
+    trimming: bool,
+    failed: Option<EngineError>,
+    /// What was appended since the last commit: headers, and what stands where, from position `batch_start`.
+    headers: Vec<u8>,
+    parts: Vec<Part>,
+    batch_start: u64,
+}
+
+/// See the module.
+pub(crate) struct Journal {
+    disk: Rc<dyn Disk>,
+    env: Rc<dyn Env>,
+    id: JournalId,
+    ring: u64,
+    /// The most that may be unsynced: `MAX_UNSYNCED`, or less in a small ring.
+    max_unsynced: u64,
+    state: RefCell<State>,
+    /// Rings when something was synced, trimmed or failed.
+    changed: Signal,
+}
+
+impl Journal {
+    /// Formats a disk as an empty journal.
+    ///
+    /// # Errors
+    /// When the disk is too small or can not be written.
+    pub async fn create(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<Rc<Self>> {
+        let ring = disk.len().saturating_sub(RING_START) / PAGE * PAGE;
+        if ring < MIN_RING {
+            return Err(EngineError::invalid(format!(
+                "a journal of {} bytes is too small: 16 MiB at least",
+                disk.len()
+            )));
+        }
+        let mut id = [0; 16];
+        env.random(&mut id);
+        let superblock = Superblock { journal: JournalId::from_random(id), ring, generation: 0, trim: 0 };
+        for generation in 0..2 {
+            let block = Superblock { generation, ..superblock };
+            write(&*disk, generation * SUPERBLOCK, &[IoSlice::new(&block.encode())])?;
+        }
+        disk.sync().await.map_err(|error| io_failed("sync", &error))?;
+        Ok(Rc::new(Self::with(disk, env, Superblock { generation: 1, ..superblock }, 0, 0)))
+    }
+
+    fn with(disk: Rc<dyn Disk>, env: Rc<dyn Env>, superblock: Superblock, head: u64, synced: u64) -> Self {
+        let state = State {
+            superblock,
+            head,
+            written: head,
+            synced,
+            hinted: head,
+            pins: BTreeMap::new(),
+            committing: false,
+            syncing: false,
+            trimming: false,
+            failed: None,
+            headers: Vec::new(),
+            parts: Vec::new(),
+            batch_start: head,
+        };
+        Self {
+            disk,
+            env,
+            id: superblock.journal,
+            ring: superblock.ring,
+            max_unsynced: MAX_UNSYNCED.min(superblock.ring / 4),
+            state: RefCell::new(state),
+            changed: Signal::default(),
+        }
+    }
+
+    /// Whether it failed, and how.
+    pub fn failure(&self) -> Option<EngineError> {
+        self.state.borrow().failed.clone()
+    }
+
+    /// Bytes of the ring, and those of them that are in use.
+    pub fn usage(&self) -> (u64, u64) {
+        let state = self.state.borrow();
+        (self.ring, state.head - state.superblock.trim)
+    }
+
+    /// Whether records of so many bytes fit now, in the ring and within what may be unsynced.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let state = self.state.borrow();
+        // Twice the longest record: for the pad at the end of the ring and for the jump to the next page.
+        let end = state.head + bytes + 2 * MAX_RECORD;
+        state.failed.is_some()
+            || (end <= state.superblock.trim + self.ring && end <= state.synced + self.max_unsynced + 2 * MAX_RECORD)
+    }
+
+    /// Waits until records of so many bytes fit, or the journal failed.
+    pub async fn room(self: &Rc<Self>, bytes: u64) {
+        self.changed
+            .until(|| {
+                if self.has_room(bytes) {
+                    return Some(());
+                }
+                self.start_sync();
+                self.start_trim();
+                None
+            })
+            .await;
+    }
+
+    /// Appends a write; the caller made sure of room. It is handed to the kernel by the next commit.
+    ///
+    /// # Errors
+    /// When the journal has failed.
+    pub fn append_write(&self, stamp: Stamp, start: u64, data: Bytes, sums: &[u32]) -> Result<Appended> {
+        let header = write_header_len(sums.len() as u32);
+        let mut state = self.state.borrow_mut();
+        let position = self.begin(&mut state, header + data.len() as u64)?;
+        let header = WriteHeader {
+            position,
+            timeline: stamp.timeline,
+            epoch: stamp.epoch,
+            sequence: stamp.sequence,
+            flushed_through: stamp.flushed_through,
+            start,
+            crcs: sums,
+        };
+        let State { headers, parts, .. } = &mut *state;
+        let before = headers.len();
+        encode_write_header(self.id, &header, headers);
+        let header_len = headers.len() - before;
+        push_headers(parts, header_len);
+        let place = position + header_len as u64;
+        state.head = place + data.len() as u64;
+        state.parts.push(Part::Data(data));
+        Ok(Appended { position, place, end: state.head })
+    }
+
+    /// Appends a record without data; the caller made sure of room.
+    ///
+    /// # Errors
+    /// When the journal has failed.
+    pub fn append(&self, stamp: Stamp, body: Body) -> Result<Appended> {
+        let mut state = self.state.borrow_mut();
+        let position = self.begin(&mut state, BLOCK)?;
+        let Stamp { timeline, epoch, sequence, flushed_through } = stamp;
+        let record = Record { position, timeline, epoch, sequence, flushed_through, body };
+        self.push_record(&mut state, &record);
+        Ok(Appended { position, place: state.head, end: state.head })
+    }
+
+    fn push_record(&self, state: &mut State, record: &Record) {
+        let before = state.headers.len();
+        record.encode(self.id, &mut state.headers);
+        let len = state.headers.len() - before;
+        push_headers(&mut state.parts, len);
+        state.head = record.position + len as u64;
+    }
+
+    /// The position for a record of at most `len` bytes: here, or at the next lap behind a pad.
+    fn begin(&self, state: &mut State, len: u64) -> Result<u64> {
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        assert!(state.head + len <= state.superblock.trim + self.ring, "the caller waited for room");
+        let left = self.ring - state.head % self.ring;
+        if left < len {
+            if left >= BLOCK {
+                let pad = Record {
+                    position: state.head,
+                    timeline: TimelineId::from_bytes([0; 16]),
+                    epoch: Epoch(0),
+                    sequence: Sequence(0),
+                    flushed_through: Sequence(0),
+                    body: Body::Pad,
+                };
+                self.push_record(state, &pad);
+            }
+            self.hand_over(state)?;
+            state.head = state.head.next_multiple_of(self.ring);
+            state.written = state.head;
+            state.batch_start = state.head;
+        }
+        Ok(state.head)
+    }
+
+    /// Hands everything appended to the kernel.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the journal has then failed, and nothing appended since the last commit may be answered.
+    pub fn commit(self: &Rc<Self>) -> Result<()> {
+        let mut state = self.state.borrow_mut();
+        if state.parts.is_empty() {
+            return state.failed.clone().map_or(Ok(()), Err);
+        }
+        let done = self.hand_over(&mut state);
+        let unsynced = state.written - state.synced;
+        drop(state);
+        if done.is_err() {
+            self.changed.ring();
+        } else if unsynced > SYNC_AT.min(self.max_unsynced / 2) {
+            self.start_sync();
+        }
+        done
+    }
+
+    /// Commits when the shard comes to it: for whoever has answered already. A failure is seen by the next flush.
+    pub fn commit_soon(self: &Rc<Self>) {
+        if std::mem::replace(&mut self.state.borrow_mut().committing, true) {
+            return;
+        }
+        let this = Rc::clone(self);
+        self.env.spawn(Box::pin(async move {
+            this.state.borrow_mut().committing = false;
+            if let Err(error) = this.commit() {
+                tracing::error!(%error, "the journal failed");
+            }
+        }));
+    }
+
+    fn hand_over(&self, state: &mut State) -> Result<()> {
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
+        }
+        if state.parts.is_empty() {
+            return Ok(());
+        }
+        // Zeroes up to the end of the page: the page is then written whole the first time, and need not be read.
+        const ZEROES: [u8; PAGE as usize] = [0; PAGE as usize];
+        let tail = (state.head.next_multiple_of(PAGE) - state.head) as usize;
+        let mut slices = Vec::with_capacity(state.parts.len() + 1);
+        let mut at = 0;
+        for part in &state.parts {
+            match part {
+                Part::Headers(len) => {
+                    slices.push(IoSlice::new(&state.headers[at..at + len]));
+                    at += len;
+                }
+                Part::Data(data) => slices.push(IoSlice::new(data)),
+            }
+        }
+        slices.push(IoSlice::new(&ZEROES[..tail]));
+        let offset = RING_START + state.batch_start % self.ring;
+        let done = write(&*self.disk, offset, &slices);
+        state.headers.clear();
+        state.parts.clear();
+        if let Err(error) = done {
+            state.failed = Some(error.clone());
+            return Err(error);
+        }
+        state.written = state.head;
+        state.batch_start = state.head;
+        if state.written - state.hinted >= WRITEBACK_AT {
+            let from = state.hinted.max(state.written - state.written % self.ring);
+            self.disk.start_writeback(RING_START + from % self.ring, state.written - from);
+            state.hinted = state.written;
+        }
+        Ok(())
+    }
+
+    /// Reads data that was appended and committed, at a place that [`Appended`] told.
+    ///
+    /// # Errors
+    /// When the disk can not be read.
+    pub async fn read(&self, place: u64, len: usize) -> Result<Bytes> {
+        let offset = RING_START + place % self.ring;
+        let read = self.disk.read_at(offset, len);
+        read.await.map_err(|error| io_failed("read", &error))
+    }
+
+    /// Position up to which everything is on stable media.
+    pub fn synced(&self) -> u64 {
+        self.state.borrow().synced
+    }
+}
+
+fn push_headers(parts: &mut Vec<Part>, len: usize) {
+    if let Some(Part::Headers(before)) = parts.last_mut() {
+        *before += len;
+    } else {
+        parts.push(Part::Headers(len));
+    }
+}
+
+fn write(disk: &dyn Disk, offset: u64, parts: &[IoSlice<'_>]) -> Result<()> {
+    disk.write_at(offset, parts).map_err(|error| io_failed("write", &error))
+}
+
+fn io_failed(what: &str, error: &std::io::Error) -> EngineError {
+    let kind = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        _ => ErrorKind::Unavailable,
+    };
+    EngineError::new(kind, format!("journal: {what} failed: {error}"))
+}

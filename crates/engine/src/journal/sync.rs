@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Group commit and trimming: one sync at a time covers all that was handed over before it began; who came later waits for the next.
+//!
+//! The trim is the lowest pinned position. Room before it is used again only once a superblock that says so is on stable media.
+
+use super::{Journal, MAX_RECORD, PAGE, SUPERBLOCK, io_failed, write};
+use crate::Result;
+use std::io::IoSlice;
+use std::rc::Rc;
+use varve_format::journal::{ALIGN, Superblock};
+
+impl Journal {
+    /// Waits until everything before `position` is on stable media. What was appended is handed over first.
+    ///
+    /// # Errors
+    /// When the journal has failed: nobody knows then what is on stable media.
+    pub async fn sync_to(self: &Rc<Self>, position: u64) -> Result<()> {
+        self.commit()?;
+        self.changed
+            .until(|| {
+                {
+                    let state = self.state.borrow();
+                    if state.synced >= position {
+                        return Some(Ok(()));
+                    }
+                    if let Some(error) = &state.failed {
+                        return Some(Err(error.clone()));
+                    }
+                }
+                self.start_sync();
+                None
+            })
+            .await
+    }
+
+    /// Begins a sync if none is under way and there is something to sync.
+    pub(super) fn start_sync(self: &Rc<Self>) {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.syncing || state.failed.is_some() || state.written == state.synced {
+                return;
+            }
+            state.syncing = true;
+        }
+        let this = Rc::clone(self);
+        self.env.spawn(Box::pin(async move { this.sync_once().await }));
+    }
+
+    async fn sync_once(self: Rc<Self>) {
+        let target = {
+            let mut state = self.state.borrow_mut();
+            if self.hand_over(&mut state).is_err() {
+                state.syncing = false;
+                drop(state);
+                self.changed.ring();
+                return;
+            }
+            let written = state.written;
+            // What is appended from now on begins a page of its own.
+            state.head = written.next_multiple_of(PAGE);
+            state.written = state.head;
+            state.batch_start = state.head;
+            written
+        };
+        let done = self.disk.sync().await;
+        {
+            let mut state = self.state.borrow_mut();
+            state.syncing = false;
+            match done {
+                Ok(()) => {
+                    // The jump to the next page holds nothing that could be lost.
+                    let jumped = target.next_multiple_of(PAGE);
+                    state.synced = if state.written == jumped { jumped } else { target };
+                }
+                Err(error) => state.failed = Some(io_failed("sync", &error)),
+            }
+        }
+        self.changed.ring();
+        self.start_trim();
+    }
+
+    /// Notes that a layer needs the journal from `position` on.
+    pub fn pin(&self, position: u64) {
+        *self.state.borrow_mut().pins.entry(position).or_insert(0) += 1;
+    }
+
+    /// Takes a pin away.
+    pub fn unpin(self: &Rc<Self>, position: u64) {
+        {
+            let mut state = self.state.borrow_mut();
+            let count = state.pins.get_mut(&position).expect("only what was pinned is unpinned");
+            *count -= 1;
+            if *count == 0 {
+                state.pins.remove(&position);
+            }
+        }
+        self.start_trim();
+    }
+
+    /// The lowest pinned position, for whoever decides which layer to seal next.
+    pub fn oldest_pin(&self) -> Option<u64> {
+        self.state.borrow().pins.keys().next().copied()
+    }
+
+    /// Writes a superblock with the trim of now, when that gives back enough room to be worth it.
+    pub(super) fn start_trim(self: &Rc<Self>) {
+        let superblock = {
+            let mut state = self.state.borrow_mut();
+            let trim = state.pins.keys().next().copied().unwrap_or(state.synced).min(state.synced) / ALIGN * ALIGN;
+            let gain = trim - state.superblock.trim.min(trim);
+            let full = state.head + 3 * MAX_RECORD > state.superblock.trim + self.ring;
+            if state.trimming || state.failed.is_some() || gain == 0 || (gain < self.ring / 16 && !full) {
+                return;
+            }
+            state.trimming = true;
+            Superblock { trim, generation: state.superblock.generation + 1, ..state.superblock }
+        };
+        let this = Rc::clone(self);
+        self.env.spawn(Box::pin(async move {
+            let done = this.write_superblock(superblock).await;
+            {
+                let mut state = this.state.borrow_mut();
+                state.trimming = false;
+                match done {
+                    Ok(()) => state.superblock = superblock,
+                    Err(error) => state.failed = Some(error),
+                }
+            }
+            this.changed.ring();
+        }));
+    }
+
+    async fn write_superblock(&self, superblock: Superblock) -> Result<()> {
+        let offset = superblock.generation % 2 * SUPERBLOCK;
+        write(&*self.disk, offset, &[IoSlice::new(&superblock.encode())])?;
+        self.disk.sync().await.map_err(|error| io_failed("sync", &error))
+    }
+}

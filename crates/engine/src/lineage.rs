@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where the segments and map nodes of a timeline's ancestors are.
+//!
+//! A pointer names an ancestor by its index. The names of the ancestor's objects are in the ancestor's own newest manifest: its table below the
+//! boundary, its rows of writers above. They are loaded when they are needed first, page by page, and loaded anew when an object turns out to be gone.
+
+use crate::context::{Context, damaged};
+use crate::{EngineError, Result};
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use varve_coord::{ManifestRef, Records};
+use varve_env::ObjectStore;
+use varve_format::manifest::{Ancestor, MAX_MANIFEST, Manifest, PageRef};
+use varve_format::page::{PageTable, table_len};
+use varve_format::table::{PAGE_ORDINALS, TablePage, decode_page};
+use varve_format::{Lineage, NodePointer, ObjectKind, ObjectName};
+use varve_types::{ErrorKind, Ordinal, RootNumber, TimelineId};
+
+/// What is known of one ancestor.
+struct Known {
+    manifest: Manifest,
+    pages: BTreeMap<u64, Rc<TablePage>>,
+}
+
+/// The ancestors of a timeline, and itself.
+pub(crate) struct Lineages {
+    entries: Vec<Ancestor>,
+    known: RefCell<BTreeMap<TimelineId, Known>>,
+}
+
+impl Lineages {
+    pub fn new(entries: Vec<Ancestor>) -> Self {
+        Self { entries, known: RefCell::new(BTreeMap::new()) }
+    }
+
+    /// The timeline with this index.
+    ///
+    /// # Errors
+    /// `Corrupt` when no ancestor has it.
+    pub fn timeline(&self, lineage: Lineage) -> Result<TimelineId> {
+        let found = self.entries.iter().find(|a| a.lineage == lineage);
+        found.map(|a| a.timeline).ok_or_else(|| EngineError::corrupt(format!("map: no ancestor has index {lineage}")))
+    }
+
+    /// Forgets what is known of an ancestor: it has a newer manifest.
+    pub fn forget(&self, timeline: TimelineId) {
+        self.known.borrow_mut().remove(&timeline);
+    }
+
+    async fn know(&self, context: &Context, store: &Arc<dyn ObjectStore>, timeline: TimelineId) -> Result<()> {
+        if self.known.borrow().contains_key(&timeline) {
+            return Ok(());
+        }
+        let manifest = newest_manifest(context, store, timeline).await?;
+        self.known.borrow_mut().insert(timeline, Known { manifest, pages: BTreeMap::new() });
+        Ok(())
+    }
+
+    /// The object of an ancestor's segment.
+    pub async fn segment(
+        &self,
+        context: &Context,
+        store: &Arc<dyn ObjectStore>,
+        timeline: TimelineId,
+        ordinal: Ordinal,
+    ) -> Result<ObjectName> {
+        self.know(context, store, timeline).await?;
+        let wanted = {
+            let known = self.known.borrow();
+            let known = known.get(&timeline).ok_or_else(|| EngineError::new(ErrorKind::Busy, "map: try again"))?;
+            if ordinal >= known.manifest.boundary {
+                return Ok(row_name(&known.manifest, ordinal));
+            }
+            let page = ordinal.0 / PAGE_ORDINALS;
+            match known.pages.get(&page) {
+                Some(entries) => return entry_name(timeline, entries, ordinal),
+                None => known.manifest.table.iter().find(|p| p.page == page).map(|p| (*p, known.manifest.clone())),
+            }
+        };
+        let Some((page, manifest)) = wanted else { return Err(missing(timeline, ordinal)) };
+        let entries = Rc::new(load_table_page(store, &manifest, page).await?);
+        let name = entry_name(timeline, &entries, ordinal);
+        if let Some(known) = self.known.borrow_mut().get_mut(&timeline) {
+            known.pages.insert(page.page, entries);
+        }
+        name
+    }
+
+    /// The object of an ancestor's map node.
+    pub async fn map_object(
+        &self,
+        context: &Context,
+        store: &Arc<dyn ObjectStore>,
+        timeline: TimelineId,
+        node: NodePointer,
+    ) -> Result<ObjectName> {
+        self.know(context, store, timeline).await?;
+        let known = self.known.borrow();
+        let manifest =
+            &known.get(&timeline).ok_or_else(|| EngineError::new(ErrorKind::Busy, "map: try again"))?.manifest;
+        map_object(manifest, node.root(), node.part() as u8)
+    }
+}
+
+fn missing(timeline: TimelineId, ordinal: Ordinal) -> EngineError {
+    EngineError::corrupt(format!("timeline {timeline}: segment {ordinal} is in no page of its table"))
+}
+
+fn entry_name(timeline: TimelineId, entries: &TablePage, ordinal: Ordinal) -> Result<ObjectName> {
+    let entry = entries.iter().find(|(o, _)| *o == ordinal).ok_or_else(|| missing(timeline, ordinal))?;
+    let (epoch, writer) = (entry.1.epoch, entry.1.writer);
+    Ok(ObjectName { timeline, kind: ObjectKind::Segment, number: ordinal.0, part: 0, epoch, writer })
+}
+
+/// The object of a segment at or above a manifest's boundary: of the row of an earlier writer, or of the manifest's own.
+pub(crate) fn row_name(manifest: &Manifest, ordinal: Ordinal) -> ObjectName {
+    let row = manifest.cuts.iter().find(|cut| cut.first <= ordinal && ordinal < cut.end);
+    let (epoch, writer) = row.map_or((manifest.epoch, manifest.writer), |cut| (cut.epoch, cut.writer));
+    let (timeline, kind) = (manifest.timeline, ObjectKind::Segment);
+    ObjectName { timeline, kind, number: ordinal.0, part: 0, epoch, writer }
+}
+
+/// The map object that holds the nodes of a root's part.
+pub(crate) fn map_object(manifest: &Manifest, root: RootNumber, part: u8) -> Result<ObjectName> {
+    let object = manifest.maps.iter().find(|map| map.root == root && map.part == part);
+    let Some(object) = object else {
+        let what = format!("timeline {}: no map object holds part {part} of root {root}", manifest.timeline);
+        return Err(EngineError::corrupt(what));
+    };
+    Ok(ObjectName {
+        timeline: manifest.timeline,
+        kind: ObjectKind::Map,
+        number: u64::from(root.0),
+        part,
+        epoch: object.epoch,
+        writer: object.writer,
+    })
+}
+
+/// The manifest of a timeline that coordination accepted last.
+pub(crate) async fn newest_manifest(
+    context: &Context,
+    store: &Arc<dyn ObjectStore>,
+    timeline: TimelineId,
+) -> Result<Manifest> {
+    let records = Records::new(&*context.coord);
+    let volume = records.find_timeline(timeline).await?;
+    let (record, _) = records.load_volume(volume).await?;
+    let accepted = record.timeline(timeline).and_then(|t| t.manifest);
+    let Some(accepted) = accepted else {
+        return Err(EngineError::corrupt(format!("timeline {timeline}: coordination names no manifest of it")));
+    };
+    load_manifest(store, timeline, accepted).await
+}
+
+/// Loads a manifest and checks that it is the one that was named.
+pub(crate) async fn load_manifest(
+    store: &Arc<dyn ObjectStore>,
+    timeline: TimelineId,
+    wanted: ManifestRef,
+) -> Result<Manifest> {
+    let ManifestRef { number, epoch, writer } = wanted;
+    let name = ObjectName { timeline, kind: ObjectKind::Manifest, number, part: 0, epoch, writer };
+    let text = name.to_string();
+    let bytes = store.get_head(&text, MAX_MANIFEST).await?;
+    let manifest = Manifest::decode(&bytes).map_err(damaged(&text))?;
+    if manifest.object_name() != name {
+        return Err(EngineError::corrupt(format!("{text}: it says that it is another object")));
+    }
+    Ok(manifest)
+}
+
+/// Loads a page of the segment table that a manifest refers to.
+pub(crate) async fn load_table_page(
+    store: &Arc<dyn ObjectStore>,
+    manifest: &Manifest,
+    page: PageRef,
+) -> Result<TablePage> {
+    let name = table_object(manifest, page.object)?;
+    let bytes = load_record(store, &name, page.index).await?;
+    decode_page(page.page, &bytes).map_err(damaged(name))
+}
+
+/// The table object with this number.
+pub(crate) fn table_object(manifest: &Manifest, number: u64) -> Result<ObjectName> {
+    let object = manifest.tables.iter().find(|t| t.number == number);
+    let Some(object) = object else {
+        return Err(EngineError::corrupt(format!("{}: it names no table object {number}", manifest.object_name())));
+    };
+    let (timeline, epoch, writer) = (manifest.timeline, object.epoch, object.writer);
+    Ok(ObjectName { timeline, kind: ObjectKind::Table, number, part: 0, epoch, writer })
+}
+
+/// Bytes of a page object that a first get asks for: the table of some thousand records.
+const FIRST_GET: u64 = 64 << 10;
+
+/// Loads one record of a page object, and proves it.
+pub(crate) async fn load_record(store: &Arc<dyn ObjectStore>, name: &ObjectName, index: u32) -> Result<Bytes> {
+    let text = name.to_string();
+    let mut head = store.get_head(&text, FIRST_GET).await?;
+    let count = PageTable::decode_header(name, &head).map_err(damaged(&text))?;
+    if table_len(count) > head.len() as u64 {
+        head = store.get_head(&text, table_len(count)).await?;
+    }
+    let table = PageTable::decode(name, &head).map_err(damaged(&text))?;
+    let range = table.range(index).map_err(damaged(&text))?;
+    let bytes = if range.end <= head.len() as u64 {
+        head.slice(range.start as usize..range.end as usize)
+    } else {
+        store.get(&text, range).await?
+    };
+    table.verify(index, &bytes).map_err(damaged(&text))?;
+    Ok(bytes)
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Writing manifests and having them accepted, and the deletes that follow.
+//!
+//! A manifest is put under a number that was never used, then coordination is asked to name it in the volume's record, if the volume is still owned by
+//! this epoch and writer. Where that answer is unknown the manifest counts as not accepted: nothing is deleted for it, and the next one is written
+//! from the state before it.
+//!
+//! An object goes when the manifest that stopped needing it, *and one after that*, were accepted, after a grace, and after a look whether the pool still belongs to this cluster.
+
+use crate::context::{Context, Held};
+use crate::timeline::{Data, Timeline, fenced};
+use crate::{EngineError, Result};
+use bytes::Bytes;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use varve_coord::{ManifestRef, Records, VolumeRecord};
+use varve_env::{ObjectStore, Payload, PutOutcome};
+use varve_format::ObjectName;
+use varve_format::manifest::{DeadObject, Manifest};
+use varve_format::owner::OwnerRecord;
+use varve_types::{ErrorKind, VolumeId};
+
+/// A pool's store, and the number under which it belongs to this cluster.
+pub struct PoolStore {
+    /// The store.
+    pub store: Arc<dyn ObjectStore>,
+    /// Number of the owner record that is ours.
+    pub owner: u64,
+    lost: Cell<bool>,
+}
+
+impl PoolStore {
+    /// A pool whose owner record `owner` is ours.
+    #[must_use]
+    pub fn new(store: Arc<dyn ObjectStore>, owner: u64) -> Self {
+        Self { store, owner, lost: Cell::new(false) }
+    }
+
+    /// Looks whether another cluster has taken the pool over.
+    ///
+    /// # Errors
+    /// `Fenced` when it has; those of the store.
+    pub async fn check(&self) -> Result<()> {
+        if !self.lost.get() {
+            match self.store.head(&OwnerRecord::name(self.owner + 1)).await {
+                Ok(_) => self.lost.set(true),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(fenced("the pool was imported by another cluster: this one serves it no more"))
+    }
+}
+
+/// Puts a manifest under its name, which was never used before.
+pub(crate) async fn put_manifest(store: &dyn ObjectStore, manifest: &Manifest) -> Result<()> {
+    let (name, bytes) = (manifest.object_name().to_string(), Bytes::from(manifest.encode()));
+    let payload = Payload::from(bytes.clone());
+    if store.put(&name, payload).await? == PutOutcome::Exists && store.get_head(&name, u64::MAX >> 1).await? != bytes {
+        return Err(EngineError::corrupt(format!("{name}: another object stands under its name")));
+    }
+    Ok(())
+}
+
+/// The name of a manifest in the volume's record.
+pub(crate) const fn reference(manifest: &Manifest) -> ManifestRef {
+    ManifestRef { number: manifest.number, epoch: manifest.epoch, writer: manifest.writer }
+}
+
+/// Has a manifest accepted, with other changes of the record in the same step.
+pub(crate) async fn accept(
+    context: &Context,
+    volume: VolumeId,
+    manifest: &Manifest,
+    mut also: impl FnMut(&mut VolumeRecord) -> Result<()>,
+) -> Result<VolumeRecord> {
+    let (timeline, epoch, writer) = (manifest.timeline, manifest.epoch, manifest.writer);
+    let change = |record: &mut VolumeRecord| -> Result<()> {
+        if record.epoch != epoch || record.writer != writer {
+            return Err(fenced(format!("volume {volume}: it was opened elsewhere, in epoch {}", record.epoch)));
+        }
+        let Some(entry) = record.timeline_mut(timeline) else {
+            return Err(fenced(format!("volume {volume}: timeline {timeline} is not part of it any more")));
+        };
+        entry.manifest = Some(reference(manifest));
+        also(record)
+    };
+    let (record, _, ()) = Records::new(&*context.coord).modify_volume(volume, change).await?;
+    Ok(record)
+}
+
+impl Timeline {
+    /// Writes a manifest that differs from the last by `edit`, and has it accepted.
+    pub async fn write_manifest(
+        self: &Rc<Self>,
+        edit: impl Fn(&mut Manifest, &mut Data),
+        also: impl FnMut(&mut VolumeRecord) -> Result<()>,
+    ) -> Result<VolumeRecord> {
+        let turn = self.manifests.take().await;
+        self.write_manifest_in_turn(&turn, edit, also).await
+    }
+
+    /// The same for who has the turn already.
+    pub async fn write_manifest_in_turn(
+        self: &Rc<Self>,
+        _turn: &Held<'_>,
+        edit: impl Fn(&mut Manifest, &mut Data),
+        also: impl FnMut(&mut VolumeRecord) -> Result<()>,
+    ) -> Result<VolumeRecord> {
+        let manifest = self.next_manifest(edit)?;
+        put_manifest(&*self.pool.store, &manifest).await?;
+        let accepted = accept(&self.context, self.volume, &manifest, also).await;
+        let record = accepted.inspect_err(|error| {
+            if error.kind() == ErrorKind::Fenced {
+                self.stop(error.clone());
+            }
+        })?;
+        {
+            let mut data = self.data.borrow_mut();
+            data.previous_manifest = Some(data.manifest.object_name());
+            data.manifest = manifest;
+        }
+        self.changed.ring();
+        self.start_deletes();
+        Ok(record)
+    }
+
+    fn next_manifest(&self, edit: impl Fn(&mut Manifest, &mut Data)) -> Result<Manifest> {
+        let mut data = self.data.borrow_mut();
+        data.check()?;
+        data.manifest_number += 1;
+        let mut manifest = data.manifest.clone();
+        manifest.number = data.manifest_number;
+        manifest.epoch = self.epoch;
+        manifest.writer = self.writer;
+        manifest.written_ms = self.context.now_ms();
+        // Marks below are in the list, or were deleted: they are not to be looked at again.
+        manifest.marks_through = data.counted_end.max(manifest.marks_through);
+        manifest.snapshots = data.snapshots.clone();
+        manifest.dead.retain(|dead| !data.deleted.contains(&dead.name));
+        if let Some(name) = data.previous_manifest
+            && !manifest.dead.iter().any(|dead| dead.name == name)
+        {
+            manifest.dead.push(DeadObject { name, since: data.manifest.number });
+        }
+        edit(&mut manifest, &mut data);
+        Ok(manifest)
+    }
+
+    /// Begins to delete what no manifest needs any more.
+    pub fn start_deletes(self: &Rc<Self>) {
+        {
+            let mut data = self.data.borrow_mut();
+            let number = data.manifest.number;
+            let due = data.manifest.dead.iter().any(|d| d.since < number && !data.deleted.contains(&d.name));
+            if !due || std::mem::replace(&mut data.deleting, true) {
+                return;
+            }
+        }
+        let this = Rc::clone(self);
+        self.context.env.spawn(Box::pin(async move {
+            if let Err(error) = this.delete_dead().await {
+                tracing::warn!(timeline = %this.id, %error, "objects could not be deleted; it will be tried again");
+            }
+            this.data.borrow_mut().deleting = false;
+        }));
+    }
+
+    async fn delete_dead(self: &Rc<Self>) -> Result<()> {
+        self.context.env.sleep(Duration::from_millis(self.context.limits.delete_grace_ms)).await;
+        let due: Vec<ObjectName> = {
+            let data = self.data.borrow();
+            data.check()?;
+            let number = data.manifest.number;
+            let due = data.manifest.dead.iter().filter(|d| d.since < number && !data.deleted.contains(&d.name));
+            due.map(|dead| dead.name).collect()
+        };
+        self.pool.check().await.inspect_err(|error| {
+            if error.kind() == ErrorKind::Fenced {
+                self.stop(error.clone());
+            }
+        })?;
+        for name in due {
+            self.data.borrow().check()?;
+            self.pool.store.delete(&name.to_string()).await?;
+            self.data.borrow_mut().deleted.insert(name);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The overlay: entries of the segments put since the last checkpoint, in RAM beside the tree.
+//!
+//! It is a row of *strata*, oldest first. A stratum ends at a boundary that somebody needs (a snapshot, a checkpoint that began) and is frozen from then
+//! on; only the last takes entries. A read asks the newest first. Within a stratum an entry replaces an older one, and a replaced pointer
+//! of the timeline's own lineage is a kill; across strata nothing is replaced, because a root will be built at every boundary.
+
+use crate::extent::{At, ExtentMap, Part};
+use std::sync::Arc;
+use varve_format::segment::IndexExtent;
+use varve_format::table::Kill;
+use varve_format::{Lineage, Pointer};
+use varve_types::{Ordinal, SnapshotId};
+
+impl Part for Pointer {
+    fn part(&self, skip: u64, _len: u64) -> Self {
+        self.advance(skip)
+    }
+}
+
+/// Entries between two boundaries.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stratum {
+    /// Pointers and holes. A clone shares them, but neither kills nor snapshot.
+    pub map: Arc<ExtentMap<Pointer>>,
+    /// Replaced within it.
+    pub kills: Vec<Kill>,
+    /// The ordinal behind its last segment; of the last stratum, so far.
+    pub end: Ordinal,
+    /// The snapshot that ended it, if one did.
+    pub snapshot: Option<SnapshotId>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    frozen: Vec<Arc<Stratum>>,
+    active: Stratum,
+}
+
+impl Overlay {
+    /// The overlay of a clone: the strata that its origin had between base root and boundary.
+    pub fn inherited(frozen: Vec<Arc<Stratum>>) -> Self {
+        Self { frozen, active: Stratum::default() }
+    }
+
+    /// What stands at a block.
+    pub fn at(&self, block: u64, most: u64) -> At<Pointer> {
+        let mut run = most;
+        let frozen = self.frozen.iter().rev().map(|stratum| &stratum.map);
+        for map in std::iter::once(&self.active.map).chain(frozen) {
+            match map.at(block, run) {
+                At::Run(pointer, len) => return At::Run(pointer, len),
+                At::Gap(len) => run = len,
+            }
+        }
+        At::Gap(run)
+    }
+
+    /// Takes the entries of a segment that counts.
+    pub fn push(&mut self, own: Lineage, ordinal: Ordinal, extents: &[IndexExtent]) {
+        let mut block = 0u32;
+        let Stratum { map, kills, end, .. } = &mut self.active;
+        let map = Arc::make_mut(map);
+        for extent in extents {
+            let pointer = if extent.hole {
+                Pointer::hole(own, ordinal)
+            } else {
+                let pointer = Pointer::data(own, ordinal, block as u16);
+                block += extent.blocks as u32;
+                pointer
+            };
+            map.insert(extent.start, extent.blocks, pointer, |_, len, old| {
+                if old.is_data() && old.lineage() == own {
+                    kills.extend((0..len).map(|i| kill_of(old.advance(i), ordinal)));
+                }
+            });
+        }
+        *end = ordinal.next();
+    }
+
+    /// Ends the last stratum at `boundary`. Nothing is done where that adds nothing.
+    pub fn freeze(&mut self, boundary: Ordinal, snapshot: Option<SnapshotId>) {
+        if self.active.map.is_empty() && snapshot.is_none() {
+            return;
+        }
+        let mut done = std::mem::take(&mut self.active);
+        done.end = boundary;
+        done.snapshot = snapshot;
+        self.frozen.push(Arc::new(done));
+    }
+
+    /// The frozen strata, oldest first.
+    pub fn frozen(&self) -> &[Arc<Stratum>] {
+        &self.frozen
+    }
+
+    /// Drops the oldest `count` frozen strata: a checkpoint has made them roots.
+    pub fn merged(&mut self, count: usize) {
+        self.frozen.drain(..count);
+    }
+
+    /// Entries in all.
+    pub fn len(&self) -> usize {
+        self.active.map.len() + self.frozen.iter().map(|s| s.map.len()).sum::<usize>()
+    }
+
+    /// Whether nothing would change if a checkpoint were made.
+    pub fn is_empty(&self) -> bool {
+        self.frozen.is_empty() && self.active.map.is_empty()
+    }
+}
+
+/// The kill of a block whose overwriter is in segment `death`.
+pub(crate) const fn kill_of(pointer: Pointer, death: Ordinal) -> Kill {
+    Kill { ordinal: pointer.ordinal(), block: pointer.block(), death }
+}

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The way of a read: layer, overlay, tree, RAM cache, store; verified at every level.
+//!
+//! A read that finds all it needs in RAM is copied into the reply at once. Otherwise the whole read goes the waiting way: runs that lie together
+//! in a segment are fetched with one ranged get, verified block by block, put into the cache and copied. What was looked up may move on while
+//! a read waits: an object that is gone makes it look up again.
+
+use crate::cache::CacheKey;
+use crate::context::{Head, damaged};
+use crate::layer::Piece;
+use crate::lineage::{load_record, map_object};
+use crate::map::NodePath;
+use crate::timeline::{Found, Timeline};
+use crate::{EngineError, Result, StatusExtent, Submit};
+use bytes::{Bytes, BytesMut};
+use std::rc::Rc;
+use varve_format::chunk::{Block, RAW_BLOCK, raw_block, unpack};
+use varve_format::crc::crc;
+use varve_format::segment::{CHUNK_BLOCKS, Codec, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
+use varve_format::{NodePointer, ObjectKind, ObjectName, Pointer};
+use varve_types::{BLOCK, ErrorKind, Ordinal, TimelineId};
+
+const ZEROES: [u8; BLOCK as usize] = [0; BLOCK as usize];
+/// Most blocks fetched with one get.
+const MAX_FETCH_BLOCKS: u64 = 256;
+/// How often a read looks up again because an object was gone.
+const MAX_TRIES: u32 = 4;
+/// Bytes of a segment that a first get asks for: header and most indexes.
+const FIRST_GET: u64 = 64 << 10;
+
+/// The part of a block run that a byte range covers: bytes to skip in front, bytes to take.
+fn window(run_start: u64, run_blocks: u64, offset: u64, end: u64) -> (usize, usize) {
+    let from = offset.max(run_start * BLOCK);
+    let to = end.min((run_start + run_blocks) * BLOCK);
+    ((from - run_start * BLOCK) as usize, (to - from) as usize)
+}
+
+fn put_zeroes(out: &mut BytesMut, mut len: usize) {
+    while len > 0 {
+        let part = len.min(ZEROES.len());
+        out.extend_from_slice(&ZEROES[..part]);
+        len -= part;
+    }
+}
+
+impl Timeline {
+    /// See [`crate::BlockDevice::read`].
+    pub fn read(self: &Rc<Self>, offset: u64, len: u32, out: &mut BytesMut) -> Submit<Bytes> {
+        let before = out.len();
+        if let Err(error) = self.check_range(offset, u64::from(len)) {
+            return Submit::Done(Err(error));
+        }
+        if self.read_from_ram(offset, u64::from(len), out) {
+            return Submit::Done(Ok(Bytes::new()));
+        }
+        out.truncate(before);
+        let this = Rc::clone(self);
+        Submit::Later(Box::pin(async move { this.read_waiting(offset, u64::from(len)).await }))
+    }
+
+    fn read_from_ram(&self, offset: u64, len: u64, out: &mut BytesMut) -> bool {
+        let data = self.data.borrow();
+        let end = offset + len;
+        let mut block = offset / BLOCK;
+        while block * BLOCK < end {
+            let (found, run) = data.find(block, end.div_ceil(BLOCK) - block);
+            let (skip, take) = window(block, run, offset, end);
+            match found {
+                Found::Layer(Piece::Data { data, .. }) => out.extend_from_slice(&data[skip..skip + take]),
+                Found::Layer(Piece::Hole) | Found::Nothing => put_zeroes(out, take),
+                Found::Layer(Piece::Journal { .. }) | Found::Cold(_) => return false,
+                Found::Stored(pointer) => {
+                    let Ok(timeline) = self.lineages.timeline(pointer.lineage()) else { return false };
+                    let mut cache = self.context.cache.borrow_mut();
+                    for i in 0..run {
+                        let at = pointer.advance(i);
+                        let key = CacheKey { timeline, ordinal: at.ordinal(), block: at.block() };
+                        let Some((bytes, _)) = cache.get(&key) else { return false };
+                        let (skip, take) = window(block + i, 1, offset, end);
+                        out.extend_from_slice(&bytes[skip..skip + take]);
+                    }
+                }
+            }
+            block += run;
+        }
+        true
+    }
+
+    /// The waiting way of a read.
+    pub async fn read_waiting(self: &Rc<Self>, offset: u64, len: u64) -> Result<Bytes> {
+        let end = offset + len;
+        let mut out = BytesMut::with_capacity(len as usize);
+        let mut block = offset / BLOCK;
+        let mut tries = 0;
+        while block * BLOCK < end {
+            self.data.borrow().check()?;
+            let most = (end.div_ceil(BLOCK) - block).min(MAX_FETCH_BLOCKS);
+            let (found, run) = self.data.borrow().find(block, most);
+            let (skip, take) = window(block, run, offset, end);
+            match found {
+                Found::Layer(Piece::Data { data, .. }) => out.extend_from_slice(&data[skip..skip + take]),
+                Found::Layer(Piece::Hole) | Found::Nothing => put_zeroes(&mut out, take),
+                Found::Layer(Piece::Journal { place, sums }) => {
+                    let bytes = self.context.journal.read(place, (run * BLOCK) as usize).await?;
+                    if bytes.chunks(BLOCK as usize).enumerate().any(|(i, b)| crc(b) != sums.get(i as u64)) {
+                        // The layer may have been counted meanwhile, and the place used again.
+                        self.again(&mut tries, EngineError::corrupt(format!("journal: data at {place} are damaged")))?;
+                        continue;
+                    }
+                    out.extend_from_slice(&bytes[skip..skip + take]);
+                }
+                Found::Cold(path) => {
+                    self.load_node(path).await?;
+                    continue;
+                }
+                Found::Stored(pointer) => match self.fetch(pointer, run).await {
+                    Ok(blocks) => {
+                        for (i, bytes) in (0..run).zip(blocks) {
+                            let (skip, take) = window(block + i, 1, offset, end);
+                            out.extend_from_slice(&bytes.0[skip..skip + take]);
+                        }
+                    }
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        self.lineages.forget(self.lineages.timeline(pointer.lineage())?);
+                        self.again(&mut tries, EngineError::corrupt(format!("block {block}: {error}")))?;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+            block += run;
+        }
+        Ok(out.freeze())
+    }
+
+    /// Counts a try; after too many of them `error` is the answer.
+    fn again(&self, tries: &mut u32, error: EngineError) -> Result<()> {
+        *tries += 1;
+        if *tries > MAX_TRIES { Err(error) } else { Ok(()) }
+    }
+
+    /// Verified blocks of a segment, from the cache or the store.
+    pub async fn fetch(&self, pointer: Pointer, count: u64) -> Result<Vec<Block>> {
+        let timeline = self.lineages.timeline(pointer.lineage())?;
+        let (ordinal, first) = (pointer.ordinal(), u32::from(pointer.block()));
+        let key = |i: u32| CacheKey { timeline, ordinal, block: i as u16 };
+        let mut blocks: Vec<Option<Block>> = {
+            let mut cache = self.context.cache.borrow_mut();
+            let hit = |i| cache.get(&key(i)).map(|(bytes, sum)| (Bytes::copy_from_slice(bytes), sum));
+            (first..first + count as u32).map(hit).collect()
+        };
+        let missing = |blocks: &[Option<Block>]| blocks.iter().position(Option::is_none);
+        if missing(&blocks).is_some() {
+            let head = self.head(timeline, ordinal).await?;
+            if first + count as u32 > head.blocks {
+                return Err(EngineError::corrupt(format!(
+                    "{}: it has no block {}",
+                    head.name,
+                    first + count as u32 - 1
+                )));
+            }
+            while let Some(at) = missing(&blocks) {
+                let run = blocks[at..].iter().take_while(|b| b.is_none()).count() as u32;
+                for (block, data) in self.fetch_from_store(&head, first + at as u32, run).await? {
+                    self.context.cache.borrow_mut().insert(key(block), &data.0, data.1);
+                    if let Some(slot) = block.checked_sub(first).and_then(|i| blocks.get_mut(i as usize)) {
+                        *slot = Some(data);
+                    }
+                }
+                if blocks[at].is_none() {
+                    return Err(EngineError::corrupt(format!(
+                        "{}: block {} was not in its chunk",
+                        head.name,
+                        first + at as u32
+                    )));
+                }
+            }
+        }
+        Ok(blocks.into_iter().flatten().collect())
+    }
+
+    async fn fetch_from_store(&self, head: &Head, first: u32, count: u32) -> Result<Vec<(u32, Block)>> {
+        let (text, timeline, ordinal) = (head.name.to_string(), head.name.timeline, Ordinal(head.name.number));
+        if head.codec == Codec::Raw {
+            let begin = head.data_offset + u64::from(first) * RAW_BLOCK as u64;
+            let bytes = self.pool.store.get(&text, begin..begin + u64::from(count) * RAW_BLOCK as u64).await?;
+            return (0..count)
+                .map(|i| {
+                    let at = i as usize * RAW_BLOCK;
+                    let block = raw_block(timeline, ordinal, first + i, &bytes.slice(at..at + RAW_BLOCK));
+                    Ok((first + i, block.map_err(damaged(&text))?))
+                })
+                .collect();
+        }
+        let (from, to) = (first / CHUNK_BLOCKS, (first + count - 1) / CHUNK_BLOCKS);
+        let (begin, end) = (head.chunk(from).0.start, head.chunk(to).0.end);
+        let bytes = self.pool.store.get(&text, begin..end).await?;
+        let mut blocks = Vec::new();
+        for chunk in from..=to {
+            let (range, first, count) = head.chunk(chunk);
+            let part = bytes.slice((range.start - begin) as usize..(range.end - begin) as usize);
+            let unpacked = unpack(timeline, ordinal, first, count, head.codec, &part).map_err(damaged(&text))?;
+            blocks.extend((first..).zip(unpacked));
+        }
+        Ok(blocks)
+    }
+
+    /// The head of a segment, from the cache or the store.
+    pub async fn head(&self, timeline: TimelineId, ordinal: Ordinal) -> Result<Rc<Head>> {
+        if let Some(head) = self.context.heads.borrow().get(timeline, ordinal) {
+            return Ok(head);
+        }
+        let name = self.segment_name(timeline, ordinal).await?;
+        let (header, index) = load_segment_head(&*self.pool.store, &name).await?;
+        let head = Rc::new(Head::new(name, &header, &index.chunks));
+        self.context.heads.borrow_mut().insert(Rc::clone(&head));
+        Ok(head)
+    }
+
+    async fn segment_name(&self, timeline: TimelineId, ordinal: Ordinal) -> Result<ObjectName> {
+        if timeline != self.id {
+            return self.lineages.segment(&self.context, &self.pool.store, timeline, ordinal).await;
+        }
+        let data = self.data.borrow();
+        let entry = data.table.get(ordinal);
+        let Some(entry) = entry else {
+            return Err(EngineError::new(ErrorKind::NotFound, format!("timeline {timeline}: no segment {ordinal}")));
+        };
+        let (epoch, writer) = (entry.epoch, entry.writer);
+        Ok(ObjectName { timeline, kind: ObjectKind::Segment, number: ordinal.0, part: 0, epoch, writer })
+    }
+
+    /// Loads a node of the map into the tree.
+    pub async fn load_node(&self, path: NodePath) -> Result<()> {
+        let (name, bytes) = self.node_bytes(path.pointer).await?;
+        self.data.borrow_mut().tree.install(path, &bytes).map_err(damaged(name))
+    }
+
+    /// The bytes of a node of the map, and the object that holds it.
+    pub async fn node_bytes(&self, node: NodePointer) -> Result<(ObjectName, Bytes)> {
+        let timeline = self.lineages.timeline(node.lineage())?;
+        let name = if timeline == self.id {
+            map_object(&self.data.borrow().manifest, node.root(), node.part() as u8)?
+        } else {
+            self.lineages.map_object(&self.context, &self.pool.store, timeline, node).await?
+        };
+        let bytes = load_record(&self.pool.store, &name, u32::from(node.record())).await?;
+        Ok((name, bytes))
+    }
+
+    /// See [`crate::BlockDevice::block_status`].
+    pub fn block_status(self: &Rc<Self>, offset: u64, len: u64, most: usize) -> Submit<Vec<StatusExtent>> {
+        if let Err(error) = self.check_range(offset, len) {
+            return Submit::Done(Err(error));
+        }
+        let this = Rc::clone(self);
+        Submit::Later(Box::pin(async move { this.status_waiting(offset, len, most).await }))
+    }
+
+    async fn status_waiting(&self, offset: u64, len: u64, most: usize) -> Result<Vec<StatusExtent>> {
+        let end = offset + len;
+        let mut extents: Vec<StatusExtent> = Vec::new();
+        let mut block = offset / BLOCK;
+        let mut steps = 0u32;
+        while block * BLOCK < end {
+            let (found, run) = self.data.borrow().find(block, end.div_ceil(BLOCK) - block);
+            let hole = match found {
+                Found::Cold(path) => {
+                    self.load_node(path).await?;
+                    continue;
+                }
+                Found::Layer(Piece::Hole) | Found::Nothing => true,
+                Found::Layer(_) | Found::Stored(_) => false,
+            };
+            let (_, take) = window(block, run, offset, end);
+            block += run;
+            let full = extents.len() >= most;
+            match extents.last_mut() {
+                Some(last) if last.hole == hole => last.len += take as u64,
+                _ if full => break,
+                _ => extents.push(StatusExtent { len: take as u64, hole }),
+            }
+            steps += 1;
+            if steps.is_multiple_of(1024) {
+                crate::signal::breathe().await;
+            }
+        }
+        Ok(extents)
+    }
+}
+
+/// Loads header and index of a segment and checks that it is the one that was asked for.
+pub(crate) async fn load_segment_head(
+    store: &dyn varve_env::ObjectStore,
+    name: &ObjectName,
+) -> Result<(SegmentHeader, SegmentIndex)> {
+    let text = name.to_string();
+    let mut head = store.get_head(&text, FIRST_GET).await?;
+    let header = SegmentHeader::decode(&head).map_err(damaged(&text))?;
+    let (timeline, ordinal) = (name.timeline, Ordinal(name.number));
+    if (header.timeline, header.ordinal, header.epoch, header.writer) != (timeline, ordinal, name.epoch, name.writer) {
+        return Err(EngineError::corrupt(format!("{text}: it says that it is another segment")));
+    }
+    let end = SEGMENT_HEADER + header.index_len as usize;
+    if head.len() < end {
+        head = store.get_head(&text, end as u64).await?;
+    }
+    let bytes = head.get(SEGMENT_HEADER..end);
+    let Some(bytes) = bytes else { return Err(EngineError::corrupt(format!("{text}: it ends before its index"))) };
+    let index = header.decode_index(bytes).map_err(damaged(&text))?;
+    Ok((header, index))
+}

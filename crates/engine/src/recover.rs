@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Opening a timeline: from its accepted manifest, the segments behind it and the journal, to what it was.
+//!
+//! In this order: the manifest; the rows of segments that earlier writers put, each of which must be there; the row of the manifest's own writer, asked for one
+//! ordinal after the other until one is absent; the tail in the journal, as far as its sequence numbers are unbroken; a manifest with the cut of the epoch that
+//! ended, accepted; and only then is anything served.
+//!
+//! Always holds when it ends: what counts is the longest unbroken row of changes; a change that is missing below a flushed-through or a cut is `Corrupt` and nothing is
+//! served; a change behind the cut of its epoch is never looked at again.
+
+use crate::context::{Context, Turn, damaged};
+use crate::journal::Replayed;
+use crate::layer::{Layer, Piece, Sums};
+use crate::lineage::{Lineages, load_manifest, row_name, table_object};
+use crate::manifests::{PoolStore, accept, put_manifest};
+use crate::map::Tree;
+use crate::overlay::{Overlay, Stratum};
+use crate::read::load_segment_head;
+use crate::seal::{PutSegment, seal};
+use crate::signal::Signal;
+use crate::table::SegmentTable;
+use crate::timeline::{Data, NUMBER_GAP, ROOT_GAP, Timeline};
+use crate::{EngineError, Result};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use varve_coord::{ManifestRef, VolumeRecord};
+use varve_format::journal::Body;
+use varve_format::manifest::{Cut, Manifest};
+use varve_format::mark::Mark;
+use varve_format::page::{PageTable, table_len};
+use varve_format::table::decode_page;
+use varve_format::{ObjectKind, ObjectName, Pointer};
+use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
+
+/// Most segments looked at behind a manifest: an owner stays below this.
+const MAX_PROBES: u64 = NUMBER_GAP;
+
+/// What an opening is given.
+pub(crate) struct Opening {
+    pub context: Rc<Context>,
+    pub pool: Rc<PoolStore>,
+    pub volume: VolumeId,
+    pub timeline: TimelineId,
+    /// The epoch and writer of this opening, already in the volume's record.
+    pub epoch: Epoch,
+    pub writer: WriterId,
+    pub settings: Settings,
+    pub manifest: ManifestRef,
+}
+
+/// Opens a timeline; `tail` are the records of the journal that name it, in any order.
+pub(crate) async fn open(opening: Opening, tail: Vec<Replayed>) -> Result<Rc<Timeline>> {
+    let store = Arc::clone(&opening.pool.store);
+    let old = load_manifest(&store, opening.timeline, opening.manifest).await?;
+    let timeline = assemble(opening, old.clone());
+    timeline.load_table(&old).await?;
+    timeline.load_inherited(&old).await?;
+    timeline.load_rows(&old).await?;
+    timeline.load_tail(&old, tail)?;
+    timeline.close_epoch(&old).await?;
+    timeline.seal_now();
+    Ok(timeline)
+}
+
+/// A timeline as its manifest alone describes it.
+pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
+    let Opening { context, pool, volume, timeline, epoch, writer, settings, .. } = opening;
+    let tree = if manifest.root.is_absent() { Tree::empty() } else { Tree::cold(manifest.root) };
+    let next_ordinal = manifest.first_ordinal.max(manifest.boundary);
+    let data = Data {
+        settings,
+        size: manifest.size,
+        last: manifest.merged,
+        last_end: 0,
+        flushed: manifest.merged,
+        open: Layer::new(epoch),
+        open_epoch: epoch,
+        sealed: VecDeque::new(),
+        next_ordinal,
+        counted: manifest.merged,
+        counted_end: next_ordinal,
+        counted_size: manifest.size,
+        overlay: Overlay::default(),
+        tree,
+        table: SegmentTable::default(),
+        snapshots: manifest.snapshots.clone(),
+        pending: Vec::new(),
+        manifest_number: manifest.number,
+        last_root: manifest.last_root,
+        reconsider: !manifest.kills.is_empty(),
+        touched: context.env.now(),
+        counted_bytes: 0,
+        stopped: None,
+        no_checkpoints: None,
+        busy: BTreeSet::new(),
+        previous_manifest: None,
+        deleted: BTreeSet::new(),
+        deleting: false,
+        manifest: manifest.clone(),
+    };
+    Rc::new(Timeline {
+        id: timeline,
+        volume,
+        context,
+        pool,
+        epoch,
+        writer,
+        own: manifest.own,
+        lineages: Lineages::new(manifest.ancestors),
+        data: RefCell::new(data),
+        changed: Signal::default(),
+        manifests: Turn::default(),
+        checkpoints: Turn::default(),
+    })
+}
+
+impl Timeline {
+    async fn load_table(&self, manifest: &Manifest) -> Result<()> {
+        let mut tables: BTreeMap<u64, (ObjectName, PageTable)> = BTreeMap::new();
+        for page in &manifest.table {
+            if !tables.contains_key(&page.object) {
+                let name = table_object(manifest, page.object)?;
+                let text = name.to_string();
+                let head = self.pool.store.get_head(&text, 64 << 10).await?;
+                let count = PageTable::decode_header(&name, &head).map_err(damaged(&text))?;
+                let head = if table_len(count) > head.len() as u64 {
+                    self.pool.store.get_head(&text, table_len(count)).await?
+                } else {
+                    head
+                };
+                tables.insert(page.object, (name, PageTable::decode(&name, &head).map_err(damaged(&text))?));
+            }
+            let Some((name, table)) = tables.get(&page.object) else { continue };
+            let text = name.to_string();
+            let range = table.range(page.index).map_err(damaged(&text))?;
+            let bytes = self.pool.store.get(&text, range).await?;
+            table.verify(page.index, &bytes).map_err(damaged(&text))?;
+            let entries = decode_page(page.page, &bytes).map_err(damaged(&text))?;
+            self.data.borrow_mut().table.load(*page, entries);
+        }
+        Ok(())
+    }
+
+    /// Entries of the origin's segments that no root of this timeline has merged yet.
+    async fn load_inherited(&self, manifest: &Manifest) -> Result<()> {
+        let (Some(birth), false) = (manifest.birth, manifest.inherited.is_empty()) else { return Ok(()) };
+        let origin = manifest.ancestors.iter().find(|a| a.timeline == birth.origin);
+        let Some(origin) = origin else {
+            return Err(EngineError::corrupt(format!("timeline {}: its origin is not among its ancestors", self.id)));
+        };
+        let mut stratum = Stratum { end: manifest.boundary, ..Stratum::default() };
+        for row in &manifest.inherited {
+            for ordinal in row.first.0..row.end.0 {
+                let name = ObjectName {
+                    timeline: birth.origin,
+                    kind: ObjectKind::Segment,
+                    number: ordinal,
+                    part: 0,
+                    epoch: row.epoch,
+                    writer: row.writer,
+                };
+                let (_, index) = load_segment_head(&*self.pool.store, &name).await.map_err(missing_is_corrupt)?;
+                let mut block = 0u64;
+                for extent in index.extents {
+                    let pointer = if extent.hole {
+                        Pointer::hole(origin.lineage, Ordinal(ordinal))
+                    } else {
+                        Pointer::data(origin.lineage, Ordinal(ordinal), block as u16)
+                    };
+                    block += if extent.hole { 0 } else { extent.blocks };
+                    Arc::make_mut(&mut stratum.map).insert(extent.start, extent.blocks, pointer, |_, _, _| {});
+                }
+            }
+        }
+        self.data.borrow_mut().overlay = Overlay::inherited(vec![Arc::new(stratum)]);
+        Ok(())
+    }
+
+    /// Segments behind the manifest's boundary: those of earlier writers, then those of its own.
+    async fn load_rows(&self, manifest: &Manifest) -> Result<()> {
+        for row in manifest.cuts.iter().filter(|cut| cut.end > manifest.boundary) {
+            for ordinal in row.first.max(manifest.boundary).0..row.end.0 {
+                let name = row_name(manifest, Ordinal(ordinal));
+                self.count_loaded(name).await.map_err(missing_is_corrupt)?;
+            }
+        }
+        let first = manifest.first_ordinal.max(manifest.boundary);
+        for ordinal in first.0..first.0 + MAX_PROBES {
+            let name = row_name(manifest, Ordinal(ordinal));
+            match self.count_loaded(name).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    async fn count_loaded(&self, name: ObjectName) -> Result<()> {
+        let (header, index) = load_segment_head(&*self.pool.store, &name).await?;
+        let size = self.pool.store.head(&name.to_string()).await?.size;
+        if size != header.object_len() {
+            let what = format!("{name}: it has {size} bytes, not the {} that it should", header.object_len());
+            return Err(EngineError::corrupt(what));
+        }
+        let mut data = self.data.borrow_mut();
+        if header.first != data.counted.next() {
+            let what = format!("{name}: it begins with change {}, not with {}", header.first, data.counted.next());
+            return Err(EngineError::corrupt(what));
+        }
+        for mark in &index.marks {
+            if let Mark::Size { size, .. } = mark {
+                data.size = *size;
+            }
+        }
+        data.last = header.last;
+        data.next_ordinal = header.ordinal.next();
+        self.count(&mut data, &PutSegment { name, header, index });
+        Ok(())
+    }
+
+    /// The changes in the journal behind the last segment.
+    fn load_tail(&self, manifest: &Manifest, tail: Vec<Replayed>) -> Result<()> {
+        let mut data = self.data.borrow_mut();
+        let counted = data.counted;
+        let limit = |epoch: Epoch| {
+            let cut = manifest.cuts.iter().find(|cut| cut.epoch == epoch).map(|cut| cut.last);
+            cut.or((epoch == manifest.epoch).then_some(Sequence(u64::MAX)))
+        };
+        let mut promised = manifest.cuts.iter().map(|cut| cut.last).max().unwrap_or_default();
+        let mut changes: BTreeMap<Sequence, Replayed> = BTreeMap::new();
+        for replayed in tail {
+            let record = &replayed.record;
+            if limit(record.epoch).is_some_and(|limit| record.sequence <= limit) {
+                promised = promised.max(record.flushed_through);
+                if record.sequence > counted {
+                    changes.insert(record.sequence, replayed);
+                }
+            }
+        }
+        let first = data.next_ordinal.max(manifest.first_ordinal);
+        data.next_ordinal = Ordinal(first.0 + NUMBER_GAP);
+        for (sequence, replayed) in changes {
+            if sequence != data.last.next() {
+                break;
+            }
+            self.replay(&mut data, replayed);
+        }
+        if data.last < promised {
+            let what = format!(
+                "timeline {}: change {} is missing, though changes up to {promised} were on stable media",
+                self.id,
+                data.last.next()
+            );
+            return Err(EngineError::corrupt(what));
+        }
+        data.flushed = data.last;
+        Ok(())
+    }
+
+    fn replay(&self, data: &mut Data, Replayed { record, place }: Replayed) {
+        if data.open_epoch != record.epoch {
+            seal(data);
+            data.open_epoch = record.epoch;
+            data.open = Layer::new(record.epoch);
+        }
+        let (now, pin, sequence) = (self.context.env.now(), Some(record.position), record.sequence);
+        let was_empty = data.open.is_empty();
+        let mut ends = false;
+        match record.body {
+            Body::Write { start, crcs } => {
+                let piece = Piece::Journal { place, sums: Sums::new(&crcs) };
+                data.open.insert(sequence, pin, now, start, crcs.len() as u64, piece);
+                ends = data.open.blocks() * BLOCK >= data.settings.segment_size;
+            }
+            Body::Hole { start, blocks } => data.open.insert(sequence, pin, now, start, blocks, Piece::Hole),
+            Body::Mark(mark) => {
+                match &mark {
+                    Mark::Size { size, .. } => data.size = *size,
+                    Mark::Snapshot { .. } => ends = true,
+                }
+                data.open.mark(mark, pin, now);
+            }
+            Body::Pad => return,
+        }
+        data.last = sequence;
+        if was_empty {
+            self.context.journal.pin(record.position);
+        }
+        if ends {
+            seal(data);
+        }
+    }
+
+    /// Ends the epochs before this one: a manifest with the cut, accepted.
+    async fn close_epoch(self: &Rc<Self>, old: &Manifest) -> Result<()> {
+        {
+            let mut data = self.data.borrow_mut();
+            seal(&mut data);
+            data.open_epoch = self.epoch;
+            data.open = Layer::new(self.epoch);
+            data.last_root = RootNumber(old.last_root.0 + ROOT_GAP);
+            data.previous_manifest = Some(old.object_name());
+        }
+        let manifest = {
+            let mut data = self.data.borrow_mut();
+            data.manifest_number += 1;
+            let row_end = data.counted_end.max(old.first_ordinal);
+            let first_new = data.sealed.front().map_or(data.next_ordinal, |sealed| sealed.ordinal);
+            let mut manifest = Manifest {
+                number: data.manifest_number,
+                epoch: self.epoch,
+                writer: self.writer,
+                written_ms: self.context.now_ms(),
+                first_ordinal: first_new,
+                last_root: data.last_root,
+                ..old.clone()
+            };
+            let cut =
+                Cut { epoch: old.epoch, writer: old.writer, first: old.first_ordinal, end: row_end, last: data.last };
+            manifest.cuts.retain(|cut| cut.end > old.boundary || cut.last > old.merged);
+            manifest.cuts.push(cut);
+            data.counted_end = first_new;
+            manifest
+        };
+        put_manifest(&*self.pool.store, &manifest).await?;
+        accept(&self.context, self.volume, &manifest, |_: &mut VolumeRecord| Ok(())).await?;
+        self.data.borrow_mut().manifest = manifest;
+        Ok(())
+    }
+}
+
+/// An object that a manifest names is there, or the store has lost it.
+fn missing_is_corrupt(error: EngineError) -> EngineError {
+    if error.kind() == ErrorKind::NotFound {
+        return EngineError::corrupt(format!("an object that is needed is missing: {error}"));
+    }
+    error
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Volumes and snapshots as block devices.
+//!
+//! A device is an attachment: while it lives the volume is attached, and what it shows can not be changed for another timeline. Dropping it detaches.
+
+use crate::timeline::Timeline;
+use crate::volume::{Attachment, Volume};
+use crate::{BlockDevice, Result, StatusExtent, Submit};
+use bytes::{Bytes, BytesMut};
+use std::rc::Rc;
+use varve_types::Name;
+
+/// An attached volume, or a snapshot of one.
+pub struct Device {
+    volume: Rc<Volume>,
+    timeline: Rc<Timeline>,
+    attachment: u64,
+    read_only: bool,
+}
+
+impl Volume {
+    /// Attaches somebody to the volume. Gives the device, and who else is attached.
+    ///
+    /// # Errors
+    /// When the volume has stopped serving.
+    pub async fn device(self: &Rc<Self>, peer: String) -> Result<(Device, Vec<Attachment>)> {
+        let _turn = self.changes.take().await;
+        let timeline = self.shown();
+        timeline.data.borrow().check()?;
+        let read_only = self.check_writable().is_err();
+        let (attachment, others) = self.attach(peer);
+        Ok((Device { volume: Rc::clone(self), timeline, attachment, read_only }, others))
+    }
+
+    /// Attaches somebody to a snapshot of the volume, read-only.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub async fn snapshot_device(self: &Rc<Self>, name: &Name, peer: String) -> Result<Device> {
+        let _turn = self.changes.take().await;
+        let timeline = self.snapshot_view(name).await?;
+        let (attachment, _) = self.attach(format!("{peer} (snapshot {name})"));
+        Ok(Device { volume: Rc::clone(self), timeline, attachment, read_only: true })
+    }
+}
+
+impl Device {
+    /// The volume that it belongs to.
+    pub fn volume(&self) -> &Rc<Volume> {
+        &self.volume
+    }
+
+    fn refuse<T>(&self) -> Option<Submit<T>> {
+        self.read_only.then(|| Submit::Done(Err(crate::write::read_only(&format!("volume {}", self.volume.name())))))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.volume.detach(self.attachment);
+    }
+}
+
+impl BlockDevice for Device {
+    fn size(&self) -> u64 {
+        self.timeline.data.borrow().size
+    }
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+    fn read(&self, offset: u64, len: u32, out: &mut BytesMut) -> Submit<Bytes> {
+        self.timeline.read(offset, len, out)
+    }
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> Submit<()> {
+        self.refuse().unwrap_or_else(|| self.timeline.write(offset, data, fua))
+    }
+    fn flush(&self) -> Submit<()> {
+        if self.read_only { Submit::Done(Ok(())) } else { self.timeline.flush() }
+    }
+    fn discard(&self, offset: u64, len: u64, fua: bool) -> Submit<()> {
+        self.refuse().unwrap_or_else(|| self.timeline.discard(offset, len, fua))
+    }
+    fn block_status(&self, offset: u64, len: u64, most: usize) -> Submit<Vec<StatusExtent>> {
+        self.timeline.block_status(offset, len, most)
+    }
+    fn prefetch(&self, offset: u64, len: u64) -> Submit<()> {
+        if let Err(error) = self.timeline.check_range(offset, len) {
+            return Submit::Done(Err(error));
+        }
+        let timeline = Rc::clone(&self.timeline);
+        Submit::Later(Box::pin(async move {
+            const STEP: u64 = 1 << 20;
+            let mut at = offset;
+            while at < offset + len {
+                let part = STEP.min(offset + len - at);
+                timeline.read_waiting(at, part).await?;
+                at += part;
+            }
+            Ok(())
+        }))
+    }
+    fn commit(&self) -> Result<()> {
+        if self.read_only { Ok(()) } else { self.timeline.commit() }
+    }
+}

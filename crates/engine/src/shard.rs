@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A shard: the volumes that one thread owns, their journal, and the chores that time brings.
+//!
+//! Everything here runs on the shard's thread. Volumes are opened one by one; records of the journal that belong to a volume which is not opened yet are pinned, so
+//! that nobody else's trim takes them.
+
+mod life;
+
+pub use life::NewVolume;
+
+use crate::cache::{BlockCache, CacheCounts};
+use crate::context::{Context, HeadCache, Limits};
+use crate::journal::{Journal, Replayed, replay};
+use crate::manifests::PoolStore;
+use crate::signal::Signal;
+use crate::volume::Volume;
+use crate::{EngineError, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use varve_coord::{Coord, Records};
+use varve_env::{Disk, Env};
+use varve_types::{ErrorKind, Name, Overrides, TimelineId, VolumeId};
+
+/// How often the chores run.
+const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks at what windows have ended.
+const SWEEP_TICKS: u32 = 10;
+
+/// A pool as the shard knows it.
+struct Pool {
+    store: Rc<PoolStore>,
+    settings: Overrides,
+}
+
+/// Numbers of a shard, for people.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShardCounts {
+    /// Bytes of the journal.
+    pub journal_bytes: u64,
+    /// Bytes of it in use.
+    pub journal_used: u64,
+    /// Whether the journal has failed: flushes are answered by the store then.
+    pub journal_failed: bool,
+    /// Bytes of layers in RAM.
+    pub layer_ram_bytes: u64,
+    /// The read cache.
+    pub cache: CacheCounts,
+}
+
+/// See the module.
+pub struct Shard {
+    context: Rc<Context>,
+    pools: RefCell<BTreeMap<Name, Pool>>,
+    volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
+    /// Records of the journal that wait for their timelines to be opened.
+    tails: RefCell<BTreeMap<TimelineId, (u64, Vec<Replayed>)>>,
+    stopping: Cell<bool>,
+    stopped: Signal,
+}
+
+impl Shard {
+    /// Starts a shard on a journal that is made new.
+    ///
+    /// # Errors
+    /// When the disk is too small or can not be written.
+    pub async fn create(
+        env: Rc<dyn Env>,
+        disk: Rc<dyn Disk>,
+        coord: Arc<dyn Coord>,
+        limits: Limits,
+    ) -> Result<Rc<Self>> {
+        let journal = Journal::create(disk, Rc::clone(&env)).await?;
+        Ok(Self::with(env, journal, Vec::new(), coord, limits))
+    }
+
+    /// Starts a shard on a journal that it had before.
+    ///
+    /// # Errors
+    /// When the journal can not be read.
+    pub async fn open(env: Rc<dyn Env>, disk: Rc<dyn Disk>, coord: Arc<dyn Coord>, limits: Limits) -> Result<Rc<Self>> {
+        let (journal, tail) = replay(disk, Rc::clone(&env)).await?;
+        Ok(Self::with(env, journal, tail, coord, limits))
+    }
+
+    fn with(
+        env: Rc<dyn Env>,
+        journal: Rc<Journal>,
+        tail: Vec<Replayed>,
+        coord: Arc<dyn Coord>,
+        limits: Limits,
+    ) -> Rc<Self> {
+        let mut tails: BTreeMap<TimelineId, (u64, Vec<Replayed>)> = BTreeMap::new();
+        for replayed in tail {
+            let (position, timeline) = (replayed.record.position, replayed.record.timeline);
+            tails.entry(timeline).or_insert((position, Vec::new())).1.push(replayed);
+        }
+        for (position, _) in tails.values() {
+            journal.pin(*position);
+        }
+        let context = Rc::new(Context {
+            env,
+            journal,
+            coord,
+            cache: RefCell::new(BlockCache::new(limits.cache_ram)),
+            heads: RefCell::new(HeadCache::default()),
+            limits,
+            layer_ram: Cell::new(0),
+            relieved: Signal::default(),
+        });
+        let this = Rc::new(Self {
+            context,
+            pools: RefCell::new(BTreeMap::new()),
+            volumes: RefCell::new(BTreeMap::new()),
+            tails: RefCell::new(tails),
+            stopping: Cell::new(false),
+            stopped: Signal::default(),
+        });
+        let weak = Rc::downgrade(&this);
+        let env = Rc::clone(&this.context.env);
+        this.context.env.spawn(Box::pin(async move {
+            let mut ticks = 0u32;
+            loop {
+                env.sleep(TICK).await;
+                let Some(shard) = weak.upgrade() else { return };
+                if shard.stopping.get() {
+                    return;
+                }
+                ticks += 1;
+                shard.tick(ticks.is_multiple_of(SWEEP_TICKS)).await;
+            }
+        }));
+        this
+    }
+
+    /// The chores of a moment.
+    async fn tick(self: &Rc<Self>, sweep: bool) {
+        let volumes: Vec<_> = self.volumes.borrow().values().cloned().collect();
+        for volume in volumes {
+            let timeline = volume.shown();
+            timeline.seal_if_old();
+            timeline.checkpoint_if_due();
+            timeline.checkpoint_if_quiet();
+            timeline.start_deletes();
+        }
+        if sweep && let Err(error) = self.sweep().await {
+            tracing::warn!(%error, "what windows have ended could not be looked at; it will be tried again");
+        }
+    }
+
+    /// Makes a pool known. Its volumes can be opened then.
+    pub fn add_pool(&self, name: Name, store: PoolStore, settings: Overrides) {
+        self.pools.borrow_mut().insert(name, Pool { store: Rc::new(store), settings });
+    }
+
+    /// Forgets a pool, which has no volumes any more.
+    pub fn remove_pool(&self, name: &Name) {
+        self.pools.borrow_mut().remove(name);
+    }
+
+    /// Takes new settings of a pool.
+    pub fn set_pool(&self, name: &Name, settings: Overrides) {
+        if let Some(pool) = self.pools.borrow_mut().get_mut(name) {
+            pool.settings = settings;
+        }
+        for volume in self.volumes.borrow().values().filter(|v| v.record().pool == *name) {
+            volume.pool_changed(settings);
+        }
+    }
+
+    fn pool(&self, name: &Name) -> Result<(Rc<PoolStore>, Overrides)> {
+        let pools = self.pools.borrow();
+        let pool = pools.get(name);
+        let pool = pool.ok_or_else(|| EngineError::new(ErrorKind::NotFound, format!("there is no pool {name}")))?;
+        Ok((Rc::clone(&pool.store), pool.settings))
+    }
+
+    /// Opens every volume that coordination lists and that is not deleted. Gives those that could not be opened, and why.
+    ///
+    /// # Errors
+    /// When coordination does not answer.
+    pub async fn open_all(self: &Rc<Self>) -> Result<Vec<(Name, EngineError)>> {
+        let records = Records::new(&*self.context.coord).list_volumes().await?;
+        let mut failed = Vec::new();
+        let mut known = std::collections::BTreeSet::new();
+        for (record, _) in records {
+            known.extend(record.timelines.iter().map(|t| t.id));
+            if record.deleted.is_none()
+                && let Err(error) = self.open_volume(record.id).await
+            {
+                failed.push((record.name, error));
+            }
+        }
+        // Records of timelines that are no more, or that were put whole before they were hidden, keep no room.
+        let tails = std::mem::take(&mut *self.tails.borrow_mut());
+        for (timeline, (position, tail)) in tails {
+            let open = failed.is_empty() || !known.contains(&timeline);
+            if open {
+                self.context.journal.unpin(position);
+            } else {
+                self.tails.borrow_mut().insert(timeline, (position, tail));
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Opens a volume in a new epoch.
+    ///
+    /// # Errors
+    /// `Corrupt` when it can not be recovered whole; those of store and coordination.
+    pub async fn open_volume(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
+        if let Some(volume) = self.volumes.borrow().get(&id) {
+            return Ok(Rc::clone(volume));
+        }
+        let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
+        let (pool, settings) = self.pool(&record.pool)?;
+        let tail = self.tails.borrow().get(&record.shown).cloned();
+        let records = tail.as_ref().map(|(_, tail)| tail.clone()).unwrap_or_default();
+        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id, records).await?;
+        if let Some((position, _)) = self.tails.borrow_mut().remove(&record.shown) {
+            self.context.journal.unpin(position);
+        }
+        self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// An open volume by name.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub fn find(&self, name: &Name) -> Result<Rc<Volume>> {
+        let found = self.volumes.borrow().values().find(|volume| volume.name() == *name).cloned();
+        found.ok_or_else(|| EngineError::new(ErrorKind::NotFound, format!("there is no volume {name}")))
+    }
+
+    /// All open volumes, by name.
+    pub fn volumes(&self) -> Vec<Rc<Volume>> {
+        let mut all: Vec<_> = self.volumes.borrow().values().cloned().collect();
+        all.sort_by_key(|volume| volume.name());
+        all
+    }
+
+    /// Numbers of the shard.
+    pub fn counts(&self) -> ShardCounts {
+        let (journal_bytes, journal_used) = self.context.journal.usage();
+        ShardCounts {
+            journal_bytes,
+            journal_used,
+            journal_failed: self.context.journal.failure().is_some(),
+            layer_ram_bytes: self.context.layer_ram.get(),
+            cache: self.context.cache.borrow().counts(),
+        }
+    }
+
+    /// Ends: makes the journal durable, so that a start needs nothing else. What is not in the store yet stays in the journal.
+    ///
+    /// # Errors
+    /// When the journal has failed and the store did not take everything.
+    pub async fn stop(&self) -> Result<()> {
+        self.stopping.set(true);
+        let volumes = self.volumes();
+        let mut result = Ok(());
+        for volume in &volumes {
+            let timeline = volume.shown();
+            if timeline.is_stopped() {
+                continue;
+            }
+            if let Err(error) = timeline.flush_waiting().await {
+                result = Err(error);
+            }
+        }
+        for volume in volumes {
+            volume.shown().stop(EngineError::new(ErrorKind::Unavailable, "the node stops"));
+        }
+        self.stopped.ring();
+        result
+    }
+}

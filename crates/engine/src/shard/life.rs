@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The life of volumes: made, cloned, deleted, brought back, and gone for ever.
+//!
+//! A deleted volume is hidden until its window ends; what others were born from stays until they are gone. The end is in this order: a tombstone,
+//! so that an import does not bring it back; every object by prefix; the record in coordination; the hold in its origin.
+
+use super::Shard;
+use crate::birth::{edit_closed, start};
+use crate::manifests::{PoolStore, put_manifest, reference};
+use crate::timeline::Data;
+use crate::volume::Volume;
+use crate::{EngineError, Result};
+use std::rc::Rc;
+use varve_coord::{
+    Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
+};
+use varve_format::ObjectName;
+use varve_format::manifest::{Manifest, TimelineState};
+use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
+
+/// What a new volume is.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: Name,
+    /// Its pool.
+    pub pool: Name,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its settings.
+    pub settings: Overrides,
+}
+
+/// Tries of a transaction that others may be faster than.
+const MAX_TRIES: u32 = 16;
+
+impl Shard {
+    fn new_record(&self, name: Name, pool: Name, settings: Overrides) -> VolumeRecord {
+        let id = VolumeId::from_random(self.context.random_id());
+        let timeline = TimelineId::from_random(self.context.random_id());
+        let mut writer = [0; 8];
+        self.context.env.random(&mut writer);
+        VolumeRecord {
+            version: VolumeRecord::VERSION,
+            id,
+            name,
+            pool,
+            epoch: Epoch(1),
+            writer: WriterId(u64::from_le_bytes(writer)),
+            shown: timeline,
+            show_number: 1,
+            template: false,
+            settings,
+            deleted: None,
+            timelines: vec![TimelineRecord { id: timeline, state: RecordState::Shown, manifest: None, parent: None }],
+        }
+    }
+
+    fn first_manifest(&self, record: &VolumeRecord) -> Manifest {
+        let mut manifest = Manifest::new(record.id, record.shown, record.name.clone(), record.epoch, record.writer);
+        manifest.number = 1;
+        manifest.show_number = 1;
+        manifest.created_ms = self.context.now_ms();
+        manifest.written_ms = manifest.created_ms;
+        manifest.settings = record.settings;
+        manifest
+    }
+
+    async fn check_name_free(&self, name: &Name) -> Result<()> {
+        match Records::new(&*self.context.coord).find_by_name(name).await {
+            Ok(_) => Err(EngineError::new(ErrorKind::Conflict, format!("there is a volume {name} already"))),
+            Err(CoordError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken; `NotFound` for an unknown pool.
+    pub async fn create_volume(self: &Rc<Self>, new: NewVolume) -> Result<Rc<Volume>> {
+        let (pool, pool_settings) = self.pool(&new.pool)?;
+        self.check_name_free(&new.name).await?;
+        let mut record = self.new_record(new.name, new.pool, new.settings);
+        let mut manifest = self.first_manifest(&record);
+        manifest.size = new.size;
+        put_manifest(&*pool.store, &manifest).await?;
+        record.timelines[0].manifest = Some(reference(&manifest));
+        Records::new(&*self.context.coord).create_volume(&record, Vec::new()).await?;
+        let timeline = start(&self.context, &pool, manifest, &pool_settings, None);
+        Ok(self.enter(Volume::with(Rc::clone(&self.context), pool, pool_settings, record, timeline)))
+    }
+
+    fn enter(&self, volume: Rc<Volume>) -> Rc<Volume> {
+        self.volumes.borrow_mut().insert(volume.id(), Rc::clone(&volume));
+        volume
+    }
+
+    /// Makes a clone of a snapshot of a volume, or of what the volume is now.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown volume or snapshot; `Conflict` when the name is taken or the volume has too many ancestors.
+    pub async fn clone_volume(
+        self: &Rc<Self>,
+        source: &Name,
+        snapshot: Option<&Name>,
+        new: Name,
+        settings: Overrides,
+    ) -> Result<Rc<Volume>> {
+        let origin = self.find(source)?;
+        self.check_name_free(&new).await?;
+        let _turn = origin.changes.take().await;
+        let info = match snapshot {
+            Some(name) => origin.find_snapshot(name).await?,
+            None => origin.take_snapshot(self.hidden_name()?, true).await?,
+        };
+        let mut record = self.new_record(new, origin.record().pool, settings);
+        record.timelines[0].parent = Some(info.timeline);
+        let held = origin.hold(&info, record.shown, record.id).await?;
+        let mut manifest = self.first_manifest(&record);
+        held.shape(&mut manifest)?;
+        put_manifest(&*origin.pool.store, &manifest).await?;
+        record.timelines[0].manifest = Some(reference(&manifest));
+        self.record_clone(&origin, &record).await?;
+        let timeline = start(&self.context, &origin.pool, manifest, &origin.pool_settings(), Some(&held));
+        let pool = Rc::clone(&origin.pool);
+        Ok(self.enter(Volume::with(Rc::clone(&self.context), pool, origin.pool_settings(), record, timeline)))
+    }
+
+    fn hidden_name(&self) -> Result<Name> {
+        let id = varve_types::SnapshotId::from_random(self.context.random_id());
+        format!("clone-{id}").parse().map_err(|error| EngineError::caused(ErrorKind::Internal, "snapshot", error))
+    }
+
+    /// Records a clone, if its origin's volume is still in the epoch of the hold.
+    async fn record_clone(&self, origin: &Volume, record: &VolumeRecord) -> Result<()> {
+        let records = Records::new(&*self.context.coord);
+        for _ in 0..MAX_TRIES {
+            let (now, revision) = records.load_volume(origin.id()).await?;
+            if now.epoch != origin.record().epoch {
+                return Err(crate::timeline::fenced(format!("volume {}: it was opened elsewhere", now.name)));
+            }
+            let check = Check::Revision(now.key(), revision);
+            match records.create_volume(record, vec![check]).await {
+                Ok(_) => return Ok(()),
+                Err(CoordError::Changed(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(EngineError::new(ErrorKind::Busy, format!("volume {} is changed all the time", origin.name())))
+    }
+
+    /// Deletes a volume: it is hidden, and can be brought back within its window. Clones of it stay.
+    ///
+    /// # Errors
+    /// `Conflict` while it is attached.
+    pub async fn delete_volume(self: &Rc<Self>, name: &Name) -> Result<()> {
+        let volume = self.find(name)?;
+        let _turn = volume.changes.take().await;
+        volume.check_detached("deleted")?;
+        let timeline = volume.shown();
+        timeline.drain().await?;
+        timeline.checkpoint().await?;
+        let (at_ms, until_ms) = (self.context.now_ms(), volume.window_end());
+        let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Hidden { until_ms };
+        let also = |record: &mut VolumeRecord| {
+            record.deleted = Some(Deleted { at_ms, until_ms });
+            Ok(())
+        };
+        volume.change(edit, also).await?;
+        timeline.stop(EngineError::new(ErrorKind::NotFound, format!("volume {name} was deleted")));
+        self.volumes.borrow_mut().remove(&volume.id());
+        Ok(())
+    }
+
+    /// Brings the volume back that was deleted last under this name.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none or its window is over; `Conflict` when the name is taken.
+    pub async fn undelete_volume(self: &Rc<Self>, name: &Name) -> Result<Rc<Volume>> {
+        let records = Records::new(&*self.context.coord);
+        let now = self.context.now_ms();
+        let deleted =
+            records.list_volumes().await?.into_iter().filter(|(record, _)| {
+                record.name == *name && record.deleted.is_some_and(|deleted| deleted.until_ms > now)
+            });
+        let Some((record, _)) = deleted.max_by_key(|(record, _)| record.deleted.map(|deleted| deleted.at_ms)) else {
+            let what = format!("no deleted volume {name} can be brought back (its window may be over)");
+            return Err(EngineError::new(ErrorKind::NotFound, what));
+        };
+        self.check_name_free(name).await?;
+        let change = |record: &mut VolumeRecord| -> Result<()> {
+            record.deleted = None;
+            Ok(())
+        };
+        records.modify_volume(record.id, change).await?;
+        let volume = self.open_volume(record.id).await?;
+        let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Shown;
+        volume.change(edit, |_: &mut VolumeRecord| Ok(())).await?;
+        Ok(volume)
+    }
+
+    /// Looks which windows have ended, and ends what they kept.
+    pub async fn sweep(self: &Rc<Self>) -> Result<()> {
+        let now = self.context.now_ms();
+        for (record, _) in Records::new(&*self.context.coord).list_volumes().await? {
+            if record.deleted.is_some_and(|deleted| deleted.until_ms <= now)
+                && let Err(error) = self.purge(&record).await
+            {
+                tracing::warn!(volume = %record.id, %error, "a deleted volume could not be removed yet");
+            }
+        }
+        self.drop_orphaned_holds().await
+    }
+
+    /// Removes a deleted volume for ever, unless others were born from it.
+    async fn purge(self: &Rc<Self>, record: &VolumeRecord) -> Result<()> {
+        let (pool, _) = self.pool(&record.pool)?;
+        let mut births = Vec::new();
+        for timeline in &record.timelines {
+            let manifest = match crate::lineage::newest_manifest(&self.context, &pool.store, timeline.id).await {
+                Ok(manifest) => manifest,
+                // An earlier try came so far.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if manifest.holds.iter().any(|hold| hold.volume != record.id) {
+                return Ok(());
+            }
+            births.extend(manifest.birth.map(|birth| (birth.origin, timeline.id)));
+        }
+        pool.check().await?;
+        // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
+        let mut record = crate::volume::raise_epoch(&self.context, record.id, record.writer).await?;
+        for id in record.timelines.iter().map(|t| t.id).collect::<Vec<_>>() {
+            match edit_closed(&self.context, &pool, &record, id, |m| m.state = TimelineState::Tombstone).await {
+                Ok(new) => record = new,
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            let tombstone = record.timeline(id).and_then(|t| t.manifest);
+            remove_objects(&pool, id, tombstone.map(|m| m.number)).await?;
+        }
+        for id in record.timelines.iter().map(|t| t.id) {
+            remove_objects(&pool, id, None).await?;
+        }
+        let records = Records::new(&*self.context.coord);
+        let (last, revision) = records.load_volume(record.id).await?;
+        records.remove_volume(&last, revision).await?;
+        for (origin, clone) in births {
+            self.drop_hold(origin, clone).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops the hold of a clone that is no more, wherever its origin is.
+    pub(crate) async fn drop_hold(self: &Rc<Self>, origin: TimelineId, clone: TimelineId) -> Result<()> {
+        let records = Records::new(&*self.context.coord);
+        let volume = match records.find_timeline(origin).await {
+            Ok(volume) => volume,
+            Err(CoordError::NotFound(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let open = self.volumes.borrow().get(&volume).cloned();
+        if let Some(open) = open {
+            return open.drop_hold(origin, clone).await;
+        }
+        let (record, _) = records.load_volume(volume).await?;
+        let (pool, _) = self.pool(&record.pool)?;
+        edit_closed(&self.context, &pool, &record, origin, |m| m.holds.retain(|h| h.clone != clone)).await?;
+        Ok(())
+    }
+
+    /// Holds of an earlier epoch whose clone was never recorded, or is gone.
+    async fn drop_orphaned_holds(self: &Rc<Self>) -> Result<()> {
+        let records = Records::new(&*self.context.coord);
+        for volume in self.volumes() {
+            let timeline = volume.shown();
+            let holds = timeline.data.borrow().manifest.holds.clone();
+            for hold in holds.into_iter().filter(|hold| hold.epoch < timeline.epoch) {
+                match records.find_timeline(hold.clone).await {
+                    Ok(_) => {}
+                    Err(CoordError::NotFound(_)) => volume.drop_hold(timeline.id, hold.clone).await?,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes every object of a timeline, but for the manifest with the number `keep`.
+async fn remove_objects(pool: &PoolStore, timeline: TimelineId, keep: Option<u64>) -> Result<()> {
+    let prefix = format!("{timeline}/");
+    let mut after: Option<String> = None;
+    loop {
+        let names = pool.store.list(&prefix, after.as_deref()).await?;
+        let Some(last) = names.last() else { return Ok(()) };
+        after = Some(last.name.clone());
+        for info in &names {
+            let kept = ObjectName::parse(&info.name)
+                .is_some_and(|name| name.kind == varve_format::ObjectKind::Manifest && Some(name.number) == keep);
+            if !kept {
+                pool.store.delete(&info.name).await?;
+            }
+        }
+    }
+}

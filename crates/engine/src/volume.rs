@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A volume: a name for a timeline, its record in coordination, and who is attached.
+//!
+//! The volume shows one of its timelines. Everything that changes which one, or what the volume is called, goes through a compare-and-swap of its record together with
+//! the acceptance of a manifest, one at a time. A change of the shown timeline is refused while somebody is attached.
+
+use crate::context::{Context, Turn};
+use crate::journal::Replayed;
+use crate::manifests::PoolStore;
+use crate::recover::{Opening, open};
+use crate::timeline::Timeline;
+use crate::{EngineError, Result, TableTotals};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use varve_coord::{Records, VolumeRecord};
+use varve_format::manifest::Manifest;
+use varve_format::mark::Mark;
+use varve_types::{BLOCK, ErrorKind, Name, Overrides, Sequence, Settings, SnapshotId, TimelineId, VolumeId, WriterId};
+
+/// Somebody who uses a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Who, for people.
+    pub peer: String,
+    /// Since when, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// A snapshot, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: Name,
+    /// When it was taken, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// Size of the volume then, in bytes.
+    pub size: u64,
+    /// Whether its data are in the store.
+    pub stored: bool,
+    /// Whether it was taken for a clone of the present, and is left out of listings.
+    pub hidden: bool,
+    /// The timeline that it belongs to.
+    pub timeline: TimelineId,
+}
+
+/// Numbers of a volume, for people and tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VolumeCounts {
+    /// Segments and blocks of its own in the store.
+    pub table: TableTotals,
+    /// Bytes of layers not yet in the store.
+    pub unsealed_bytes: u64,
+    /// Layers that wait for the store.
+    pub sealed_layers: usize,
+    /// Entries of the overlay.
+    pub overlay_entries: usize,
+    /// Bytes of the map in RAM.
+    pub map_ram_bytes: usize,
+    /// Number of the newest manifest.
+    pub manifest_number: u64,
+    /// Objects that wait to be deleted.
+    pub dead_objects: usize,
+}
+
+/// See the module.
+pub struct Volume {
+    pub(crate) id: VolumeId,
+    pub(crate) context: Rc<Context>,
+    pub(crate) pool: Rc<PoolStore>,
+    pub(crate) pool_settings: RefCell<Overrides>,
+    pub(crate) record: RefCell<VolumeRecord>,
+    pub(crate) timeline: RefCell<Rc<Timeline>>,
+    /// One change of what the volume is at a time.
+    pub(crate) changes: Turn,
+    attached: RefCell<BTreeMap<u64, Attachment>>,
+    next_attachment: Cell<u64>,
+}
+
+/// Raises the epoch of a volume in its record.
+pub(crate) async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId) -> Result<VolumeRecord> {
+    let change = |record: &mut VolumeRecord| -> Result<()> {
+        record.epoch = record.epoch.next();
+        record.writer = writer;
+        Ok(())
+    };
+    Ok(Records::new(&*context.coord).modify_volume(id, change).await?.0)
+}
+
+impl Volume {
+    /// Opens a volume in a new epoch. `tail` are the records of the journal that name its shown timeline.
+    pub(crate) async fn open(
+        context: Rc<Context>,
+        pool: Rc<PoolStore>,
+        pool_settings: Overrides,
+        id: VolumeId,
+        tail: Vec<Replayed>,
+    ) -> Result<Rc<Self>> {
+        let mut writer = [0; 8];
+        context.env.random(&mut writer);
+        let writer = WriterId(u64::from_le_bytes(writer));
+        let record = raise_epoch(&context, id, writer).await?;
+        let timeline = Self::open_timeline(&context, &pool, &pool_settings, &record, record.shown, tail).await?;
+        Ok(Self::with(context, pool, pool_settings, record, timeline))
+    }
+
+    pub(crate) fn with(
+        context: Rc<Context>,
+        pool: Rc<PoolStore>,
+        pool_settings: Overrides,
+        record: VolumeRecord,
+        timeline: Rc<Timeline>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            id: record.id,
+            context,
+            pool,
+            pool_settings: RefCell::new(pool_settings),
+            record: RefCell::new(record),
+            timeline: RefCell::new(timeline),
+            changes: Turn::default(),
+            attached: RefCell::new(BTreeMap::new()),
+            next_attachment: Cell::new(1),
+        })
+    }
+
+    /// Opens one of the volume's timelines, at the epoch of the record.
+    pub(crate) async fn open_timeline(
+        context: &Rc<Context>,
+        pool: &Rc<PoolStore>,
+        pool_settings: &Overrides,
+        record: &VolumeRecord,
+        timeline: TimelineId,
+        tail: Vec<Replayed>,
+    ) -> Result<Rc<Timeline>> {
+        let manifest = record.timeline(timeline).and_then(|t| t.manifest);
+        let Some(manifest) = manifest else {
+            let what = format!("volume {}: coordination names no manifest of timeline {timeline}", record.id);
+            return Err(EngineError::corrupt(what));
+        };
+        let opening = Opening {
+            context: Rc::clone(context),
+            pool: Rc::clone(pool),
+            volume: record.id,
+            timeline,
+            epoch: record.epoch,
+            writer: record.writer,
+            settings: Settings::resolve(&record.settings, pool_settings),
+            manifest,
+        };
+        open(opening, tail).await
+    }
+
+    /// The timeline that it shows.
+    pub(crate) fn shown(&self) -> Rc<Timeline> {
+        Rc::clone(&self.timeline.borrow())
+    }
+
+    /// Its id.
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+    /// Its name.
+    pub fn name(&self) -> Name {
+        self.record.borrow().name.clone()
+    }
+    /// Its record in coordination, as this node knows it.
+    pub fn record(&self) -> VolumeRecord {
+        self.record.borrow().clone()
+    }
+    /// The settings of its pool, as far as they are set.
+    pub fn pool_settings(&self) -> Overrides {
+        *self.pool_settings.borrow()
+    }
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.shown().data.borrow().size
+    }
+    /// Why it serves nothing any more, if so.
+    pub fn stopped(&self) -> Option<EngineError> {
+        self.shown().data.borrow().stopped.clone()
+    }
+    /// Why it can make no checkpoints, if so: it serves, but a person should look.
+    pub fn degraded(&self) -> Option<EngineError> {
+        self.shown().data.borrow().no_checkpoints.clone()
+    }
+
+    /// Numbers of it.
+    pub fn counts(&self) -> VolumeCounts {
+        let timeline = self.shown();
+        let data = timeline.data.borrow();
+        let layers = data.sealed.iter().map(|sealed| &sealed.layer).chain([&data.open]);
+        VolumeCounts {
+            table: data.table.totals(),
+            unsealed_bytes: layers.map(|layer| layer.blocks() * BLOCK).sum(),
+            sealed_layers: data.sealed.len(),
+            overlay_entries: data.overlay.len(),
+            map_ram_bytes: data.tree.bytes_in_ram(),
+            manifest_number: data.manifest.number,
+            dead_objects: data.manifest.dead.iter().filter(|dead| !data.deleted.contains(&dead.name)).count(),
+        }
+    }
+
+    /// Notes that somebody uses it. Gives a number for [`detach`](Self::detach), and who else uses it.
+    pub fn attach(&self, peer: String) -> (u64, Vec<Attachment>) {
+        let others = self.attachments();
+        let number = self.next_attachment.replace(self.next_attachment.get() + 1);
+        self.attached.borrow_mut().insert(number, Attachment { peer, since_ms: self.context.now_ms() });
+        (number, others)
+    }
+
+    /// Notes that somebody uses it no longer. The last one seals the layer.
+    pub fn detach(&self, number: u64) {
+        self.attached.borrow_mut().remove(&number);
+        if self.attached.borrow().is_empty() {
+            self.shown().seal_now();
+        }
+    }
+
+    /// Who uses it.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.attached.borrow().values().cloned().collect()
+    }
+
+    /// Refuses while somebody uses it.
+    pub(crate) fn check_detached(&self, what: &str) -> Result<()> {
+        let Some(first) = self.attachments().into_iter().next() else { return Ok(()) };
+        let text = format!(
+            "volume {} can not be {what} while it is attached (by {}): detach it first",
+            self.name(),
+            first.peer
+        );
+        Err(EngineError::new(ErrorKind::Conflict, text))
+    }
+
+    /// Gives the volume another size. A shrink that would cut stored data is refused unless forced.
+    ///
+    /// # Errors
+    /// `Conflict` for a shrink that would cut data; `Conflict` for a template.
+    pub async fn resize(&self, size: u64, force: bool) -> Result<()> {
+        let _turn = self.changes.take().await;
+        self.check_writable()?;
+        let timeline = self.shown();
+        let old = self.size();
+        if size < old {
+            let cut_from = size.next_multiple_of(BLOCK).min(old);
+            if !force && timeline.has_data(size, old).await? {
+                let text = format!(
+                    "volume {}: there are data behind {size} bytes that a shrink would cut; force it to lose them",
+                    self.name()
+                );
+                return Err(EngineError::new(ErrorKind::Conflict, text));
+            }
+            // What is cut reads as zeroes if the volume ever grows again.
+            if cut_from > size {
+                let rest = vec![0; (cut_from - size) as usize];
+                timeline.write_waiting(size, rest.into(), false).await?;
+            }
+            if old > cut_from {
+                timeline.discard_now(cut_from, old - cut_from).await?;
+            }
+        }
+        timeline.room_for_mark().await?;
+        timeline.make_mark(|sequence: Sequence| Mark::Size { sequence, size })?;
+        timeline.data.borrow_mut().size = size;
+        timeline.flush_waiting().await
+    }
+
+    /// Changes settings of the volume while it runs.
+    ///
+    /// # Errors
+    /// Those of the store and of coordination; nothing has changed then.
+    pub async fn set(&self, settings: Overrides) -> Result<()> {
+        let _turn = self.changes.take().await;
+        let edit = |manifest: &mut Manifest, _: &mut crate::timeline::Data| manifest.settings = settings;
+        let also = |record: &mut VolumeRecord| {
+            record.settings = settings;
+            Ok(())
+        };
+        self.change(edit, also).await?;
+        self.apply_settings();
+        Ok(())
+    }
+
+    /// Takes new settings of the pool.
+    pub fn pool_changed(&self, settings: Overrides) {
+        *self.pool_settings.borrow_mut() = settings;
+        self.apply_settings();
+    }
+
+    fn apply_settings(&self) {
+        let settings = Settings::resolve(&self.record.borrow().settings, &self.pool_settings.borrow());
+        self.shown().data.borrow_mut().settings = settings;
+    }
+
+    /// Gives the volume another name.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken.
+    pub async fn rename(&self, name: Name) -> Result<()> {
+        let _turn = self.changes.take().await;
+        // Coordination first: it is there that names are unique. The manifest follows in the same acceptance.
+        let edit = |manifest: &mut Manifest, _: &mut crate::timeline::Data| manifest.name = name.clone();
+        let also = |record: &mut VolumeRecord| {
+            record.name = name.clone();
+            Ok(())
+        };
+        self.change(edit, also).await
+    }
+
+    /// Makes the volume a template: read-only for ever, to clone from.
+    ///
+    /// # Errors
+    /// `Conflict` while it is attached.
+    pub async fn make_template(&self) -> Result<()> {
+        let _turn = self.changes.take().await;
+        self.check_detached("made a template")?;
+        let timeline = self.shown();
+        timeline.drain().await?;
+        let edit = |manifest: &mut Manifest, _: &mut crate::timeline::Data| manifest.template = true;
+        let also = |record: &mut VolumeRecord| {
+            record.template = true;
+            Ok(())
+        };
+        self.change(edit, also).await
+    }
+
+    /// Refuses what a template does not allow.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.record.borrow().template {
+            return Err(crate::write::read_only(&format!("volume {}, a template,", self.name())));
+        }
+        Ok(())
+    }
+
+    /// Writes a manifest and changes the record with its acceptance.
+    pub(crate) async fn change(
+        &self,
+        edit: impl Fn(&mut Manifest, &mut crate::timeline::Data),
+        also: impl FnMut(&mut VolumeRecord) -> Result<()>,
+    ) -> Result<()> {
+        let record = self.shown().write_manifest(edit, also).await?;
+        *self.record.borrow_mut() = record;
+        Ok(())
+    }
+}

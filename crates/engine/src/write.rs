@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The way of a write: into the journal's batch and the open layer at once, answered after the batch is committed.
+//!
+//! - A change takes its sequence number, its record and its place in the layer in one step without waiting, so all three have one order.
+//! - Parts of blocks are read, completed and written as whole blocks; meanwhile the block is *busy*, and every later change of it waits its turn.
+//! - Where there is no room (journal, RAM, ordinals) a write waits; it is never failed for that.
+//! - With a failed journal, changes go into the layer alone and are answered once their segment counts.
+
+use crate::journal::Stamp;
+use crate::layer::{Piece, Sums};
+use crate::timeline::{Data, NUMBER_GAP, Timeline, blocks_of};
+use crate::{EngineError, Result, Submit};
+use bytes::{Bytes, BytesMut};
+use std::rc::Rc;
+use varve_format::crc::crc;
+use varve_format::journal::{Body, MAX_RECORD_BLOCKS, write_header_len};
+use varve_format::mark::Mark;
+use varve_types::{Ack, BLOCK, Sequence};
+
+/// A change to be made: whole blocks.
+enum Op {
+    Write(Bytes),
+    Hole,
+}
+
+/// Bytes that a change may need in the journal.
+fn journal_need(op: &Op) -> u64 {
+    match op {
+        Op::Write(data) => {
+            let records = (data.len() as u64).div_ceil(u64::from(MAX_RECORD_BLOCKS) * BLOCK);
+            data.len() as u64 + records * write_header_len(MAX_RECORD_BLOCKS)
+        }
+        Op::Hole => BLOCK,
+    }
+}
+
+impl Timeline {
+    /// See [`crate::BlockDevice::write`].
+    pub fn write(self: &Rc<Self>, offset: u64, data: Bytes, fua: bool) -> Submit<()> {
+        let len = data.len() as u64;
+        if let Err(error) = self.check_range(offset, len) {
+            return Submit::Done(Err(error));
+        }
+        if len == 0 {
+            return Submit::Done(Ok(()));
+        }
+        let (start, blocks) = (offset / BLOCK, blocks_of(offset + len) - offset / BLOCK);
+        let aligned = offset % BLOCK == 0 && len % BLOCK == 0;
+        let op = Op::Write(data);
+        if aligned && !fua && self.free_to_go(start, blocks, &op) {
+            return Submit::Done(self.make(start, blocks, op));
+        }
+        let Op::Write(data) = op else { return Submit::Done(Ok(())) };
+        let this = Rc::clone(self);
+        Submit::Later(Box::pin(async move { this.write_waiting(offset, data, fua).await }))
+    }
+
+    /// See [`crate::BlockDevice::discard`].
+    pub fn discard(self: &Rc<Self>, offset: u64, len: u64, fua: bool) -> Submit<()> {
+        if let Err(error) = self.check_range(offset, len) {
+            return Submit::Done(Err(error));
+        }
+        if len == 0 {
+            return Submit::Done(Ok(()));
+        }
+        let (start, blocks) = (offset / BLOCK, blocks_of(offset + len) - offset / BLOCK);
+        let aligned = offset % BLOCK == 0 && (len % BLOCK == 0 || offset + len == self.data.borrow().size);
+        if aligned && !fua && self.free_to_go(start, blocks, &Op::Hole) {
+            return Submit::Done(self.make(start, blocks, Op::Hole));
+        }
+        let this = Rc::clone(self);
+        Submit::Later(Box::pin(async move { this.discard_waiting(offset, len, fua).await }))
+    }
+
+    /// Whether a change can be made without waiting for anything.
+    fn free_to_go(self: &Rc<Self>, start: u64, blocks: u64, op: &Op) -> bool {
+        let data = self.data.borrow();
+        let free = data.busy.is_empty() || data.busy.range(start..start + blocks).next().is_none();
+        free && self.has_room(&data, op) && self.context.journal.failure().is_none()
+    }
+
+    fn has_room(&self, data: &Data, op: &Op) -> bool {
+        data.next_ordinal.0 < data.manifest.boundary.0.max(data.manifest.first_ordinal.0) + NUMBER_GAP - 2
+            && self.context.layer_ram.get() < self.context.limits.layer_ram
+            && self.context.journal.has_room(journal_need(op))
+    }
+
+    /// Makes a change: sequence, record, layer. The caller has made sure of room.
+    fn make(self: &Rc<Self>, start: u64, blocks: u64, op: Op) -> Result<()> {
+        match op {
+            Op::Hole => self.make_hole(start, blocks),
+            Op::Write(data) => {
+                let most = MAX_RECORD_BLOCKS as usize * BLOCK as usize;
+                let mut at = start;
+                let mut rest = data;
+                while !rest.is_empty() {
+                    let part = rest.split_to(rest.len().min(most));
+                    let blocks = part.len() as u64 / BLOCK;
+                    self.make_write(at, part)?;
+                    at += blocks;
+                }
+                Ok(())
+            }
+        }?;
+        self.seal_if_full();
+        Ok(())
+    }
+
+    fn make_write(&self, start: u64, bytes: Bytes) -> Result<()> {
+        let mut table = [0; MAX_RECORD_BLOCKS as usize];
+        let blocks = bytes.len() / BLOCK as usize;
+        let sums = &mut table[..blocks];
+        for (sum, block) in sums.iter_mut().zip(bytes.chunks_exact(BLOCK as usize)) {
+            *sum = crc(block);
+        }
+        let mut data = self.data.borrow_mut();
+        let sequence = data.last.next();
+        let (place, pin) = match self.context.journal.failure() {
+            Some(_) => (0, None),
+            None => {
+                let stamp = self.stamp(&data, sequence);
+                let appended = self.context.journal.append_write(stamp, start, bytes.clone(), sums)?;
+                data.last_end = appended.end;
+                (appended.place, Some(appended.position))
+            }
+        };
+        let piece = Piece::Data { data: bytes, sums: Sums::new(sums), place };
+        self.enter(&mut data, sequence, pin, |layer, pin, now| {
+            layer.insert(sequence, pin, now, start, blocks as u64, piece);
+        });
+        Ok(())
+    }
+
+    fn make_hole(&self, start: u64, blocks: u64) -> Result<()> {
+        let mut data = self.data.borrow_mut();
+        let sequence = data.last.next();
+        let pin = self.append(&mut data, sequence, Body::Hole { start, blocks })?;
+        self.enter(&mut data, sequence, pin, |layer, pin, now| {
+            layer.insert(sequence, pin, now, start, blocks, Piece::Hole);
+        });
+        Ok(())
+    }
+
+    /// Puts a mark into the stream; `mark` is given its sequence. The caller has made sure of room.
+    pub fn make_mark(&self, mark: impl FnOnce(Sequence) -> Mark) -> Result<Mark> {
+        let mut data = self.data.borrow_mut();
+        let sequence = data.last.next();
+        let mark = mark(sequence);
+        let pin = self.append(&mut data, sequence, Body::Mark(mark.clone()))?;
+        let copy = mark.clone();
+        self.enter(&mut data, sequence, pin, |layer, pin, now| layer.mark(copy, pin, now));
+        Ok(mark)
+    }
+
+    fn stamp(&self, data: &Data, sequence: Sequence) -> Stamp {
+        Stamp { timeline: self.id, epoch: self.epoch, sequence, flushed_through: data.flushed }
+    }
+
+    fn append(&self, data: &mut Data, sequence: Sequence, body: Body) -> Result<Option<u64>> {
+        if self.context.journal.failure().is_some() {
+            return Ok(None);
+        }
+        let appended = self.context.journal.append(self.stamp(data, sequence), body)?;
+        data.last_end = appended.end;
+        Ok(Some(appended.position))
+    }
+
+    /// Enters a change into the open layer.
+    fn enter(
+        &self,
+        data: &mut Data,
+        sequence: Sequence,
+        pin: Option<u64>,
+        insert: impl FnOnce(&mut crate::layer::Layer, Option<u64>, std::time::Duration),
+    ) {
+        let now = self.context.env.now();
+        let (was_empty, before) = (data.open.is_empty(), data.open.ram());
+        insert(&mut data.open, pin, now);
+        if was_empty && let Some(pin) = pin {
+            self.context.journal.pin(pin);
+        }
+        self.context.ram_changed(before, data.open.ram());
+        data.last = sequence;
+        data.touched = now;
+    }
+
+    /// The waiting way of a write: for its turn at busy blocks, for room, for the rest of partly written blocks, for stable media.
+    pub async fn write_waiting(self: &Rc<Self>, offset: u64, data: Bytes, fua: bool) -> Result<()> {
+        let (start, end) = (offset / BLOCK, blocks_of(offset + data.len() as u64));
+        let busy = self.busy(start, end - start).await;
+        let whole = self.complete(offset, data).await?;
+        self.change(start, end - start, Op::Write(whole)).await?;
+        drop(busy);
+        self.finish(fua).await
+    }
+
+    /// Bytes made whole blocks by what stands around them.
+    async fn complete(self: &Rc<Self>, offset: u64, data: Bytes) -> Result<Bytes> {
+        let end = offset + data.len() as u64;
+        let (front, back) = (offset % BLOCK, blocks_of(end) * BLOCK - end);
+        if front == 0 && back == 0 {
+            return Ok(data);
+        }
+        let mut whole = BytesMut::with_capacity(data.len() + 2 * BLOCK as usize);
+        if front > 0 {
+            whole.extend_from_slice(&self.read_waiting(offset - front, front).await?);
+        }
+        whole.extend_from_slice(&data);
+        if back > 0 {
+            // What lies beyond the end of the volume, in its last block, is zero for ever.
+            let inside = back.min(self.data.borrow().size.saturating_sub(end));
+            whole.extend_from_slice(&self.read_waiting(end, inside).await?);
+            whole.resize(whole.len() + (back - inside) as usize, 0);
+        }
+        Ok(whole.freeze())
+    }
+
+    /// Makes whole blocks a hole.
+    pub async fn discard_now(self: &Rc<Self>, offset: u64, len: u64) -> Result<()> {
+        let (start, blocks) = (offset / BLOCK, blocks_of(offset + len) - offset / BLOCK);
+        let busy = self.busy(start, blocks).await;
+        self.change(start, blocks, Op::Hole).await?;
+        drop(busy);
+        self.finish(false).await
+    }
+
+    async fn discard_waiting(self: &Rc<Self>, offset: u64, len: u64, fua: bool) -> Result<()> {
+        let end = offset + len;
+        let size = self.data.borrow().size;
+        let first = blocks_of(offset);
+        let last = if end == size { blocks_of(end) } else { end / BLOCK };
+        let zeroes = |len: u64| Bytes::from(vec![0; len as usize]);
+        if first >= last {
+            // Nothing whole: at most a part of each of two blocks.
+            return self.write_waiting(offset, zeroes(len), fua).await;
+        }
+        if first * BLOCK > offset {
+            Box::pin(self.write_waiting(offset, zeroes(first * BLOCK - offset), false)).await?;
+        }
+        if last * BLOCK < end {
+            Box::pin(self.write_waiting(last * BLOCK, zeroes(end - last * BLOCK), false)).await?;
+        }
+        let busy = self.busy(first, last - first).await;
+        self.change(first, last - first, Op::Hole).await?;
+        drop(busy);
+        self.finish(fua).await
+    }
+
+    /// Makes a change once there is room.
+    async fn change(self: &Rc<Self>, start: u64, blocks: u64, op: Op) -> Result<()> {
+        self.room(&op).await?;
+        self.make(start, blocks, op)
+    }
+
+    /// Waits until a mark can be made without waiting.
+    pub async fn room_for_mark(self: &Rc<Self>) -> Result<()> {
+        self.room(&Op::Hole).await
+    }
+
+    async fn room(self: &Rc<Self>, op: &Op) -> Result<()> {
+        loop {
+            self.data.borrow().check()?;
+            if self.context.journal.failure().is_some() || self.has_room(&self.data.borrow(), op) {
+                return Ok(());
+            }
+            self.make_room();
+            if self.context.layer_ram.get() >= self.context.limits.layer_ram {
+                let context = &self.context;
+                let below = || (context.layer_ram.get() < context.limits.layer_ram).then_some(());
+                let stopped = self.changed.until(|| self.is_stopped().then_some(()));
+                race(context.relieved.until(below), stopped).await;
+            } else if !self.context.journal.has_room(journal_need(op)) {
+                let stopped = self.changed.until(|| self.is_stopped().then_some(()));
+                race(self.context.journal.room(journal_need(op)), stopped).await;
+            } else {
+                let look = || {
+                    let data = self.data.borrow();
+                    (data.stopped.is_some() || self.has_room(&data, op)).then_some(())
+                };
+                self.changed.until(look).await;
+            }
+        }
+    }
+
+    /// Answers a change of the waiting way as the volume asks.
+    async fn finish(self: &Rc<Self>, fua: bool) -> Result<()> {
+        let (last, failed) = (self.data.borrow().last, self.context.journal.failure().is_some());
+        if failed {
+            self.seal_now();
+            return self.until_counted(last).await;
+        }
+        if fua {
+            return self.flush_waiting().await;
+        }
+        self.context.journal.commit()
+    }
+
+    /// See [`crate::BlockDevice::commit`]. With `ack = ram` the answers need not wait for it.
+    pub fn commit(&self) -> Result<()> {
+        if self.data.borrow().settings.ack == Ack::Ram {
+            self.context.journal.commit_soon();
+            return Ok(());
+        }
+        self.context.journal.commit()
+    }
+
+    /// See [`crate::BlockDevice::flush`].
+    pub fn flush(self: &Rc<Self>) -> Submit<()> {
+        {
+            let data = self.data.borrow();
+            if let Err(error) = data.check() {
+                return Submit::Done(Err(error));
+            }
+            if data.flushed == data.last {
+                return Submit::Done(Ok(()));
+            }
+        }
+        let this = Rc::clone(self);
+        Submit::Later(Box::pin(async move { this.flush_waiting().await }))
+    }
+
+    /// Waits until everything up to now is on stable media: in the journal or in segments that count.
+    pub async fn flush_waiting(self: &Rc<Self>) -> Result<()> {
+        let (last, end) = {
+            let data = self.data.borrow();
+            data.check()?;
+            (data.last, data.last_end)
+        };
+        if self.context.journal.sync_to(end).await.is_err() {
+            self.seal_now();
+            self.until_counted(last).await?;
+        }
+        let mut data = self.data.borrow_mut();
+        data.check()?;
+        data.flushed = data.flushed.max(last);
+        Ok(())
+    }
+
+    /// Takes blocks for a change that has to wait; whoever wants them later waits until they are given back.
+    pub async fn busy(self: &Rc<Self>, start: u64, blocks: u64) -> Busy {
+        // Only the first and the last block can be written in part: only they are read before they are written.
+        let edges = if blocks == 1 { vec![start] } else { vec![start, start + blocks - 1] };
+        self.changed
+            .until(|| {
+                let mut data = self.data.borrow_mut();
+                let free = data.busy.range(start..start + blocks).next().is_none();
+                free.then(|| data.busy.extend(&edges))
+            })
+            .await;
+        Busy { timeline: Rc::clone(self), edges }
+    }
+}
+
+/// Blocks that are being changed; given back when dropped.
+pub(crate) struct Busy {
+    timeline: Rc<Timeline>,
+    edges: Vec<u64>,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut data = self.timeline.data.borrow_mut();
+        for block in &self.edges {
+            data.busy.remove(block);
+        }
+        drop(data);
+        self.timeline.changed.ring();
+    }
+}
+
+/// Waits for the first of two.
+pub(crate) async fn race(a: impl Future<Output = ()>, b: impl Future<Output = ()>) {
+    futures_util::future::select(std::pin::pin!(a), std::pin::pin!(b)).await;
+}
+
+/// The error of a write to what can not be written.
+pub(crate) fn read_only(what: &str) -> EngineError {
+    EngineError::new(varve_types::ErrorKind::Conflict, format!("{what} is read-only"))
+}
