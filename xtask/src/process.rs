@@ -50,9 +50,10 @@ pub enum Echo {
     No,
 }
 
-/// A command line as a person would type it.
+/// A command line as a person would type it: the program by its name, wherever it is.
 pub fn command_line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(program).chain(command.get_args());
     words.map(|word| quote(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_command_line_can_be_typed_again() {
-        let mut command = Command::new("cargo");
+        let mut command = Command::new("/usr/bin/cargo");
         command.args(["test", "--", "it's", "a b", ""]);
         assert_eq!(command_line(&command), r"cargo test -- 'it'\''s' 'a b' ''");
     }

@@ -2,9 +2,9 @@
 //! `cargo xtask test`: everything, in the order in which a failure is cheapest to learn of.
 //!
 //! The stages before the integration tests are fixed; the integration tests are one stage for each crate that has any, so
-//! that a table shows where the time goes. Each has a share of the half hour in [`SHARES`], which is also its deadline: a
-//! stage that outgrows its share fails by name instead of eating its neighbours' time. `--ci` sets the profile of the runner
-//! and the deadline of the whole; without it the shares are tripled, for a machine that does other things too.
+//! that a table shows where the time goes. Each has a share of the half hour in [`SHARES`]; at twice its share it is ended and
+//! fails by name, instead of eating the time of all that follow. `--ci` sets the profile of the runner and the deadline of the
+//! whole; without it a stage may take six times its share, for a machine that does other things too.
 
 use crate::check::{clippy, fmt, stage, tidy_stage, unit};
 use crate::provision;
@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 /// The whole of a run with `--ci`, from a clean checkout on two cores.
 const CI_TOTAL_S: u64 = 29 * 60;
 
-/// Shares of the half hour, in seconds: deadlines with `--ci`. A crate whose tests are not named here has [`OTHER_S`].
-const SHARES: [(&str, u64); 16] = [
-    ("provision", 180),
+/// Shares of the half hour, in seconds. A crate whose tests are not named here has [`OTHER_S`].
+const SHARES: [(&str, u64); 17] = [
+    ("provision", 150),
     ("fmt", 10),
     ("tidy", 10),
     ("clippy", 200),
@@ -32,7 +32,8 @@ const SHARES: [(&str, u64); 16] = [
     ("tests of coord", 30),
     ("tests of store", 60),
     ("tests of engine", 190),
-    ("tests of sim", 120),
+    ("tests of lab", 60),
+    ("tests of sim", 90),
     ("tests of server", 120),
     ("tests of varve", 230),
 ];
@@ -64,9 +65,10 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(summarize(&outcomes, &not_run))
 }
 
-fn share(name: &str, ci: bool) -> u64 {
+/// When a stage is ended, in seconds.
+fn deadline(name: &str, ci: bool) -> u64 {
     let share = SHARES.iter().find(|(stage, _)| *stage == name).map_or(OTHER_S, |(_, seconds)| *seconds);
-    if ci { share } else { 3 * share }
+    if ci { 2 * share } else { 6 * share }
 }
 
 /// Every stage of a run.
@@ -74,12 +76,17 @@ fn stages(ci: bool, metadata: &Metadata, nextest: bool) -> Vec<Stage> {
     let profile = if ci { "ci" } else { "default" };
     let provision = Work::Function(Box::new(provision::run));
     let mut stages = vec![
-        Stage { name: "provision".to_owned(), work: provision, deadline: Duration::from_secs(180), needed: true },
+        Stage {
+            name: "provision".to_owned(),
+            work: provision,
+            deadline: Duration::from_secs(deadline("provision", ci)),
+            needed: true,
+        },
         fmt(),
         tidy_stage(),
-        clippy(share("clippy", ci)),
-        build(nextest, share("build", ci)),
-        unit(nextest, profile, share("unit", ci)),
+        clippy(deadline("clippy", ci)),
+        build(nextest, deadline("build", ci)),
+        unit(nextest, profile, deadline("unit", ci)),
     ];
     let mut packages: Vec<_> = metadata.packages.iter().filter(|p| !p.targets_of("test").is_empty()).collect();
     packages.sort_by_key(|package| order(&package.name));
@@ -87,9 +94,9 @@ fn stages(ci: bool, metadata: &Metadata, nextest: bool) -> Vec<Stage> {
         let name = format!("tests of {}", package.name.trim_start_matches("varve-"));
         let mut command = integration(nextest, profile, &package.name, &package.targets_of("test"));
         command.env("PATH", provision::path_for_tests());
-        stages.push(stage(&name, command, share(&name, ci)));
+        stages.push(stage(&name, command, deadline(&name, ci)));
     }
-    stages.push(docs(share("docs", ci)));
+    stages.push(docs(deadline("docs", ci)));
     stages
 }
 
