@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Object stores: a directory, S3.
 //!
-//! [`StoreUrl`] is the address of a store as people write it; [`open`] turns it into a `varve_env::ObjectStore`, after it has seen that
+//! [`StoreUrl`] is the address of a store as people write it; [`open()`] turns it into a `varve_env::ObjectStore`, after it has seen that
 //! the store is there, that it may be written, and that it keeps the promise of a conditional put. Behind it stand
 //!
 //! - [`DirStore`], `file:///dir`: a file an object, made durable by fsync, on threads of its own;

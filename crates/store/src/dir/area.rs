@@ -14,7 +14,7 @@
 //! Directories that a delete left empty are removed. `structure` keeps that from happening between 2 and 3 of a put of this process; a put
 //! that meets such a removal by another process makes the directories again.
 
-use super::write::write_payload;
+use super::write::{release, write_payload};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -153,6 +153,7 @@ impl Area {
         let temporary = Temporary { path };
         write_payload(&file, payload)?;
         file.sync_data()?;
+        release(&file);
         Ok(temporary)
     }
 
