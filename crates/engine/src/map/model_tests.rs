@@ -436,6 +436,26 @@ fn loaded_bytes_are_checked_and_late_ones_ignored() {
 }
 
 #[test]
+fn nodes_stay_in_ram_until_they_are_in_the_store() {
+    let (mut store, mut tree) = (BTreeMap::new(), Tree::empty());
+    set(&mut tree, 0, 1, data(1, 0));
+    set(&mut tree, span(1), 1, data(1, 1));
+    write(&mut tree, 1, &mut store);
+    tree.evict(ROOT_LEVEL, 0);
+    assert_eq!(tree.loaded_nodes(), 6, "two leaves and what leads to them");
+    tree.stored();
+    set(&mut tree, 0, 1, data(2, 0));
+    let root = write(&mut tree, 2, &mut store);
+    tree.evict(ROOT_LEVEL, 0);
+    assert_eq!(tree.loaded_nodes(), 4, "the second root's own");
+    assert!(matches!(tree.lookup(span(1)), Lookup::Cold(path) if path.level == 1));
+    tree.stored();
+    tree.evict(ROOT_LEVEL, 0);
+    assert_eq!((tree.loaded_nodes(), tree.root_pointer()), (0, Some(root)));
+    assert_eq!(tree.bytes_in_ram(), size_of::<Tree>());
+}
+
+#[test]
 fn a_walk_starts_anywhere_and_skips() {
     let mut store = BTreeMap::new();
     let mut tree = Tree::empty();
