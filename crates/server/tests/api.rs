@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The HTTP API over real sockets, in front of a node in memory: every route, who may ask, what is refused and how.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 mod http;
 

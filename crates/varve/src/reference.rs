@@ -20,6 +20,15 @@ pub enum Reference {
     Config,
 }
 
+/// A configuration as one might have it.
+const EXAMPLE: &str = r#"data = "/var/lib/varve"
+store = "s3://disks/pool1?endpoint=http://127.0.0.1:8333"
+volumes = ["disk1:10G", "disk2:1T"]
+nbd-listen = "127.0.0.1:10809"
+journal-size = "8G"
+ram-cache = "1G"
+"#;
+
 /// Prints completions for a shell.
 pub fn completions(shell: Shell) -> Result<()> {
     let mut bytes = Vec::new();
@@ -55,10 +64,7 @@ fn config() -> String {
         let takes = key.takes.replace('|', "\\|");
         text.push_str(&format!("| `{}` | {takes} | {} | {flag} | {} |\n", key.name, key.default, key.about));
     }
-    text.push_str(
-        "\n```toml\ndata = \"/var/lib/varve\"\nstore = \"s3://disks/pool1?endpoint=http://127.0.0.1:8333\"\n\
-         volumes = [\"disk1:10G\", \"disk2:1T\"]\nnbd-listen = \"127.0.0.1:10809\"\njournal-size = \"8G\"\nram-cache = \"1G\"\n```\n",
-    );
+    text.push_str(&format!("\n```toml\n{EXAMPLE}```\n"));
     text
 }
 
@@ -101,7 +107,11 @@ fn usage(command: &Command, name: &str) -> String {
     let mut parts = vec![name.to_owned()];
     for arg in own(command) {
         let part = shape(arg);
-        parts.push(if arg.is_required_set() { part } else { format!("[{part}]") });
+        parts.push(match part.strip_suffix('…') {
+            _ if arg.is_required_set() => part,
+            Some(part) => format!("[{part}]…"),
+            None => format!("[{part}]"),
+        });
     }
     parts.join(" ")
 }
@@ -117,7 +127,7 @@ fn shape(arg: &Arg) -> String {
     let repeat = if many { "…" } else { "" };
     match arg.get_long() {
         None => format!("{value}{repeat}"),
-        Some(long) if arg.get_action().takes_values() => format!("--{long} {value}"),
+        Some(long) if arg.get_action().takes_values() => format!("--{long} {value}{repeat}"),
         Some(long) => format!("--{long}"),
     }
 }
@@ -141,5 +151,20 @@ fn arguments(command: &Command, root: bool, text: &mut String) {
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         let shape = shape(arg).replace('|', "\\|");
         text.push_str(&format!("| `{shape}` | {}{default} |\n", help.replace('|', "\\|")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use varve_server::config::FileConfig;
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("varve.toml");
+        std::fs::write(&path, EXAMPLE).unwrap();
+        let config = FileConfig::default().resolve(FileConfig::read(&path).unwrap()).unwrap();
+        assert_eq!((config.volumes.len(), config.journal_size_bytes), (2, 8 << 30));
     }
 }

@@ -245,9 +245,20 @@ impl Control for Fake {
     }
 
     fn read(&self, target: Target, offset: u64, len: u32) -> Answer<'_, Bytes> {
+        if target.volume.as_str() == "stuck" {
+            self.state().volumes.get_mut(&target.volume).unwrap().reads += 1;
+            return Box::pin(std::future::pending());
+        }
         self.now(|state| state.read(&target, offset, len))
     }
     fn write(&self, volume: Name, offset: u64, data: Bytes) -> Answer<'_, ()> {
+        if volume.as_str() == "stuck" {
+            let mut state = self.state();
+            let stuck = state.volumes.get_mut(&volume).unwrap();
+            stuck.writes += 1;
+            stuck.blocks.insert(0, vec![1; varve_types::BLOCK as usize]);
+            return Box::pin(std::future::pending());
+        }
         self.now(|state| state.write(&volume, offset, &data))
     }
     fn zero(&self, volume: Name, offset: u64, len: u64) -> Answer<'_, ()> {

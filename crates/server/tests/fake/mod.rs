@@ -3,7 +3,7 @@
 //!
 //! It keeps volumes as maps of blocks and does what a node promises, with the least of rules. Names steer it: a volume called `fail-KIND` fails
 //! with that kind whatever is asked of it, writes to `full` fail with `NoSpace` after 1 MiB, and a check finds an error in `rotten`.
-//! A check of `held` goes on until [`Fake::release`].
+//! A check of `held` goes on until [`Fake::release`]; reads and writes of `stuck` never end, and all of it is data.
 
 // Two test programs include this module, and neither uses all of it.
 #![allow(dead_code)]
@@ -40,6 +40,8 @@ pub struct FakeVolume {
     undo: Option<(u64, Blocks)>,
     pub flushes: u64,
     pub writes: u64,
+    /// Only of `stuck`.
+    pub reads: u64,
     written: u64,
 }
 
@@ -117,6 +119,7 @@ impl State {
             undo: None,
             flushes: 0,
             writes: 0,
+            reads: 0,
             written: 0,
         };
         self.volumes.insert(volume.clone(), made);

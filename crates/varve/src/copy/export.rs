@@ -3,7 +3,7 @@
 //!
 //! The file is written under a temporary name beside its own, made durable, and renamed: under its own name it is whole or not there.
 
-use super::{Format, IN_FLIGHT, PIECE, blocking, qemu, sparse, unless_interrupted};
+use super::{Format, IN_FLIGHT, Interrupt, PIECE, blocking, qemu, sparse};
 use crate::client::{Body, Client};
 use crate::failure::{Failure, Result};
 use crate::out;
@@ -70,7 +70,7 @@ pub async fn run(export: Export, client: &Client, json: bool) -> Result<()> {
     let by_name = export.file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2"));
     let format = export.format.unwrap_or(if by_name { Format::Qcow2 } else { Format::Raw });
     check_free(&export.file, export.force)?;
-    let (size_bytes, data_bytes) = unless_interrupted(write(&export, format, client)).await?;
+    let (size_bytes, data_bytes) = Interrupt::watch()?.unless(write(&export, format, client)).await?;
     let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     let source = export.target.to_string();
     let done = Exported { source, file: export.file, format: format.as_str(), size_bytes, data_bytes, duration_ms };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An image file becomes a volume.
 
-use super::{Format, IN_FLIGHT, PIECE, blocking, qemu, sparse, unless_interrupted};
+use super::{Format, IN_FLIGHT, Interrupt, PIECE, blocking, qemu, sparse};
 use crate::client::{Body, Client};
 use crate::commands::volume;
 use crate::failure::{Failure, Result};
@@ -60,11 +60,12 @@ struct Image {
 /// Imports it.
 pub async fn run(import: Import, client: &Client, json: bool) -> Result<()> {
     let start = Instant::now();
-    let image = unless_interrupted(open(&import.file, import.format)).await?;
+    let mut interrupt = Interrupt::watch()?;
+    let image = interrupt.unless(open(&import.file, import.format)).await?;
     let size_bytes = image.len.next_multiple_of(SECTOR);
     let new = NewVolume { name: import.name.clone(), size_bytes, pool: Some(import.pool), settings: BTreeMap::new() };
     volume::create(client, new).await?;
-    let copied = unless_interrupted(copy(&image, &import.name, client)).await;
+    let copied = interrupt.unless(copy(&image, &import.name, client)).await;
     let data_bytes = match copied {
         Ok(data_bytes) => data_bytes,
         Err(failure) => {

@@ -15,7 +15,7 @@ mod sparse;
 use crate::failure::{Failure, Result};
 use clap::ValueEnum;
 use std::future::Future;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Bytes of one request.
 const PIECE: u64 = 4 << 20;
@@ -56,14 +56,25 @@ impl Format {
     }
 }
 
-/// Runs a copy until it ends or somebody wants it to end.
-async fn unless_interrupted<T>(copy: impl Future<Output = Result<T>>) -> Result<T> {
-    let catch = |kind| signal(kind).map_err(|error| Failure::io("catching signals", &error));
-    let (mut interrupt, mut terminate) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
-    tokio::select! {
-        result = copy => result,
-        _ = interrupt.recv() => Err(Failure::failed("interrupted")),
-        _ = terminate.recv() => Err(Failure::failed("interrupted")),
+/// Watches for signals that end a copy. One that comes while nothing can be given up is not lost: it counts at the next step.
+struct Interrupt {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupt {
+    fn watch() -> Result<Self> {
+        let catch = |kind| signal(kind).map_err(|error| Failure::io("catching signals", &error));
+        Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+    }
+
+    /// Runs a step until it ends or somebody wants it to end.
+    async fn unless<T>(&mut self, step: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            result = step => result,
+            _ = self.interrupt.recv() => Err(Failure::failed("interrupted")),
+            _ = self.terminate.recv() => Err(Failure::failed("interrupted")),
+        }
     }
 }
 

@@ -74,7 +74,7 @@ mod tests {
         bytes[500_000] = 1;
         bytes[(1 << 20) - 1] = 1;
         assert_eq!(data_runs(&bytes), [4096..20_480, 499_712..503_808, (1 << 20) - 4096..1 << 20]);
-        assert_eq!(data_runs(&[0, 0, 7]), [0..3]);
+        assert_eq!(data_runs(&[0, 0, 7]), vec![0..3; 1]);
     }
 
     #[test]
