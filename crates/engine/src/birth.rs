@@ -220,6 +220,9 @@ impl Volume {
         let now = self.shown();
         now.drain().await?;
         now.checkpoint().await?;
+        // Within an epoch the changes of a timeline have one row of numbers: what is opened again needs a new one.
+        let record = crate::volume::raise_epoch(&self.context, self.id, record.writer).await?;
+        *self.record.borrow_mut() = record.clone();
         let old =
             Self::open_timeline(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
         let (until_ms, now_id) = (self.window_end(), now.id);

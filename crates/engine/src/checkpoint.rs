@@ -25,11 +25,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use varve_env::{Payload, PutOutcome};
 use varve_format::ObjectName;
-use varve_format::manifest::Manifest;
+use varve_format::manifest::{Manifest, SnapshotEntry};
 use varve_types::{Ordinal, Sequence};
 
 /// Bytes counted since the last checkpoint at which one is worth it in a small volume.
 const MIN_BYTES: u64 = 64 << 20;
+/// Bytes of RAM of an entry of the overlay, about.
+const OVERLAY_ENTRY: usize = 34;
 /// Deletions wait at most so long for a checkpoint once the volume is quiet.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -45,9 +47,15 @@ impl Timeline {
         let live = data.table.totals().live_blocks * varve_types::BLOCK;
         let far = data.next_ordinal.0.saturating_sub(data.manifest.boundary.0.max(data.manifest.first_ordinal.0));
         data.stopped.is_none()
-            && (data.overlay.len() >= self.context.limits.overlay_entries
+            && (data.overlay.len() >= self.overlay_bound(data)
                 || far > crate::timeline::NUMBER_GAP / 2
                 || data.counted_bytes > MIN_BYTES.max(live / 64))
+    }
+
+    /// Entries of the overlay at which a checkpoint begins: more in a large map, where each costs more to merge.
+    fn overlay_bound(&self, data: &Data) -> usize {
+        let bytes = (data.tree.bytes_in_ram() / 16).clamp(16 << 20, 64 << 20);
+        (bytes / OVERLAY_ENTRY).min(self.context.limits.overlay_entries)
     }
 
     /// Begins a checkpoint if deletions wait and the volume is quiet.
@@ -147,6 +155,7 @@ impl Timeline {
                 manifest.root_number = head.number;
             }
             manifest.last_root = data.last_root;
+            note_roots(&mut manifest.snapshots, &gathered.roots);
             manifest.inherited.clear();
             manifest.cuts.retain_mut(|cut| {
                 // Rows below the boundary are in the table; of each closed epoch the last row stays, for its cut.
@@ -171,6 +180,7 @@ impl Timeline {
             .await?;
         {
             let mut data = self.data.borrow_mut();
+            note_roots(&mut data.snapshots, &gathered.roots);
             data.overlay.merged(strata.len());
             data.table.written(boundary, tables.places);
         }
@@ -189,11 +199,11 @@ struct Point {
     size: u64,
 }
 
-/// Names of the roots of snapshots that ended strata: set as soon as they are known, kept from manifest to manifest.
-fn note_root(data: &mut Data, stratum: &Stratum, root: NewRoot) {
-    if let Some(id) = stratum.snapshot
-        && let Some(snapshot) = data.snapshots.iter_mut().find(|s| s.id == id)
-    {
-        snapshot.root = Some((root.number, root.root));
+/// Gives snapshots the roots that were built for them.
+fn note_roots(snapshots: &mut [SnapshotEntry], roots: &[NewRoot]) {
+    for root in roots {
+        if let Some(snapshot) = snapshots.iter_mut().find(|s| root.snapshot == Some(s.id)) {
+            snapshot.root = Some((root.number, root.root));
+        }
     }
 }

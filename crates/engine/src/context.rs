@@ -5,9 +5,10 @@ use crate::EngineError;
 use crate::cache::BlockCache;
 use crate::journal::Journal;
 use crate::signal::Signal;
+use crate::timeline::Timeline;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use varve_coord::Coord;
 use varve_env::Env;
@@ -22,7 +23,7 @@ pub struct Limits {
     pub layer_ram: u64,
     /// Bytes of the read cache.
     pub cache_ram: u64,
-    /// Entries of an overlay at which a checkpoint begins.
+    /// Most entries of an overlay: a checkpoint begins there, or earlier by the size of the map.
     pub overlay_entries: usize,
     /// Milliseconds between the second manifest and a delete: reads under way still use what they looked up.
     pub delete_grace_ms: u64,
@@ -32,7 +33,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { layer_ram: 512 << 20, cache_ram: 256 << 20, overlay_entries: 1 << 20, delete_grace_ms: 10_000, puts: 2 }
+        Self { layer_ram: 512 << 20, cache_ram: 256 << 20, overlay_entries: 4 << 20, delete_grace_ms: 10_000, puts: 2 }
     }
 }
 
@@ -108,6 +109,8 @@ pub(crate) struct Context {
     pub layer_ram: Cell<u64>,
     /// Rings when layers gave up RAM.
     pub relieved: Signal,
+    /// The timelines that are open, for what concerns all of them.
+    pub timelines: RefCell<BTreeMap<TimelineId, Weak<Timeline>>>,
 }
 
 impl Context {
@@ -120,6 +123,14 @@ impl Context {
         self.layer_ram.set((self.layer_ram.get() + after).saturating_sub(before));
         if after < before {
             self.relieved.ring();
+        }
+    }
+
+    /// Lets every timeline do its part for room: what fills the journal or the RAM may be another's.
+    pub fn make_room(&self) {
+        let open: Vec<_> = self.timelines.borrow().values().filter_map(Weak::upgrade).collect();
+        for timeline in open {
+            timeline.make_room();
         }
     }
 

@@ -34,7 +34,7 @@ impl Sums {
 /// What stands at a run of blocks of a layer.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece {
-    /// Bytes in RAM; `place` is where the same bytes begin in the journal.
+    /// Bytes in RAM; `place` is where the same bytes begin in the journal, 0 if they are not in it.
     Data { data: Bytes, sums: Sums, place: u64 },
     /// Bytes in the journal only, from this position on.
     Journal { place: u64, sums: Sums },
@@ -177,20 +177,18 @@ impl Layer {
         self.marks.push(mark);
     }
 
-    /// Gives up the bytes in RAM of everything whose record lies before `flushed`. Tells how many bytes that freed.
-    pub fn spill(&mut self, flushed: u64) -> u64 {
+    /// Gives up the bytes in RAM of everything whose record lies before `flushed`.
+    pub fn spill(&mut self, flushed: u64) {
         let mut kept = 0;
         for (blocks, piece) in self.map.values_mut() {
             if let Piece::Data { sums, place, .. } = piece {
-                if *place + blocks * BLOCK <= flushed {
+                if *place != 0 && *place + blocks * BLOCK <= flushed {
                     *piece = Piece::Journal { place: *place, sums: sums.clone() };
                 } else {
                     kept += blocks * BLOCK;
                 }
             }
         }
-        let freed = self.ram - kept.min(self.ram);
         self.ram = kept;
-        freed
     }
 }

@@ -100,7 +100,8 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         deleting: false,
         manifest: manifest.clone(),
     };
-    Rc::new(Timeline {
+    let open = Rc::clone(&context);
+    let this = Rc::new(Timeline {
         id: timeline,
         volume,
         context,
@@ -113,7 +114,12 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         changed: Signal::default(),
         manifests: Turn::default(),
         checkpoints: Turn::default(),
-    })
+    });
+    let mut timelines = open.timelines.borrow_mut();
+    timelines.retain(|_, timeline| timeline.strong_count() > 0);
+    timelines.insert(timeline, Rc::downgrade(&this));
+    drop(timelines);
+    this
 }
 
 impl Timeline {

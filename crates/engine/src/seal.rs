@@ -252,17 +252,17 @@ impl Timeline {
         }
     }
 
-    /// Does what can be done for room: seals, lets sealed layers give up RAM, has the journal synced and trimmed.
+    /// Does its part for room: seals a layer that holds up the journal or is in want of RAM, and gives up RAM of what is on stable media.
     pub fn make_room(self: &Rc<Self>) {
-        let oldest = self.context.journal.oldest_pin();
+        let short = self.context.layer_ram.get() >= self.context.limits.layer_ram;
         let synced = self.context.journal.synced();
         let (mut before, mut after) = (0, 0);
         {
             let mut data = self.data.borrow_mut();
-            if data.sealed.is_empty() || (oldest.is_some() && data.open.pin == oldest) {
+            if short || data.open.pin.is_some_and(|pin| self.context.journal.is_old(pin)) {
                 seal(&mut data);
             }
-            if self.context.layer_ram.get() >= self.context.limits.layer_ram {
+            if short {
                 for sealed in &mut data.sealed {
                     before += sealed.layer.ram();
                     sealed.layer.spill(synced);

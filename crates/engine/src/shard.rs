@@ -109,6 +109,7 @@ impl Shard {
             limits,
             layer_ram: Cell::new(0),
             relieved: Signal::default(),
+            timelines: RefCell::new(BTreeMap::new()),
         });
         let this = Rc::new(Self {
             context,

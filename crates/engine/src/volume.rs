@@ -262,6 +262,12 @@ impl Volume {
                 timeline.discard_now(cut_from, old - cut_from).await?;
             }
         }
+        if size > old {
+            // Whatever a shrink may have left behind the end does not come back.
+            timeline
+                .discard_now(old.next_multiple_of(BLOCK), size.next_multiple_of(BLOCK) - old.next_multiple_of(BLOCK))
+                .await?;
+        }
         timeline.room_for_mark().await?;
         timeline.make_mark(|sequence: Sequence| Mark::Size { sequence, size })?;
         timeline.data.borrow_mut().size = size;

@@ -17,6 +17,9 @@ use varve_format::journal::{Body, MAX_RECORD_BLOCKS, write_header_len};
 use varve_format::mark::Mark;
 use varve_types::{Ack, BLOCK, Sequence};
 
+/// Bytes of a change that are made in one step.
+const MAX_PIECE: usize = MAX_RECORD_BLOCKS as usize * BLOCK as usize;
+
 /// A change to be made: whole blocks.
 enum Op {
     Write(Bytes),
@@ -75,6 +78,9 @@ impl Timeline {
     /// Whether a change can be made without waiting for anything.
     fn free_to_go(self: &Rc<Self>, start: u64, blocks: u64, op: &Op) -> bool {
         let data = self.data.borrow();
+        if matches!(op, Op::Write(data) if data.len() > 4 * MAX_PIECE) {
+            return false;
+        }
         let free = data.busy.is_empty() || data.busy.range(start..start + blocks).next().is_none();
         free && self.has_room(&data, op) && self.context.journal.failure().is_none()
     }
@@ -90,11 +96,10 @@ impl Timeline {
         match op {
             Op::Hole => self.make_hole(start, blocks),
             Op::Write(data) => {
-                let most = MAX_RECORD_BLOCKS as usize * BLOCK as usize;
                 let mut at = start;
                 let mut rest = data;
                 while !rest.is_empty() {
-                    let part = rest.split_to(rest.len().min(most));
+                    let part = rest.split_to(rest.len().min(MAX_PIECE));
                     let blocks = part.len() as u64 / BLOCK;
                     self.make_write(at, part)?;
                     at += blocks;
@@ -218,6 +223,9 @@ impl Timeline {
     /// Makes whole blocks a hole.
     pub async fn discard_now(self: &Rc<Self>, offset: u64, len: u64) -> Result<()> {
         let (start, blocks) = (offset / BLOCK, blocks_of(offset + len) - offset / BLOCK);
+        if blocks == 0 {
+            return Ok(());
+        }
         let busy = self.busy(start, blocks).await;
         self.change(start, blocks, Op::Hole).await?;
         drop(busy);
@@ -246,10 +254,22 @@ impl Timeline {
         self.finish(fua).await
     }
 
-    /// Makes a change once there is room.
+    /// Makes a change once there is room: piece by piece, so that no change needs more than there can ever be.
     async fn change(self: &Rc<Self>, start: u64, blocks: u64, op: Op) -> Result<()> {
-        self.room(&op).await?;
-        self.make(start, blocks, op)
+        let Op::Write(mut rest) = op else {
+            self.room(&Op::Hole).await?;
+            return self.make(start, blocks, Op::Hole);
+        };
+        let mut at = start;
+        while !rest.is_empty() {
+            let piece = Op::Write(rest.split_to(rest.len().min(MAX_PIECE)));
+            self.room(&piece).await?;
+            let Op::Write(bytes) = &piece else { return Ok(()) };
+            let blocks = bytes.len() as u64 / BLOCK;
+            self.make(at, blocks, piece)?;
+            at += blocks;
+        }
+        Ok(())
     }
 
     /// Waits until a mark can be made without waiting.
@@ -263,8 +283,12 @@ impl Timeline {
             if self.context.journal.failure().is_some() || self.has_room(&self.data.borrow(), op) {
                 return Ok(());
             }
-            self.make_room();
+            self.context.make_room();
             if self.context.layer_ram.get() >= self.context.limits.layer_ram {
+                // What is on stable media can be given up in RAM.
+                if self.context.journal.sync_all().await.is_ok() {
+                    self.context.make_room();
+                }
                 let context = &self.context;
                 let below = || (context.layer_ram.get() < context.limits.layer_ram).then_some(());
                 let stopped = self.changed.until(|| self.is_stopped().then_some(()));

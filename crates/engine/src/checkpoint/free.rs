@@ -89,7 +89,9 @@ impl Timeline {
         let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));
         let holds = data.manifest.holds.iter().map(|h| h.base_number);
         let newest = gathered.roots.last().map(|root| root.number);
-        let mut kept: Vec<_> = snapshots.chain(holds).chain([data.manifest.root_number]).chain(newest).collect();
+        let fresh = gathered.roots.iter().filter(|root| data.snapshots.iter().any(|s| root.snapshot == Some(s.id)));
+        let kept = snapshots.chain(holds).chain([data.manifest.root_number]).chain(newest);
+        let mut kept: Vec<_> = kept.chain(fresh.map(|root| root.number)).collect();
         kept.sort_unstable();
         let mut maps: Vec<_> = data.manifest.maps.iter().chain(&gathered.maps).copied().collect();
         let mut waiting = Vec::new();

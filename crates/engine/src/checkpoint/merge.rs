@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Merging a stratum into the tree, leaf by leaf, and writing the root that results.
 
-use super::note_root;
 use crate::map::{Change, Kills, WriteCursor, first_of, span};
 use crate::overlay::Stratum;
 use crate::signal::breathe;
@@ -12,7 +11,7 @@ use varve_format::manifest::MapObject;
 use varve_format::page::{MAX_RECORDS, PageBuilder};
 use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, NodePointer, ObjectKind, Pointer};
-use varve_types::{ErrorKind, Ordinal, RootNumber};
+use varve_types::{ErrorKind, Ordinal, RootNumber, SnapshotId};
 
 /// Leaves merged, or nodes written, between two looks at other tasks.
 const SLICE: usize = 64;
@@ -22,6 +21,8 @@ const SLICE: usize = 64;
 pub(super) struct NewRoot {
     pub number: RootNumber,
     pub root: NodePointer,
+    /// The snapshot that it is the root of.
+    pub snapshot: Option<SnapshotId>,
 }
 
 /// What merging has brought up so far.
@@ -96,9 +97,7 @@ impl Timeline {
         self.apply(&mut changes, number, gathered).await?;
         gathered.kills.extend_from_slice(&stratum.kills);
         let root = self.write_root(number, gathered).await?;
-        let root = NewRoot { number, root };
-        note_root(&mut self.data.borrow_mut(), stratum, root);
-        Ok(root)
+        Ok(NewRoot { number, root, snapshot: stratum.snapshot })
     }
 
     /// Applies the changes of one leaf, loading what of the map is not in RAM.

@@ -33,6 +33,15 @@ impl Journal {
             .await
     }
 
+    /// Waits until everything up to now is on stable media.
+    ///
+    /// # Errors
+    /// When the journal has failed.
+    pub async fn sync_all(self: &Rc<Self>) -> Result<()> {
+        let head = self.state.borrow().head;
+        self.sync_to(head).await
+    }
+
     /// Begins a sync if none is under way and there is something to sync.
     pub(super) fn start_sync(self: &Rc<Self>) {
         {
@@ -97,9 +106,9 @@ impl Journal {
         self.start_trim();
     }
 
-    /// The lowest pinned position, for whoever decides which layer to seal next.
-    pub fn oldest_pin(&self) -> Option<u64> {
-        self.state.borrow().pins.keys().next().copied()
+    /// Whether a layer that pins this position holds up the trim: the half of the ring behind it is used.
+    pub fn is_old(&self, pin: u64) -> bool {
+        self.state.borrow().head > pin + self.ring / 2
     }
 
     /// Writes a superblock with the trim of now, when that gives back enough room to be worth it.
