@@ -6,7 +6,8 @@
 //! header is copied.
 //!
 //! The header of a write is checked before its payload is waited for. The payload of a refused write is skipped as it comes, so that the
-//! next request is found; a length beyond [`MOST_SKIPPED`] is an attack and ends the connection. So the memory of a connection is bounded by one
+//! next request is found, and the refusal is told behind it (clients take no answer to what they still send); a length beyond
+//! [`MOST_SKIPPED`] is an attack and ends the connection. So the memory of a connection is bounded by one
 //! buffer and one payload of at most 32 MiB, and only bytes that really came are touched.
 
 use super::check::Refusal;
@@ -32,7 +33,9 @@ const MOST_SKIPPED: u32 = 64 << 20;
 pub(crate) struct Input {
     bytes: BytesMut,
     /// Bytes of a refused payload that have yet to come, or lie at the beginning of `bytes`.
-    skip: u64,
+    skip: usize,
+    /// The write that they are of.
+    refused: Option<(Request, Refusal)>,
     /// Bytes that the request at the beginning of `bytes` lacks.
     lacks: usize,
     /// Size of the next buffer.
@@ -57,14 +60,14 @@ pub(crate) enum Next {
 impl Input {
     /// An input that begins with `leftover`.
     pub(crate) fn new(leftover: BytesMut) -> Self {
-        Self { bytes: leftover, skip: 0, lacks: REQUEST_BYTES, size: SMALLEST, large: 0, allocated: 0 }
+        Self { bytes: leftover, skip: 0, refused: None, lacks: REQUEST_BYTES, size: SMALLEST, large: 0, allocated: 0 }
     }
 
     /// Cuts the next request off, once it is whole. `check` may be asked about the same request several times.
     #[inline]
     pub(crate) fn next(&mut self, check: impl FnOnce(&Request) -> Result<(), Refusal>) -> Result<Next> {
-        if self.skip > 0 && !self.skip_on() {
-            return Ok(Next::More);
+        if let Some((request, refusal)) = self.refused {
+            return Ok(if self.skip_on() { Next::Refused(request, refusal) } else { Next::More });
         }
         let request = Request::decode(&self.bytes).map_err(|bad| NbdError::Protocol(bad.to_string()))?;
         let Some(request) = request else {
@@ -77,8 +80,9 @@ impl Input {
         }
         if let Err(refusal) = check(&request) {
             self.bytes.advance(REQUEST_BYTES);
-            self.skip = u64::from(payload);
-            return Ok(Next::Refused(request, refusal));
+            self.skip = payload as usize;
+            self.refused = Some((request, refusal));
+            return Ok(if self.skip_on() { Next::Refused(request, refusal) } else { Next::More });
         }
         let whole = REQUEST_BYTES + payload as usize;
         if self.bytes.len() < whole {
@@ -95,16 +99,19 @@ impl Input {
 
     /// Skips what is there of a refused payload; whether that was the rest of it.
     fn skip_on(&mut self) -> bool {
-        let now = self.skip.min(self.bytes.len() as u64);
-        self.bytes.advance(now as usize);
+        let now = self.skip.min(self.bytes.len());
+        self.bytes.advance(now);
         self.skip -= now;
+        if self.skip == 0 {
+            self.refused = None;
+        }
         self.lacks = 1;
         self.skip == 0
     }
 
     /// Whether a request, or a refused payload, is there in part.
     pub(crate) fn is_within_request(&self) -> bool {
-        self.skip > 0 || !self.bytes.is_empty()
+        self.refused.is_some() || !self.bytes.is_empty()
     }
 
     /// Receives what is there, as far as there is room. 0 bytes are the end.
@@ -201,6 +208,7 @@ mod tests {
                 input.bytes.extend_from_slice(rest);
             }
             assert_eq!(found, [(Command::Write, wire::EPERM), (Command::Read, 0)], "split at {split}");
+            assert!(!input.is_within_request());
         }
     }
 
