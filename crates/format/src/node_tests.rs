@@ -188,7 +188,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_do_no_harm(tag in 0..0x40_u8, widths in any::<[u8; 3]>(), modulo in 1..17_u8, mut rest in proptest::collection::vec(any::<u8>(), 0..3000)) {
+    fn any_bytes_do_no_harm(
+        tag in 0..0x40_u8, widths in any::<[u8; 3]>(), modulo in 1..17_u8,
+        mut rest in proptest::collection::vec(any::<u8>(), 0..3000),
+    ) {
         rest.insert(0, tag);
         read_anything(&rest);
         for (there, width) in rest[1..].iter_mut().zip(widths) {
