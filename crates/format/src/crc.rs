@@ -31,8 +31,6 @@ pub enum Domain {
     Page = 3,
     /// Record of a journal: journal, position.
     Journal = 4,
-    /// Block in a journal: journal, position of its record, place in it.
-    JournalBlock = 5,
 }
 
 impl Identity {
