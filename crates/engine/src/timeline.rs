@@ -226,7 +226,7 @@ impl Timeline {
         loop {
             self.data.borrow().check()?;
             match step().await {
-                Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NoSpace | ErrorKind::Busy) => {
+                Err(error) if may_pass(error.kind()) => {
                     tracing::warn!(timeline = %self.id, %error, "{what} failed and is tried again");
                 }
                 done => return done,
@@ -251,6 +251,11 @@ impl Timeline {
             ))),
         }
     }
+}
+
+/// Whether an error of a store or of coordination may pass: also one of credentials or rights, which people mend.
+const fn may_pass(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unavailable | ErrorKind::NoSpace | ErrorKind::Busy | ErrorKind::Invalid)
 }
 
 /// The error of a volume that another node or process has taken over.
