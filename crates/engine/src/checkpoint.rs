@@ -28,8 +28,8 @@ use varve_format::ObjectName;
 use varve_format::manifest::{Manifest, SnapshotEntry};
 use varve_types::{Ordinal, Sequence};
 
-/// Bytes counted since the last checkpoint at which one is worth it in a small volume.
-const MIN_BYTES: u64 = 64 << 20;
+/// Segments since the last checkpoint at which one is worth it in a small volume: recovery reads their indexes.
+const MIN_SEGMENTS: u64 = 4;
 /// Bytes of RAM of an entry of the overlay, about.
 const OVERLAY_ENTRY: usize = 34;
 /// Deletions wait at most so long for a checkpoint once the volume is quiet.
@@ -47,9 +47,11 @@ impl Timeline {
         let live = data.table.totals().live_blocks * varve_types::BLOCK;
         let far = data.next_ordinal.0.saturating_sub(data.manifest.boundary.0.max(data.manifest.first_ordinal.0));
         data.stopped.is_none()
-            && (data.overlay.len() >= self.overlay_bound(data)
+            && data.no_checkpoints.is_none()
+            && (data.overlay.is_full()
+                || data.overlay.len() >= self.overlay_bound(data)
                 || far > crate::timeline::NUMBER_GAP / 2
-                || data.counted_bytes > MIN_BYTES.max(live / 64))
+                || data.counted_bytes > (MIN_SEGMENTS * data.settings.segment_size).max(live / 64))
     }
 
     /// Entries of the overlay at which a checkpoint begins: more in a large map, where each costs more to merge.
@@ -66,7 +68,7 @@ impl Timeline {
             let waiting = data.reconsider
                 || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)
                 || (!data.overlay.is_empty() && data.sealed.is_empty() && data.open.is_empty());
-            data.stopped.is_none() && quiet && waiting
+            data.stopped.is_none() && data.no_checkpoints.is_none() && quiet && waiting
         };
         if due && !self.checkpoints.is_taken() {
             self.start_checkpoint();
@@ -101,7 +103,9 @@ impl Timeline {
             data.counted_bytes = 0;
             (data.overlay.frozen().to_vec(), Point { boundary, merged: data.counted, size: data.counted_size })
         };
+        self.count_ready();
         let done = self.merge_and_write(&strata, point).await;
+        self.count_ready();
         if let Err(error) = &done {
             // Half of it is done in RAM: only what is in the store can be built upon.
             self.data.borrow_mut().no_checkpoints = Some(error.clone());

@@ -18,6 +18,9 @@ impl Part for Pointer {
     }
 }
 
+/// Entries of a stratum at which no further segment counts: a root has less than 2^22 new nodes.
+const MAX_STRATUM: usize = 2 << 20;
+
 /// Entries between two boundaries.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stratum {
@@ -103,6 +106,11 @@ impl Overlay {
     /// Entries in all.
     pub fn len(&self) -> usize {
         self.active.map.len() + self.frozen.iter().map(|s| s.map.len()).sum::<usize>()
+    }
+
+    /// Whether the last stratum has as many entries as one root may have: it takes none until it is frozen.
+    pub fn is_full(&self) -> bool {
+        self.active.map.len() >= MAX_STRATUM
     }
 
     /// Whether nothing would change if a checkpoint were made.

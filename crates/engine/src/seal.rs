@@ -199,14 +199,22 @@ impl Timeline {
 
     /// A layer is in the store: it counts, and all that waited for it, if none before it is missing.
     fn put_done(self: &Rc<Self>, ordinal: Ordinal, put: PutSegment) {
+        if let Some(sealed) = self.data.borrow_mut().sealed.iter_mut().find(|s| s.ordinal == ordinal) {
+            sealed.put = PutState::Done(Box::new(put));
+        }
+        self.count_ready();
+        self.start_puts();
+        self.checkpoint_if_due();
+    }
+
+    /// Counts what is put at the front of the row, as far as the overlay takes it. A full overlay waits for the checkpoint that is due.
+    pub fn count_ready(self: &Rc<Self>) {
         let mut pins = Vec::new();
         let mut freed = 0;
         {
             let mut data = self.data.borrow_mut();
-            if let Some(sealed) = data.sealed.iter_mut().find(|s| s.ordinal == ordinal) {
-                sealed.put = PutState::Done(Box::new(put));
-            }
-            while matches!(data.sealed.front(), Some(Sealed { put: PutState::Done(_), .. })) {
+            while matches!(data.sealed.front(), Some(Sealed { put: PutState::Done(_), .. })) && !data.overlay.is_full()
+            {
                 let Some(Sealed { layer, put: PutState::Done(put), .. }) = data.sealed.pop_front() else { break };
                 self.count(&mut data, &put);
                 pins.extend(layer.pin);
@@ -218,8 +226,6 @@ impl Timeline {
         }
         self.context.ram_changed(freed, 0);
         self.changed.ring();
-        self.start_puts();
-        self.checkpoint_if_due();
     }
 
     /// A segment counts from now on: in recovery as well as after a put.

@@ -161,6 +161,7 @@ impl Timeline {
                 if !builder.is_empty() {
                     gathered.maps.push(self.put_map(number, builder).await?);
                 }
+                self.data.borrow_mut().tree.stored();
                 return Ok(written.root);
             }
             breathe().await;
