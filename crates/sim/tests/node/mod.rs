@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A node in a simulated world: what outlives a process (disk, store, coordination), and the process of now with its shard.
+//!
+//! A test drives it from outside: it runs futures to their end, kills the process, lets the power go, and starts the next process. Devices speak as a front
+//! end does: a write counts as answered once it was applied and committed.
+
+#![allow(dead_code)]
+
+use bytes::{Bytes, BytesMut};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use varve_coord::{Memory, PoolRecord, Record, Records};
+use varve_engine::{BlockDevice, Device, EngineError, Limits, NewVolume, PoolStore, Shard, Submit, Volume};
+use varve_sim::{CrashMode, DiskMedium, InFlight, RunError, SimEnv, SimOptions, SimWorld, StoreServer};
+use varve_types::{Name, Overrides};
+
+/// What a run in the world gives.
+pub type Run<T> = Result<T, RunError>;
+
+/// Small bounds, so that everything that happens seldom happens often.
+pub fn small_limits() -> Limits {
+    Limits { layer_ram: 1 << 20, cache_ram: 1 << 20, overlay_entries: 64, delete_grace_ms: 10, puts: 2 }
+}
+
+/// Settings of the pool: small segments. They are the pool's because a manifest takes only what a person may set.
+pub fn small_segments() -> Overrides {
+    Overrides { segment_size: Some(64 << 10), ..Overrides::default() }
+}
+
+/// See the module.
+pub struct Node {
+    pub world: SimWorld,
+    pub disk: DiskMedium,
+    pub server: StoreServer,
+    pub coord: Arc<Memory>,
+    pub limits: Limits,
+    pub pool: Overrides,
+    pub env: Rc<SimEnv>,
+    shard: RefCell<Option<Rc<Shard>>>,
+}
+
+pub fn name(text: &str) -> Name {
+    text.parse().expect("tests use good names")
+}
+
+impl Node {
+    /// A world with an empty journal disk, an empty store and a pool that is known; no shard yet.
+    pub fn new(options: SimOptions, journal: u64) -> Self {
+        let world = SimWorld::new(options);
+        let disk = DiskMedium::new(&world, "journal", journal);
+        let server = StoreServer::new(&world, "pool");
+        let env = world.process("node");
+        let coord = Arc::new(Memory::new());
+        let record = PoolRecord {
+            version: PoolRecord::VERSION,
+            name: name("default"),
+            store: "sim:///pool".to_owned(),
+            owner_number: 1,
+            settings: Overrides::default(),
+            created_ms: 0,
+        };
+        let keeper = world.process("setup");
+        let (copy, to) = (record, Arc::clone(&coord));
+        let made = world.block_on(&keeper, async move { Records::new(&*to).create_pool(&copy).await.map(drop) });
+        made.expect("the setup runs").expect("the pool is made");
+        world.kill(&keeper);
+        let (limits, pool) = (small_limits(), small_segments());
+        Self { world, disk, server, coord, limits, pool, env, shard: RefCell::new(None) }
+    }
+
+    /// Runs a future of the process to its end.
+    pub fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Run<T> {
+        self.world.block_on(&self.env, future)
+    }
+
+    /// Runs a future that neither dies nor fails.
+    pub fn must<T: 'static>(&self, what: &str, future: impl Future<Output = Result<T, EngineError>> + 'static) -> T {
+        match self.run(future) {
+            Ok(Ok(value)) => value,
+            Ok(Err(error)) => panic!("{what}: {error} ({:?})", error.kind()),
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+
+    /// The shard of now.
+    pub fn shard(&self) -> Rc<Shard> {
+        Rc::clone(self.shard.borrow().as_ref().expect("the shard was started"))
+    }
+
+    /// Starts the shard on a fresh journal.
+    pub fn create(&self) -> Run<Result<(), EngineError>> {
+        let (env, disk, coord, limits) = self.parts();
+        let shard = self.run(async move { Shard::create(env, disk, coord, limits).await })?;
+        Ok(shard.map(|shard| self.adopt(shard)))
+    }
+
+    /// Starts the shard on the journal of the process before. Gives the volumes that could not be opened.
+    pub fn open(&self) -> Run<Result<Vec<(Name, EngineError)>, EngineError>> {
+        let (env, disk, coord, limits) = self.parts();
+        let shard = match self.run(async move { Shard::open(env, disk, coord, limits).await })? {
+            Ok(shard) => shard,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.adopt(Rc::clone(&shard));
+        self.run(async move { shard.open_all().await })
+    }
+
+    #[expect(clippy::type_complexity, reason = "what a shard is started with")]
+    fn parts(&self) -> (Rc<dyn varve_env::Env>, Rc<dyn varve_env::Disk>, Arc<dyn varve_coord::Coord>, Limits) {
+        let env: Rc<dyn varve_env::Env> = Rc::<SimEnv>::clone(&self.env);
+        let coord: Arc<dyn varve_coord::Coord> = Arc::<Memory>::clone(&self.coord);
+        (env, Rc::new(self.disk.open(&self.env)), coord, self.limits)
+    }
+
+    fn adopt(&self, shard: Rc<Shard>) {
+        shard.add_pool(name("default"), PoolStore::new(self.server.client(&self.env), 1), self.pool);
+        *self.shard.borrow_mut() = Some(shard);
+    }
+
+    /// Ends the process, makes the disk what the crash leaves of it, settles its puts, and begins a new process without a shard.
+    pub fn crash(&mut self, mode: CrashMode, fate: InFlight) {
+        self.world.kill(&self.env);
+        self.disk.crash(mode);
+        self.server.settle(&self.env, fate);
+        self.shard.borrow_mut().take();
+        self.env = self.world.process("node");
+    }
+
+    /// Starts anew after a crash; every volume must open.
+    pub fn reopen(&self) {
+        let failed = self.open().expect("the world runs").expect("the shard opens");
+        assert!(failed.is_empty(), "volumes that do not open: {failed:?}");
+    }
+
+    /// An open volume.
+    pub fn volume(&self, volume: &str) -> Rc<Volume> {
+        self.shard().find(&name(volume)).expect("the volume is open")
+    }
+
+    /// Makes a volume.
+    pub fn create_volume(&self, volume: &str, size: u64) -> Rc<Volume> {
+        let shard = self.shard();
+        let new = NewVolume { name: name(volume), pool: name("default"), size, settings: Overrides::default() };
+        self.must("create a volume", async move { shard.create_volume(new).await })
+    }
+
+    /// Attaches to a volume.
+    pub fn device(&self, volume: &str) -> Rc<Device> {
+        let volume = self.volume(volume);
+        self.must("attach", async move { volume.device("test".to_owned()).await.map(|(device, _)| Rc::new(device)) })
+    }
+
+    /// Writes, as a front end does.
+    pub fn write(&self, device: &Rc<Device>, offset: u64, data: Vec<u8>, fua: bool) -> Run<Result<(), EngineError>> {
+        let device = Rc::clone(device);
+        self.run(async move { finish(&device, device.write(offset, data.into(), fua)).await })
+    }
+
+    /// Discards, as a front end does.
+    pub fn discard(&self, device: &Rc<Device>, offset: u64, len: u64, fua: bool) -> Run<Result<(), EngineError>> {
+        let device = Rc::clone(device);
+        self.run(async move { finish(&device, device.discard(offset, len, fua)).await })
+    }
+
+    /// Flushes.
+    pub fn flush(&self, device: &Rc<Device>) -> Run<Result<(), EngineError>> {
+        let device = Rc::clone(device);
+        self.run(async move { wait(device.flush()).await })
+    }
+
+    /// Reads.
+    pub fn read(&self, device: &Rc<Device>, offset: u64, len: u32) -> Run<Result<Bytes, EngineError>> {
+        let device = Rc::clone(device);
+        self.run(async move { read(&device, offset, len).await })
+    }
+}
+
+/// Waits for what was submitted.
+pub async fn wait<T>(submit: Submit<T>) -> Result<T, EngineError> {
+    match submit {
+        Submit::Done(done) => done,
+        Submit::Later(later) => later.await,
+    }
+}
+
+/// Waits for a change and commits it.
+pub async fn finish(device: &Device, submit: Submit<()>) -> Result<(), EngineError> {
+    match submit {
+        Submit::Done(done) => done.and_then(|()| device.commit()),
+        Submit::Later(later) => later.await,
+    }
+}
+
+/// Reads as a front end does.
+pub async fn read(device: &Device, offset: u64, len: u32) -> Result<Bytes, EngineError> {
+    let mut out = BytesMut::new();
+    match device.read(offset, len, &mut out) {
+        Submit::Done(done) => done.map(|_| out.freeze()),
+        Submit::Later(later) => later.await,
+    }
+}
