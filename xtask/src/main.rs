@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::run(),
         Chore::Test(options) => test::run(&options),
         Chore::Bench(options) => bench::run(&options),
-        Chore::Provision => provision::run().map(|_| true),
+        Chore::Provision => provision::run(),
         Chore::Guard => guard::watch().map(|()| true),
     };
     match outcome {
