@@ -11,7 +11,9 @@ use http::{Server, ask};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use varve_server::api::{ApiConfig, ApiServer, MAX_DATA, ROUTES};
 use varve_types::ErrorKind;
 
@@ -264,6 +266,42 @@ async fn the_socket_is_ones_own_and_is_replaced_only_when_dead() {
     assert_eq!(ApiServer::bind(&outside).await.unwrap_err().kind, ErrorKind::Invalid);
     let long = ApiConfig { unix: dir.path().join("x".repeat(120)), ..config };
     assert_eq!(ApiServer::bind(&long).await.unwrap_err().kind, ErrorKind::Invalid);
+}
+
+/// More clients at once than there is room for: the rest wait their turn.
+#[tokio::test]
+async fn many_clients_at_once_are_all_answered() {
+    let server = Arc::new(Server::start().await);
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..300 {
+        let server = Arc::clone(&server);
+        clients.spawn(async move { server.send(ask("GET", "/v1/version")).await.status });
+    }
+    while let Some(status) = clients.join_next().await {
+        assert_eq!(status.unwrap(), 200);
+    }
+}
+
+/// Nonsense, half a request, a client that goes away: the next one is served as ever.
+#[tokio::test]
+async fn clients_that_misbehave_harm_nobody() {
+    let server = Server::start().await;
+    server.fake.add("v", 1 << 20, b"");
+    let half = "PUT /v1/volumes/v/data?offset=0 HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/octet-stream\r\n\
+                content-length: 1024\r\n\r\nonly this";
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));
+    for (text, status) in [("\0\x16nonsense\r\n\r\n", "400"), (half, ""), (&long, "4")] {
+        let mut stream = tokio::net::UnixStream::connect(server.socket()).await.unwrap();
+        // The server may have answered and closed before all of it was sent.
+        let _ = stream.write_all(text.as_bytes()).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(status.is_empty() || answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        assert_eq!(server.send(ask("GET", "/v1/version")).await.status, 200);
+    }
+    assert_eq!(server.fake.state().volumes[&name("v")].writes, 0);
 }
 
 #[tokio::test]

@@ -178,3 +178,20 @@ async fn limit_time(request: Request, next: Next) -> Response {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_takes_too_long_is_answered() {
+        let stuck = axum::routing::get(std::future::pending::<()>);
+        let router = Router::new().route("/", stuck).layer(middleware::from_fn(limit_time));
+        let begun = tokio::time::Instant::now();
+        let response = TowerToHyperService::new(router).call(Request::new(Body::empty())).await.unwrap();
+        assert_eq!((response.status(), begun.elapsed()), (StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIME));
+    }
+}
