@@ -52,7 +52,7 @@ pub struct ShardCounts {
 
 /// See the module.
 pub struct Shard {
-    context: Rc<Context>,
+    pub(crate) context: Rc<Context>,
     pools: RefCell<BTreeMap<Name, Pool>>,
     volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
     /// Records of the journal that wait for their timelines to be opened.
@@ -171,7 +171,7 @@ impl Shard {
         }
     }
 
-    fn pool(&self, name: &Name) -> Result<(Rc<PoolStore>, Overrides)> {
+    pub(crate) fn pool(&self, name: &Name) -> Result<(Rc<PoolStore>, Overrides)> {
         let pools = self.pools.borrow();
         let pool = pools.get(name);
         let pool = pool.ok_or_else(|| EngineError::new(ErrorKind::NotFound, format!("there is no pool {name}")))?;
