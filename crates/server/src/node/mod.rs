@@ -1,16 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The node: a data directory, its shards, and what they serve.
+//! The node: a data directory, its shard, and what they serve.
 //!
 //! The two entries of the command line. Both block the calling thread and bring their own runtimes. Only [`up`] serves; [`check_offline`] opens
 //! the same data directory, which the same lock keeps to one process, reads, and leaves it as it was.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `directory`, `journal` | the data directory, its lock, the file of the journal |
+//! | `start` | the order in which a node starts and stops |
+//! | `thread`, `local` | the thread of the shard, and what lives there |
+//! | `connections`, `exports` | NBD |
+//! | `control`, `volume_control`, `pool_control`, `status`, `sessions`, `describe` | the API's operations |
+//! | `pools`, `watched` | the stores, and whom they belong to |
+//!
+//! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs everything else. They meet in `thread::ShardHandle` alone.
+
+mod connections;
+mod control;
+mod describe;
+mod directory;
+mod exports;
+mod journal;
+mod local;
+mod pool_control;
+mod pools;
+mod sessions;
+mod start;
+mod status;
+mod thread;
+mod volume_control;
+mod watched;
 
 use crate::api::model::CheckReport;
 use crate::api::{ControlError, ProgressHandle};
 use crate::config::UpConfig;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use varve_env::SendFuture;
+use varve_engine::EngineError;
+use varve_env::{SendFuture, StoreError};
 use varve_types::{ErrorKind, Name};
+
+/// Descriptors that a node asks the system for: a connection takes one.
+const OPEN_FILES: u64 = 65_536;
+
+/// An error of coordination as the API tells it.
+fn coord_error(error: varve_coord::CoordError) -> ControlError {
+    ControlError::new(error.kind(), error.to_string())
+}
+
+/// An error of a store as the API tells it.
+fn store_error(error: StoreError) -> ControlError {
+    ControlError::new(error.kind(), error.to_string())
+}
+
+/// The error that there must be, or that `what` was not found.
+fn engine_error(error: Option<EngineError>, what: &str) -> ControlError {
+    error.map_or_else(|| ControlError::new(ErrorKind::NotFound, format!("there is no {what}")), ControlError::from)
+}
 
 /// What a node serves, once it does.
 #[derive(Clone, Debug)]
@@ -42,8 +88,13 @@ pub fn up(
     ready: Box<dyn FnOnce(&Serving) + Send>,
     stop: SendFuture<'static, ()>,
 ) -> Result<(), ControlError> {
-    drop((config, ready, stop));
-    Err(ControlError::new(ErrorKind::Unavailable, "the node is not built yet"))
+    if let Err(error) = crate::nbd::raise_open_file_limit(OPEN_FILES) {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
+    }
+    let directory = directory::Directory::open_or_create(&config.data)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
+    runtime.block_on(start::run(config, directory, ready, stop))
 }
 
 /// Verifies every block and every count of one volume or of all, without a server.
@@ -55,6 +106,7 @@ pub fn check_offline(
     volume: Option<&Name>,
     progress: &ProgressHandle,
 ) -> Result<CheckReport, ControlError> {
-    let _ = (data, volume, progress);
-    Err(ControlError::new(ErrorKind::Unavailable, "the node is not built yet"))
+    let _ = (volume, progress);
+    let _directory = directory::Directory::open(data)?;
+    Err(ControlError::new(ErrorKind::Unavailable, "the check without a node is not part of this build"))
 }

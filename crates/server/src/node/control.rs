@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The node as the API sees it: [`Control`], each operation handed to where it belongs.
+//!
+//! Volumes and their data belong to the shard's thread; pools to the control runtime; what both need is in coordination. A change is a call on the shard that runs to its
+//! end there, whoever waits for it.
+
+use super::local::Local;
+use super::pools::Pools;
+use super::thread::ShardHandle;
+use super::{pool_control, sessions, status, volume_control};
+use crate::api::model::{
+    CheckReport, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Snapshot, Status,
+    Target, Volume,
+};
+use crate::api::{Answer, Control, ControlError, ProgressHandle};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use varve_engine::Limits;
+use varve_env::LocalFuture;
+use varve_types::{ErrorKind, Name};
+
+/// What does not change while the node runs.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) data: PathBuf,
+    pub(super) nbd_socket: PathBuf,
+    pub(super) nbd_listen: Option<SocketAddr>,
+    pub(super) api_listen: Option<SocketAddr>,
+    pub(super) limits: Limits,
+    pub(super) started_ms: u64,
+    pub(super) started: Instant,
+}
+
+/// See the module.
+pub(super) struct Node {
+    pub(super) shard: ShardHandle,
+    pub(super) pools: Arc<Pools>,
+    pub(super) place: Place,
+}
+
+impl Node {
+    /// Has something done on the shard's thread.
+    pub(super) fn on_shard<T, F>(&self, work: F) -> Answer<'_, T>
+    where
+        T: Send + 'static,
+        F: FnOnce(Rc<Local>) -> LocalFuture<Result<T, ControlError>> + Send + 'static,
+    {
+        Box::pin(self.shard.call(work))
+    }
+}
+
+/// What this build can not do yet.
+fn not_built<T: Send + 'static>(what: &str) -> Answer<'static, T> {
+    let message = format!("{what} is not part of this build");
+    Box::pin(async move { Err(ControlError::new(ErrorKind::Unavailable, message)) })
+}
+
+impl Control for Node {
+    fn volumes(&self) -> Answer<'_, Vec<Volume>> {
+        self.on_shard(|local| Box::pin(async move { volume_control::list(&local).await }))
+    }
+    fn volume(&self, name: Name) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::show(&local, &name).await }))
+    }
+    fn create_volume(&self, new: NewVolume) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::create(&local, new).await }))
+    }
+    fn resize_volume(&self, name: Name, size_bytes: u64, force: bool) -> Answer<'_, Volume> {
+        self.on_shard(move |local| {
+            Box::pin(async move { volume_control::resize(&local, &name, size_bytes, force).await })
+        })
+    }
+    fn rename_volume(&self, name: Name, new: Name) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::rename(&local, &name, new).await }))
+    }
+    fn delete_volume(&self, name: Name) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::delete(&local, &name).await }))
+    }
+    fn undelete_volume(&self, name: Name) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::undelete(&local, &name).await }))
+    }
+    fn make_template(&self, name: Name) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::make_template(&local, &name).await }))
+    }
+    fn set_volume(&self, name: Name, settings: BTreeMap<String, String>) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::set(&local, &name, &settings).await }))
+    }
+
+    fn pools(&self) -> Answer<'_, Vec<Pool>> {
+        Box::pin(pool_control::list(self))
+    }
+    fn pool(&self, name: Name) -> Answer<'_, Pool> {
+        Box::pin(pool_control::show(self, name))
+    }
+    fn create_pool(&self, new: NewPool) -> Answer<'_, Pool> {
+        Box::pin(pool_control::create(self, new))
+    }
+    fn set_pool(&self, name: Name, settings: BTreeMap<String, String>) -> Answer<'_, Pool> {
+        Box::pin(pool_control::set(self, name, settings))
+    }
+    fn delete_pool(&self, name: Name) -> Answer<'_, Pool> {
+        Box::pin(pool_control::delete(self, name))
+    }
+    fn import_pool(&self, _store: String, _progress: ProgressHandle) -> Answer<'_, PoolImport> {
+        not_built("the import of a pool")
+    }
+
+    fn snapshots(&self, volume: Name) -> Answer<'_, Vec<Snapshot>> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::snapshots(&local, &volume).await }))
+    }
+    fn create_snapshot(&self, volume: Name, name: Name) -> Answer<'_, Snapshot> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::snapshot(&local, &volume, name).await }))
+    }
+    fn delete_snapshot(&self, volume: Name, name: Name) -> Answer<'_, Snapshot> {
+        self.on_shard(move |local| {
+            Box::pin(async move { volume_control::delete_snapshot(&local, &volume, &name).await })
+        })
+    }
+    fn rollback(&self, volume: Name, snapshot: Name, dry_run: bool) -> Answer<'_, RollbackReport> {
+        self.on_shard(move |local| {
+            Box::pin(async move { volume_control::rollback(&local, &volume, &snapshot, dry_run).await })
+        })
+    }
+    fn undo_rollback(&self, volume: Name) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::undo_rollback(&local, &volume).await }))
+    }
+    fn clone_volume(&self, volume: Name, clone: CloneVolume) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::clone(&local, &volume, clone).await }))
+    }
+    fn flatten(&self, _volume: Name, _progress: ProgressHandle) -> Answer<'_, Volume> {
+        not_built("flattening a clone")
+    }
+
+    fn status(&self) -> Answer<'_, Status> {
+        Box::pin(status::status(self))
+    }
+    fn check(&self, _volume: Option<Name>, _progress: ProgressHandle) -> Answer<'_, CheckReport> {
+        not_built("the check")
+    }
+    fn metrics(&self) -> String {
+        String::from("# EOF\n")
+    }
+
+    fn read(&self, target: Target, offset: u64, len: u32) -> Answer<'_, Bytes> {
+        self.on_shard(move |local| Box::pin(async move { sessions::read(&local, &target, offset, len).await }))
+    }
+    fn write(&self, volume: Name, offset: u64, data: Bytes) -> Answer<'_, ()> {
+        self.on_shard(move |local| Box::pin(async move { sessions::write(&local, volume, offset, data).await }))
+    }
+    fn zero(&self, volume: Name, offset: u64, len: u64) -> Answer<'_, ()> {
+        self.on_shard(move |local| Box::pin(async move { sessions::zero(&local, volume, offset, len).await }))
+    }
+    fn flush(&self, volume: Name) -> Answer<'_, ()> {
+        self.on_shard(move |local| Box::pin(async move { sessions::flush(&local, volume).await }))
+    }
+    fn extents(&self, target: Target, offset: u64, len: u64) -> Answer<'_, ExtentMap> {
+        self.on_shard(move |local| Box::pin(async move { sessions::extents(&local, &target, offset, len).await }))
+    }
+}

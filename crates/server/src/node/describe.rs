@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Volumes and snapshots as the documents of the API.
+//!
+//! Runs on the shard's thread and changes nothing. What is open is described from RAM as far as possible; a deleted volume, or one that could not be opened,
+//! from its record and its manifest, and where even that can not be read, from its record alone: a list never fails for one bad volume.
+
+use super::local::Local;
+use crate::api::ControlError;
+use crate::api::model::{
+    Client, IoCounters, Origin, Setting, Snapshot, Space, StoreState, Timeline, TimelineState, Volume, VolumeState,
+    VolumeStatus,
+};
+use std::rc::Rc;
+use varve_coord::{CoordError, TimelineState as Kept, VolumeRecord};
+use varve_engine::{Attachment, SnapshotInfo, Volume as Open};
+use varve_types::{BLOCK, Name, Overrides, Settings};
+
+/// A snapshot; `hidden` says whether a rollback hid it.
+pub(super) fn snapshot(info: SnapshotInfo, hidden: bool) -> Snapshot {
+    Snapshot { name: info.name, id: info.id, created_ms: info.created_ms, size_bytes: info.size, hidden }
+}
+
+/// The snapshots that people see, oldest first.
+pub(super) async fn visible(volume: &Open) -> Result<Vec<SnapshotInfo>, ControlError> {
+    let mut all = volume.snapshots().await?;
+    all.retain(|snapshot| !snapshot.hidden);
+    Ok(all)
+}
+
+/// The NBD address of a volume.
+fn nbd_uri(local: &Local, name: &Name) -> String {
+    format!("nbd+unix:///{name}?socket={}", local.nbd_socket.display())
+}
+
+/// Whether an open volume serves, and what is wrong.
+pub(super) fn state(local: &Local, volume: &Open) -> (VolumeState, Option<String>) {
+    if let Some(error) = volume.stopped() {
+        return (VolumeState::Failed, Some(error.to_string()));
+    }
+    if let Some(error) = volume.degraded() {
+        return (VolumeState::Degraded, Some(format!("no checkpoints can be made: {error}")));
+    }
+    match local.pools.state(&volume.record().pool) {
+        (StoreState::Ok, _) => (VolumeState::Ready, None),
+        (StoreState::Full, why) => {
+            (VolumeState::Degraded, Some(format!("the store is full: {}", why.unwrap_or_default())))
+        }
+        (_, why) => (VolumeState::Degraded, Some(format!("the store does not answer: {}", why.unwrap_or_default()))),
+    }
+}
+
+/// Who is attached: a line a client, with the number of its connections.
+fn clients(attachments: Vec<Attachment>) -> Vec<Client> {
+    let mut clients: Vec<Client> = Vec::new();
+    for attachment in attachments {
+        match clients.iter_mut().find(|client| client.peer == attachment.peer) {
+            Some(client) => {
+                client.connections += 1;
+                client.since_ms = client.since_ms.min(attachment.since_ms);
+            }
+            None => clients.push(Client { peer: attachment.peer, since_ms: attachment.since_ms, connections: 1 }),
+        }
+    }
+    clients
+}
+
+fn timelines(record: &VolumeRecord) -> Vec<Timeline> {
+    let timeline = |timeline: &varve_coord::TimelineRecord| {
+        let (state, hidden_until_ms) = match timeline.state {
+            Kept::Shown => (TimelineState::Shown, None),
+            Kept::Hidden { until_ms } => (TimelineState::Hidden, Some(until_ms)),
+            Kept::Held => (TimelineState::Held, None),
+        };
+        Timeline { id: timeline.id, state, hidden_until_ms }
+    };
+    record.timelines.iter().map(timeline).collect()
+}
+
+/// What a clone was made from, by its present name.
+async fn origin(local: &Local, volume: &Open) -> Result<Option<Origin>, ControlError> {
+    let Some(origin) = volume.origin().await? else { return Ok(None) };
+    let name = match origin.volume {
+        None => None,
+        Some(id) => match local.records().load_volume(id).await {
+            Ok((record, _)) => Some(record.name),
+            Err(CoordError::NotFound(_)) => None,
+            Err(error) => return Err(super::coord_error(error)),
+        },
+    };
+    Ok(Some(Origin { volume: name, snapshot: origin.snapshot }))
+}
+
+/// An open volume.
+pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, ControlError> {
+    let record = open.record();
+    let (state, state_message) = state(local, open);
+    let counts = open.counts();
+    let settings = Settings::describe(&record.settings, &open.pool_settings());
+    Ok(Volume {
+        nbd_uri: Some(nbd_uri(local, &record.name)),
+        id: record.id,
+        size_bytes: open.size(),
+        state,
+        state_message,
+        undelete_until_ms: None,
+        template: record.template,
+        attached: clients(open.attachments()),
+        settings: Setting::rows(settings),
+        timelines: timelines(&record),
+        space: Space {
+            live_bytes: counts.table.live_blocks * BLOCK,
+            stored_bytes: counts.table.bytes,
+            dirty_bytes: counts.unsealed_bytes,
+            segments: counts.table.segments,
+        },
+        created_ms: open.created_ms(),
+        snapshots: visible(open).await?.len() as u64,
+        origin: origin(local, open).await?,
+        name: record.name,
+        pool: record.pool,
+    })
+}
+
+/// A volume that is not open: deleted, or not to be opened.
+pub(super) async fn closed(local: &Local, record: VolumeRecord) -> Volume {
+    let pool = local.records().load_pool(&record.pool).await;
+    let pool_settings = pool.map_or_else(|_| Overrides::default(), |(pool, _)| pool.settings);
+    let looked = local.shard.look_at(&record).await;
+    let (state, message) = match (record.deleted, local.unopened().remove(&record.id)) {
+        (Some(_), _) => (VolumeState::Deleted, looked.as_ref().err().map(ToString::to_string)),
+        (None, Some(unopened)) if unopened.may_pass() => (VolumeState::Recovering, Some(unopened.error.to_string())),
+        (None, Some(unopened)) => (VolumeState::Failed, Some(unopened.error.to_string())),
+        (None, None) => (VolumeState::Recovering, None),
+    };
+    let looked = looked.ok();
+    Volume {
+        nbd_uri: None,
+        id: record.id,
+        size_bytes: looked.map_or(0, |looked| looked.size),
+        state,
+        state_message: message,
+        undelete_until_ms: record.deleted.map(|deleted| deleted.until_ms),
+        template: record.template,
+        attached: Vec::new(),
+        settings: Setting::rows(Settings::describe(&record.settings, &pool_settings)),
+        timelines: timelines(&record),
+        space: Space::default(),
+        created_ms: looked.map_or(0, |looked| looked.created_ms),
+        snapshots: looked.map_or(0, |looked| looked.snapshots),
+        origin: None,
+        name: record.name,
+        pool: record.pool,
+    }
+}
+
+/// A volume at work.
+pub(super) fn at_work(local: &Local, open: &Open) -> VolumeStatus {
+    let counts = open.counts();
+    let io = local.connections.stats(open.id()).counts();
+    let record = open.record();
+    VolumeStatus {
+        name: record.name,
+        pool: record.pool,
+        state: state(local, open).0,
+        size_bytes: open.size(),
+        live_bytes: counts.table.live_blocks * BLOCK,
+        dirty_bytes: counts.unsealed_bytes,
+        attached: u32::try_from(clients(open.attachments()).len()).unwrap_or(u32::MAX),
+        io: IoCounters {
+            reads: io.reads,
+            read_bytes: io.read_bytes,
+            writes: io.writes,
+            written_bytes: io.write_bytes,
+            flushes: io.flushes,
+        },
+    }
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What lives on the shard's thread: the shard, the volumes that could not be opened, and everybody who uses a volume.
+//!
+//! A volume that can not be opened keeps no other from being served. It is remembered with the reason, and where that may pass (its store is away, say) its opening
+//! is tried again; where it will not (it is damaged), a person is needed, and the state of the node says so.
+
+use super::connections::Connections;
+use super::pools::Pools;
+use super::sessions::{self, Sessions};
+use crate::api::ControlError;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use varve_coord::{Coord, Records, VolumeRecord};
+use varve_engine::{EngineError, PoolStore, Shard, Volume};
+use varve_types::{ErrorKind, Name, Overrides, VolumeId};
+
+/// A volume that should be open and is not.
+#[derive(Clone, Debug)]
+pub(super) struct Unopened {
+    pub(super) name: Name,
+    pub(super) pool: Name,
+    pub(super) error: EngineError,
+}
+
+impl Unopened {
+    /// Whether it may yet open by itself.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self.error.kind(), ErrorKind::Unavailable | ErrorKind::Busy | ErrorKind::NoSpace)
+    }
+}
+
+/// See the module.
+pub(super) struct Local {
+    pub(super) shard: Rc<Shard>,
+    coord: Arc<dyn Coord>,
+    pub(super) pools: Arc<Pools>,
+    pub(super) nbd_socket: PathBuf,
+    pub(super) connections: Connections,
+    pub(super) sessions: Sessions,
+    unopened: RefCell<BTreeMap<VolumeId, Unopened>>,
+}
+
+impl Local {
+    pub(super) fn new(shard: Rc<Shard>, coord: Arc<dyn Coord>, pools: Arc<Pools>, nbd_socket: PathBuf) -> Rc<Self> {
+        Rc::new(Self {
+            shard,
+            coord,
+            pools,
+            nbd_socket,
+            connections: Connections::default(),
+            sessions: Sessions::default(),
+            unopened: RefCell::default(),
+        })
+    }
+
+    /// Begins what is done from time to time. It ends with the thread.
+    pub(super) fn start_chores(self: &Rc<Self>, retry: Duration) {
+        drop(tokio::task::spawn_local(Rc::clone(self).keep_trying(retry)));
+        let this = Rc::clone(self);
+        drop(tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(sessions::LOOK_TIME).await;
+                this.sessions.release_idle();
+            }
+        }));
+    }
+
+    /// Refuses what needs a pool that is not served now.
+    ///
+    /// # Errors
+    /// `Unavailable`, with the reason.
+    pub(super) fn check_pool(&self, name: &Name) -> Result<(), ControlError> {
+        match self.pools.away().get(name) {
+            Some(why) => Err(ControlError::new(ErrorKind::Unavailable, format!("the pool {name} is not there: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The facts in coordination.
+    pub(super) fn records(&self) -> Records<'_> {
+        Records::new(&*self.coord)
+    }
+
+    /// An open volume.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of this name; why it is not open, where it is not.
+    pub(super) fn find(&self, name: &Name) -> Result<Rc<Volume>, EngineError> {
+        let found = self.shard.find(name);
+        let unopened = self.unopened.borrow();
+        match unopened.values().find(|unopened| unopened.name == *name) {
+            Some(unopened) if found.is_err() => {
+                let kind = if unopened.error.kind() == ErrorKind::NotFound {
+                    ErrorKind::Unavailable
+                } else {
+                    unopened.error.kind()
+                };
+                Err(EngineError::new(kind, format!("volume {name} is not served: {}", unopened.error)))
+            }
+            _ => found,
+        }
+    }
+
+    /// The volumes that should be open and are not.
+    pub(super) fn unopened(&self) -> BTreeMap<VolumeId, Unopened> {
+        self.unopened.borrow().clone()
+    }
+
+    /// Opens all volumes, and remembers those that can not be.
+    ///
+    /// # Errors
+    /// When coordination does not answer.
+    pub(super) async fn open_all(&self, pools_away: &BTreeMap<Name, String>) -> Result<(), ControlError> {
+        let failed = self.shard.open_all().await?;
+        let records = self.records().list_volumes().await.map_err(super::coord_error)?;
+        for (name, error) in failed {
+            if let Some((record, _)) =
+                records.iter().find(|(record, _)| record.name == name && record.deleted.is_none())
+            {
+                let error = match pools_away.get(&record.pool) {
+                    Some(why) => EngineError::new(
+                        ErrorKind::Unavailable,
+                        format!("its pool {} is not there: {why}", record.pool),
+                    ),
+                    None => error,
+                };
+                tracing::error!(volume = %name, %error, "a volume could not be opened");
+                self.unopened.borrow_mut().insert(record.id, Unopened { name, pool: record.pool.clone(), error });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a pool that can be used now, and opens its volumes.
+    ///
+    /// # Errors
+    /// When coordination does not answer.
+    pub(super) async fn pool_came(
+        &self,
+        name: &Name,
+        store: PoolStore,
+        settings: Overrides,
+    ) -> Result<(), ControlError> {
+        self.shard.add_pool(name.clone(), store, settings);
+        let records = self.records().list_volumes().await.map_err(super::coord_error)?;
+        for (record, _) in records.into_iter().filter(|(record, _)| record.pool == *name && record.deleted.is_none()) {
+            self.try_open(&record).await;
+        }
+        Ok(())
+    }
+
+    /// Tries again to open what may have come within reach; for ever, in steps of `period`.
+    async fn keep_trying(self: Rc<Self>, period: Duration) {
+        loop {
+            tokio::time::sleep(period).await;
+            let again: Vec<_> = self.unopened().into_iter().filter(|(_, unopened)| unopened.may_pass()).collect();
+            for (id, _) in again {
+                match self.records().load_volume(id).await {
+                    Ok((record, _)) if record.deleted.is_none() => self.try_open(&record).await,
+                    Ok(_) => drop(self.unopened.borrow_mut().remove(&id)),
+                    Err(error) if error.kind() == ErrorKind::NotFound => drop(self.unopened.borrow_mut().remove(&id)),
+                    Err(error) => tracing::warn!(volume = %id, %error, "a volume could not be looked up"),
+                }
+            }
+        }
+    }
+
+    async fn try_open(&self, record: &VolumeRecord) {
+        match self.shard.open_volume(record.id).await {
+            Ok(_) => {
+                if self.unopened.borrow_mut().remove(&record.id).is_some() {
+                    tracing::info!(volume = %record.name, "a volume could be opened after all");
+                }
+            }
+            // The pool is still away: what is remembered says why.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.unopened.borrow().contains_key(&record.id) => {}
+            Err(error) => {
+                let unopened = Unopened { name: record.name.clone(), pool: record.pool.clone(), error };
+                let before = self.unopened.borrow_mut().insert(record.id, unopened.clone());
+                if before.is_none_or(|before| before.error.to_string() != unopened.error.to_string()) {
+                    tracing::error!(volume = %record.name, error = %unopened.error, "a volume could not be opened");
+                }
+            }
+        }
+    }
+
+    /// Ends all connections and devices, within a time.
+    pub(super) async fn end_clients(&self, most: Duration) {
+        self.sessions.end();
+        if tokio::time::timeout(most, self.connections.end()).await.is_err() {
+            tracing::warn!("not all connections have ended in time");
+        }
+    }
+}

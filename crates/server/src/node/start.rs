@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The start and the stop of a node.
+//!
+//! The start, in this order: the lock of the data directory; the sockets, so that an address in use is told at once (who connects from here on waits); coordination and the
+//! cluster's id; the pool `default`; the shard on its journal; the other pools; the volumes; and only then anybody is answered.
+//!
+//! The stop: no new connections; those that there are end; the shard makes its journal durable; coordination closes; the sockets go; at last the lock. Whoever is cut off on the
+//! way loses nothing that was acknowledged: a start after a crash is a start like any other.
+
+use super::control::{Node, Place};
+use super::directory::Directory;
+use super::exports::ShardExports;
+use super::journal::JournalFile;
+use super::local::Local;
+use super::pools::{Opened, Pools, now_ms};
+use super::thread::{self, ShardHandle, ShardThread};
+use super::volume_control::default_pool;
+use super::{Serving, coord_error, pool_control};
+use crate::api::{ApiConfig, ApiServer, ControlError};
+use crate::config::{UpConfig, VolumeSpec};
+use crate::nbd::{Accepted, Endpoint, Limits as NbdLimits, Listener};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use varve_coord::{ClusterRecord, Coord, CoordError, Embedded, PoolRecord, Records};
+use varve_engine::{Limits, PoolStore};
+use varve_env::real::{ComputePool, PoolOptions, RealEnv};
+use varve_env::{Env, ObjectStore, SendFuture};
+use varve_store::StoreUrl;
+use varve_types::{ClusterId, ErrorKind, Overrides, format_size};
+
+/// How often what could not be opened is tried again.
+const RETRY_TIME: Duration = Duration::from_secs(5);
+/// How often the stores are looked at.
+const LOOK_TIME: Duration = Duration::from_secs(10);
+/// Jobs that wait for a thread of the pool.
+const JOBS: usize = 256;
+
+type Answer<T> = Result<T, ControlError>;
+type Ready = Box<dyn FnOnce(&Serving) + Send>;
+
+/// The files of the sockets, removed when the node ends in whatever way that runs destructors.
+struct SocketFiles([PathBuf; 2]);
+
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
+        for file in &self.0 {
+            match std::fs::remove_file(file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, file = %file.display(), "a socket could not be removed");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The sockets, open and not yet served.
+struct Sockets {
+    nbd: Vec<Listener>,
+    nbd_listen: Option<std::net::SocketAddr>,
+    api: ApiServer,
+}
+
+async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
+    let nbd_error = |error: crate::nbd::NbdError| ControlError::new(error.kind(), error.to_string());
+    let mut nbd = vec![Listener::open(&Endpoint::Unix(directory.nbd_socket())).await.map_err(nbd_error)?];
+    let mut nbd_listen = None;
+    if let Some(address) = config.nbd_listen {
+        let listener = Listener::open(&Endpoint::Tcp(address)).await.map_err(nbd_error)?;
+        if let Endpoint::Tcp(address) = listener.endpoint() {
+            nbd_listen = Some(*address);
+        }
+        nbd.push(listener);
+    }
+    let token_file = directory.path().join("token");
+    let api = ApiConfig { unix: directory.api_socket(), tcp: config.api_listen, token_file };
+    let api = ApiServer::bind(&api).await.map_err(|mut error| {
+        if error.kind == ErrorKind::Conflict {
+            error.message.push_str("; --api-listen chooses another address, or `none`");
+        }
+        error
+    })?;
+    Ok(Sockets { nbd, nbd_listen, api })
+}
+
+/// The cluster that this data directory is.
+async fn cluster(coord: &dyn Coord) -> Answer<ClusterId> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))?;
+    let fresh = ClusterRecord::new(ClusterId::from_random(random), now_ms());
+    Ok(Records::new(coord).cluster_or_create(fresh).await.map_err(coord_error)?.cluster)
+}
+
+/// The pool `default`: made at the first start, held to its store at every other.
+async fn default_pool_ready(
+    config: &UpConfig,
+    directory: &Directory,
+    pools: &Pools,
+) -> Answer<(PoolRecord, Answer<Opened>)> {
+    let store_error = |error: varve_env::StoreError| super::store_error(error);
+    let own = StoreUrl::try_from(directory.path().join("store").as_path()).map_err(store_error)?;
+    let given = config.store.as_deref().map(StoreUrl::parse).transpose().map_err(store_error)?;
+    let name = default_pool();
+    let (mut record, revision) = match pools.records().load_pool(&name).await {
+        Ok(found) => found,
+        Err(CoordError::NotFound(_)) => {
+            let settings = Overrides { undelete_window_ms: config.undelete_window_ms, ..Overrides::default() };
+            let (record, opened) = pools.create(&name, &given.unwrap_or(own).to_string(), settings).await?;
+            return Ok((record, Ok(opened)));
+        }
+        Err(error) => return Err(coord_error(error)),
+    };
+    if let Some(given) = &given
+        && given.to_string() != record.store
+    {
+        let (has, data) = (&record.store, directory.path().display());
+        let message = format!(
+            "the pool default of the data directory {data} is in {has}, not in {given}: leave --store out, or use another data directory"
+        );
+        return Err(ControlError::conflict(message));
+    }
+    // A store within the data directory moves with it.
+    let gone = matches!(StoreUrl::parse(&record.store), Ok(StoreUrl::File { path }) if !path.exists());
+    if given.is_none() && gone && record.store != own.to_string() && directory.path().join("store").exists() {
+        record.store = own.to_string();
+        let opened = pools.open(&record).await?;
+        pools.records().update_pool(revision, &record).await.map_err(coord_error)?;
+        return Ok((record, Ok(opened)));
+    }
+    match pools.open(&record).await {
+        Err(error) if error.kind == ErrorKind::Conflict => Err(error),
+        opened => Ok((record, opened)),
+    }
+}
+
+/// Starts the thread of the shard, on its journal.
+async fn start_shard(
+    journal: JournalFile,
+    coord: &Arc<dyn Coord>,
+    pools: &Arc<Pools>,
+    limits: Limits,
+    nbd_socket: PathBuf,
+) -> Answer<(ShardHandle, ShardThread)> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
+    let options = PoolOptions { name: "varve-job".to_owned(), threads, queue: JOBS, nice: true };
+    let jobs = ComputePool::new(&options).map_err(|error| super::directory::io_error("the job threads", &error))?;
+    let jobs = Arc::new(jobs);
+    let (coord, pools) = (Arc::clone(coord), Arc::clone(pools));
+    let open = move || -> varve_env::LocalFuture<Answer<Rc<Local>>> {
+        Box::pin(async move {
+            let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
+            let shard = journal.start(env, Arc::clone(&coord), limits).await?;
+            let local = Local::new(shard, coord, pools, nbd_socket);
+            local.start_chores(RETRY_TIME);
+            Ok(local)
+        })
+    };
+    thread::start(open).await
+}
+
+/// Opens the pools that are recorded, beside each other, and hands them to the shard.
+async fn open_pools(shard: &ShardHandle, pools: &Arc<Pools>, default: (PoolRecord, Answer<Opened>)) -> Answer<()> {
+    let mut opening = JoinSet::new();
+    let recorded = pools.records().list_pools().await.map_err(coord_error)?;
+    for (record, _) in recorded.into_iter().filter(|(record, _)| record.name != default.0.name) {
+        let pools = Arc::clone(pools);
+        opening.spawn(async move {
+            let opened = pools.open(&record).await;
+            (record, opened)
+        });
+    }
+    let mut all = vec![default];
+    while let Some(opened) = opening.join_next().await {
+        all.push(opened.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))?);
+    }
+    for (record, opened) in all {
+        match opened {
+            Ok(Opened { store, owner }) => {
+                shard
+                    .call(move |local| {
+                        Box::pin(async move {
+                            let store: Arc<dyn ObjectStore> = store;
+                            local.shard.add_pool(record.name, PoolStore::new(store, owner), record.settings);
+                            Ok(())
+                        })
+                    })
+                    .await?;
+            }
+            Err(error) => {
+                tracing::error!(pool = %record.name, %error, "a pool could not be opened: its volumes are not served until it can be");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the volumes that the configuration wants and that are not there.
+async fn ensure_volumes(shard: &ShardHandle, wanted: Vec<VolumeSpec>) -> Answer<()> {
+    let ensure = move |local: Rc<Local>| -> varve_env::LocalFuture<Answer<()>> {
+        Box::pin(async move {
+            for VolumeSpec { name, size_bytes } in wanted {
+                match local.records().find_by_name(&name).await {
+                    Ok(_) => match local.find(&name) {
+                        Ok(volume) if volume.size() != size_bytes => {
+                            let (has, wanted) = (format_size(volume.size()), format_size(size_bytes));
+                            let message = format!(
+                                "volume {name} is there with {has}, and --volume says {wanted}: `varve volume resize` changes it"
+                            );
+                            return Err(ControlError::conflict(message));
+                        }
+                        Ok(_) => {}
+                        // It was logged; the others serve.
+                        Err(error) => tracing::warn!(volume = %name, %error, "a volume that is wanted is not served"),
+                    },
+                    Err(CoordError::NotFound(_)) => {
+                        let pool = default_pool();
+                        local.check_pool(&pool)?;
+                        let new = varve_engine::NewVolume {
+                            name: name.clone(),
+                            pool,
+                            size: size_bytes,
+                            settings: Overrides::default(),
+                        };
+                        local.shard.create_volume(new).await?;
+                        tracing::info!(volume = %name, size = %format_size(size_bytes), "made a volume");
+                    }
+                    Err(error) => return Err(coord_error(error)),
+                }
+            }
+            Ok(())
+        })
+    };
+    shard.call(ensure).await
+}
+
+/// Runs a node from its start to its stop.
+pub(super) async fn run(
+    config: UpConfig,
+    mut directory: Directory,
+    ready: Ready,
+    stop: SendFuture<'static, ()>,
+) -> Answer<()> {
+    let _files = SocketFiles([directory.nbd_socket(), directory.api_socket()]);
+    let sockets = bind(&config, &directory).await?;
+    let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.coordination()).map_err(coord_error)?);
+    let pools = Arc::new(Pools::new(Arc::clone(&coord), cluster(&*coord).await?));
+    let default = default_pool_ready(&config, &directory, &pools).await?;
+    let limits = Limits { layer_ram: config.layer_ram_bytes, cache_ram: config.ram_cache_bytes, ..Limits::default() };
+    let journal = JournalFile::new(&directory, config.journal_size_bytes);
+    let (shard, mut thread) = start_shard(journal, &coord, &pools, limits, directory.nbd_socket()).await?;
+    let opened = open(&shard, &pools, default, config.volumes.clone()).await.and_then(|()| directory.complete());
+    if let Err(error) = opened {
+        end_shard(&shard, thread).await?;
+        return Err(error);
+    }
+    let place = Place {
+        data: directory.path().to_owned(),
+        nbd_socket: directory.nbd_socket(),
+        nbd_listen: sockets.nbd_listen,
+        api_listen: sockets.api.tcp_address(),
+        limits,
+        started_ms: now_ms(),
+        started: Instant::now(),
+    };
+    let node = Arc::new(Node { shard: shard.clone(), pools, place });
+    let serving = serving(&node, &directory).await?;
+    let (stopping, servers) = serve(&node, sockets);
+    ready(&serving);
+    let fallen = tokio::select! {
+        () = stop => false,
+        _ = &mut thread.ended => true,
+    };
+    // The servers may have ended already, which is what is wanted.
+    let _ = stopping.send(true);
+    if fallen {
+        servers.join_all().await;
+        return thread
+            .join()
+            .and(Err(ControlError::new(ErrorKind::Internal, "the thread of the shard ended by itself")));
+    }
+    let ended = end_shard(&shard, thread).await;
+    servers.join_all().await;
+    ended?;
+    tracing::info!("stopped: everything that was acknowledged is durable");
+    Ok(())
+}
+
+async fn open(
+    shard: &ShardHandle,
+    pools: &Arc<Pools>,
+    default: (PoolRecord, Answer<Opened>),
+    volumes: Vec<VolumeSpec>,
+) -> Answer<()> {
+    open_pools(shard, pools, default).await?;
+    let away = pools.away();
+    shard.call(move |local| Box::pin(async move { local.open_all(&away).await })).await?;
+    ensure_volumes(shard, volumes).await
+}
+
+async fn end_shard(shard: &ShardHandle, thread: ShardThread) -> Answer<()> {
+    let stopped = shard.stop().await;
+    thread.join()?;
+    stopped
+}
+
+/// What is served, for the one who started the node.
+async fn serving(node: &Node, directory: &Directory) -> Answer<Serving> {
+    let volumes = node.on_shard(|local| {
+        Box::pin(async move { Ok(local.shard.volumes().iter().map(|volume| (volume.name(), volume.size())).collect()) })
+    });
+    Ok(Serving {
+        data: node.place.data.clone(),
+        store: node.pools.url(&default_pool()).unwrap_or_default(),
+        nbd_socket: directory.nbd_socket(),
+        nbd_listen: node.place.nbd_listen,
+        api_socket: directory.api_socket(),
+        api_listen: node.place.api_listen,
+        volumes: volumes.await?,
+    })
+}
+
+/// Starts to answer. The servers end once the sender says so.
+fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()>) {
+    let (stopping, stops) = watch::channel(false);
+    let until_stop = || {
+        let mut stops = stops.clone();
+        async move {
+            // A sender that is gone is a stop as well.
+            let _ = stops.wait_for(|stop| *stop).await;
+        }
+    };
+    let mut servers = JoinSet::new();
+    let exports = Arc::new(ShardExports { shard: node.shard.clone() });
+    let limits = NbdLimits::default();
+    for listener in sockets.nbd {
+        let shard = node.shard.clone();
+        let deliver = move |accepted: Accepted| {
+            let call = shard.call(move |local| {
+                Box::pin(async move {
+                    super::connections::serve(local, accepted).await;
+                    Ok(())
+                })
+            });
+            async move {
+                if let Err(error) = call.await {
+                    tracing::debug!(%error, "an NBD connection could not be handed over");
+                }
+            }
+        };
+        let (exports, limits, stop) = (Arc::clone(&exports), limits.clone(), until_stop());
+        servers.spawn(async move {
+            if let Err(error) = listener.run(exports, limits, deliver, stop).await {
+                tracing::warn!(%error, "an NBD listener");
+            }
+        });
+    }
+    let control: Arc<dyn crate::api::Control> = Arc::clone(node) as _;
+    servers.spawn(sockets.api.run(control, until_stop()));
+    let (node, stop) = (Arc::clone(node), until_stop());
+    servers.spawn(async move {
+        tokio::select! {
+            () = stop => {}
+            () = chores(&node) => {}
+        }
+    });
+    (stopping, servers)
+}
+
+/// Looks at the stores from time to time, and opens those that could not be before.
+async fn chores(node: &Node) {
+    loop {
+        let away = node.pools.away();
+        tokio::time::sleep(if away.is_empty() { LOOK_TIME } else { RETRY_TIME }).await;
+        node.pools.look().await;
+        for name in away.keys() {
+            let Ok((record, _)) = node.pools.records().load_pool(name).await else { continue };
+            // Why it could not be opened is in the state.
+            let Ok(opened) = node.pools.open(&record).await else { continue };
+            tracing::info!(pool = %name, "a pool could be opened after all");
+            if let Err(error) = pool_control::hand_over(node, &record, opened).await {
+                tracing::warn!(pool = %name, %error, "the volumes of a pool could not be opened");
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The state of the node at one moment, for people.
+//!
+//! What a person should do something about is a sentence among the warnings, beside standing in the table where it belongs.
+
+use super::control::Node;
+use super::local::Local;
+use super::{coord_error, describe};
+use crate::api::ControlError;
+use crate::api::model::{Fill, Journal, PoolStatus, Status, StoreState, VolumeState, VolumeStatus};
+use varve_engine::ShardCounts;
+use varve_types::BLOCK;
+
+/// Share of the journal, in percent, from which on people are warned.
+const JOURNAL_FULL: u64 = 90;
+
+/// What the shard's thread knows.
+struct Facts {
+    counts: ShardCounts,
+    volumes: Vec<VolumeStatus>,
+    warnings: Vec<String>,
+}
+
+async fn facts(local: &Local) -> Result<Facts, ControlError> {
+    let mut warnings = Vec::new();
+    let mut volumes = Vec::new();
+    for open in local.shard.volumes() {
+        let status = describe::at_work(local, &open);
+        if let (VolumeState::Failed | VolumeState::Degraded, Some(why)) = describe::state(local, &open) {
+            warnings.push(format!("Volume {}: {why}.", status.name));
+        }
+        volumes.push(status);
+    }
+    for (id, unopened) in local.unopened() {
+        let state = if unopened.may_pass() { VolumeState::Recovering } else { VolumeState::Failed };
+        let looked = match local.records().load_volume(id).await {
+            Ok((record, _)) => local.shard.look_at(&record).await.ok(),
+            Err(_) => None,
+        };
+        warnings.push(format!("Volume {} is not served: {}.", unopened.name, unopened.error));
+        volumes.push(VolumeStatus {
+            name: unopened.name,
+            pool: unopened.pool,
+            state,
+            size_bytes: looked.map_or(0, |looked| looked.size),
+            live_bytes: 0,
+            dirty_bytes: 0,
+            attached: 0,
+            io: crate::api::model::IoCounters::default(),
+        });
+    }
+    volumes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Facts { counts: local.shard.counts(), volumes, warnings })
+}
+
+/// The pools and how their stores are.
+async fn pools(node: &Node, warnings: &mut Vec<String>) -> Result<Vec<PoolStatus>, ControlError> {
+    let volumes = node.pools.records().list_volumes().await.map_err(coord_error)?;
+    let mut pools = Vec::new();
+    for (record, _) in node.pools.records().list_pools().await.map_err(coord_error)? {
+        let (state, message) = node.pools.state(&record.name);
+        let inside = volumes.iter().filter(|(volume, _)| volume.pool == record.name && volume.deleted.is_none());
+        if state != StoreState::Ok {
+            let why = message.clone().unwrap_or_else(|| "its store was not asked yet".to_owned());
+            warnings.push(format!("Pool {}: {why}.", record.name));
+        }
+        let volumes = inside.count() as u64;
+        pools.push(PoolStatus { name: record.name, store: record.store, state, message, volumes });
+    }
+    Ok(pools)
+}
+
+/// The name of this machine.
+fn node_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+}
+
+pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
+    let Facts { counts, volumes, mut warnings } =
+        node.on_shard(|local| Box::pin(async move { facts(&local).await })).await?;
+    let pools = pools(node, &mut warnings).await?;
+    if counts.journal_failed {
+        warnings.push(
+            "The journal has failed: flushes wait for the store now. Look at its disk, then start the node anew."
+                .to_owned(),
+        );
+    } else if counts.journal_used * 100 >= counts.journal_bytes * JOURNAL_FULL {
+        warnings.push("The journal is nearly full: writers wait for the store.".to_owned());
+    }
+    let (place, limits) = (&node.place, node.place.limits);
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: node_name(),
+        started_ms: place.started_ms,
+        uptime_ms: u64::try_from(place.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        data: place.data.display().to_string(),
+        nbd_socket: place.nbd_socket.display().to_string(),
+        nbd_listen: place.nbd_listen.map(|address| address.to_string()),
+        api_listen: place.api_listen.map(|address| address.to_string()),
+        pools,
+        volumes,
+        journals: vec![Journal {
+            shard: 0,
+            fill: Fill { used_bytes: counts.journal_used, limit_bytes: counts.journal_bytes },
+            failed: counts.journal_failed,
+        }],
+        layers: Fill { used_bytes: counts.layer_ram_bytes, limit_bytes: limits.layer_ram },
+        cache: Fill { used_bytes: counts.cache.blocks * BLOCK, limit_bytes: limits.cache_ram },
+        cache_hits: counts.cache.hits,
+        cache_misses: counts.cache.misses,
+        warnings,
+    })
+}
