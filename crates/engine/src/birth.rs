@@ -7,14 +7,15 @@
 
 use crate::context::Context;
 use crate::manifests::{PoolStore, accept, put_manifest, reference};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, Stratum};
 use crate::recover::{Opening, assemble};
 use crate::snapshot::Base;
 use crate::timeline::{Data, Timeline};
 use crate::volume::{SnapshotInfo, Volume};
 use crate::{EngineError, Result};
 use std::rc::Rc;
-use varve_coord::{TimelineRecord, TimelineState as RecordState, VolumeRecord};
+use std::sync::Arc;
+use varve_coord::{Records, TimelineRecord, TimelineState as RecordState, VolumeRecord};
 use varve_format::Lineage;
 use varve_format::manifest::{Ancestor, Birth, Hold, Manifest, TimelineState};
 use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, TimelineId, VolumeId};
@@ -95,9 +96,12 @@ pub(crate) fn start(
     };
     let timeline = assemble(opening, manifest);
     if let Some(source) = source {
-        timeline.data.borrow_mut().overlay = Overlay::inherited(source.base.strata.clone());
+        // They end where the clone's own ordinals begin: the origin's ordinals mean nothing here.
+        let own = |s: &Arc<Stratum>| Arc::new(Stratum { map: Arc::clone(&s.map), end, ..Stratum::default() });
+        timeline.data.borrow_mut().overlay = Overlay::inherited(source.base.strata.iter().map(own).collect());
     }
     timeline
+    let end = manifest.boundary;
 }
 
 impl Volume {
@@ -120,6 +124,10 @@ impl Volume {
         let source = {
             let base = timeline.base_of(entry.boundary);
             let ancestors = timeline.data.borrow().manifest.ancestors.clone();
+        if !timeline.data.borrow().manifest.inherited.is_empty() {
+            // A clone's birth record names segments of one origin: what this timeline inherited itself must be in a root first.
+            timeline.checkpoint().await?;
+        }
             Source { base, boundary: entry.boundary, size: entry.size, origin: timeline.id, ancestors }
         };
         let hold = source.hold(clone, &record, volume);
@@ -257,6 +265,29 @@ impl Volume {
     /// Until when something that is hidden now can be brought back.
     pub(crate) fn window_end(&self) -> u64 {
         self.context.now_ms() + self.shown().settings().undelete_window_ms
+    /// Begins an attempt to show another timeline: gives the show number for that one's manifest.
+    ///
+    /// The number in the record goes beyond it at once. If the attempt fails, whatever it has put, the next manifest of the timeline that is shown
+    /// still carries the higher number: an import is not misled by what was never accepted.
+    async fn begin_switch(&self) -> Result<u64> {
+        let (epoch, writer) = (self.record().epoch, self.record().writer);
+        let change = |record: &mut VolumeRecord| -> Result<()> {
+            if record.epoch != epoch || record.writer != writer {
+                return Err(fenced(format!(
+                    "volume {}: it was opened elsewhere, in epoch {}",
+                    record.name, record.epoch
+                )));
+            }
+            record.show_number += 2;
+            Ok(())
+        };
+        let (record, _, ()) = Records::new(&*self.context.coord).modify_volume(self.id, change).await?;
+        let number = record.show_number;
+        *self.record.borrow_mut() = record;
+        self.shown().data.borrow_mut().manifest.show_number = number;
+        Ok(number - 1)
+    }
+
     }
 
     /// The first manifest of a new timeline of this volume.
@@ -282,7 +313,6 @@ pub(crate) async fn edit_closed(
 ) -> Result<VolumeRecord> {
     let old = crate::lineage::newest_manifest(context, &pool.store, timeline).await?;
     let mut manifest = Manifest {
-        number: old.number + 1,
         epoch: record.epoch,
         writer: record.writer,
         written_ms: context.now_ms(),
@@ -290,6 +320,15 @@ pub(crate) async fn edit_closed(
         ..old
     };
     edit(&mut manifest);
-    put_manifest(&*pool.store, &manifest).await?;
-    accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await
+    for _ in 0..MAX_NUMBERS {
+        manifest.number += 1;
+        match put_manifest(&*pool.store, &manifest).await {
+            // An earlier try put one under this number that was never accepted.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            Err(error) => return Err(error),
+            Ok(()) => return accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await,
+        }
+    }
+    let what = format!("timeline {timeline}: {MAX_NUMBERS} manifests of it were put and not accepted");
+    Err(EngineError::new(ErrorKind::Busy, what))
 }
