@@ -78,7 +78,11 @@ where
     };
     loop {
         match poll_fn(|cx| connection.poll_turns(cx)).await? {
-            Turn::LookAgain => tokio::task::yield_now().await,
+            Turn::LookAgain => {
+                // The client may be waiting for this very core.
+                std::thread::yield_now();
+                tokio::task::yield_now().await;
+            }
             Turn::Closed(how) => {
                 // The client is gone or about to go: that it can not be told is no error of the requests before.
                 let _ = connection.stream.shutdown().await;
