@@ -10,7 +10,7 @@ use crate::manifests::{PoolStore, accept, put_manifest, reference};
 use crate::overlay::{Overlay, Stratum};
 use crate::recover::{Opening, assemble};
 use crate::snapshot::Base;
-use crate::timeline::{Data, Timeline};
+use crate::timeline::{Data, Timeline, fenced};
 use crate::volume::{SnapshotInfo, Volume};
 use crate::{EngineError, Result};
 use std::rc::Rc;
@@ -22,6 +22,8 @@ use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, TimelineId, Vol
 
 /// Ancestors at which a person is warned; a pointer can name 256.
 const MANY_ANCESTORS: usize = 200;
+/// Manifests of a closed timeline that may have been put in vain.
+const MAX_NUMBERS: u32 = 64;
 
 /// What a clone is made of: where it begins, and the manifest of the timeline that it begins in.
 pub(crate) struct Source {
@@ -48,8 +50,9 @@ impl Source {
 
     /// Makes `manifest`, which is a new one, that of a clone.
     pub fn shape(&self, manifest: &mut Manifest) -> Result<()> {
-        let own = self.ancestors.iter().map(|a| a.lineage.0).max().map_or(0, u16::from);
-        let Ok(own) = u8::try_from(own + 1) else {
+        // The lowest index that no ancestor has: a flattened volume has given its ancestors' indexes back.
+        let own = (0..=u8::MAX).find(|own| self.ancestors.iter().all(|a| a.lineage.0 != *own));
+        let Some(own) = own else {
             let what = "a clone can have 255 ancestors: flatten the volume first, then clone it";
             return Err(EngineError::new(ErrorKind::Conflict, what));
         };
@@ -62,6 +65,7 @@ impl Source {
         manifest.own = Lineage(own);
         manifest.ancestors = self.ancestors.clone();
         manifest.ancestors.push(Ancestor { lineage: Lineage(own), timeline: manifest.timeline });
+        manifest.ancestors.sort_unstable_by_key(|ancestor| ancestor.lineage);
         manifest.birth = Some(Birth {
             origin: self.origin,
             boundary: self.boundary,
@@ -93,7 +97,9 @@ pub(crate) fn start(
         writer: manifest.writer,
         settings: Settings::resolve(&manifest.settings, pool_settings),
         manifest: reference(&manifest),
+        show_number: 0,
     };
+    let end = manifest.boundary;
     let timeline = assemble(opening, manifest);
     if let Some(source) = source {
         // They end where the clone's own ordinals begin: the origin's ordinals mean nothing here.
@@ -101,7 +107,6 @@ pub(crate) fn start(
         timeline.data.borrow_mut().overlay = Overlay::inherited(source.base.strata.iter().map(own).collect());
     }
     timeline
-    let end = manifest.boundary;
 }
 
 impl Volume {
@@ -119,15 +124,15 @@ impl Volume {
             return Ok(source);
         }
         let entry = timeline.entry_of(info.id).await?;
+        if !timeline.data.borrow().manifest.inherited.is_empty() {
+            // A clone's birth record names segments of one origin: what this timeline inherited itself must be in a root first.
+            timeline.checkpoint().await?;
+        }
         let turn = timeline.manifests.take().await;
         // In the turn: no other manifest comes between the look at what is kept and the hold that keeps it.
         let source = {
             let base = timeline.base_of(entry.boundary);
             let ancestors = timeline.data.borrow().manifest.ancestors.clone();
-        if !timeline.data.borrow().manifest.inherited.is_empty() {
-            // A clone's birth record names segments of one origin: what this timeline inherited itself must be in a root first.
-            timeline.checkpoint().await?;
-        }
             Source { base, boundary: entry.boundary, size: entry.size, origin: timeline.id, ancestors }
         };
         let hold = source.hold(clone, &record, volume);
@@ -183,15 +188,20 @@ impl Volume {
         old.checkpoint().await?;
         let id = TimelineId::from_random(self.context.random_id());
         let source = self.hold(&info, id, self.id).await?;
+        let before = old.data.borrow().manifest.show_number;
+        let attempt = self.begin_switch().await?;
         let record = self.record();
         let mut manifest = Manifest { timeline: id, ..self.fresh_manifest(&record, id) };
-        manifest.show_number = record.show_number + 1;
+        manifest.show_number = attempt;
         source.shape(&mut manifest)?;
         put_manifest(&*self.pool.store, &manifest).await?;
         let accepted = reference(&manifest);
         let until_ms = self.window_end();
         let (old_id, origin) = (old.id, source.origin);
-        let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Hidden { until_ms };
+        let edit = |m: &mut Manifest, _: &mut Data| {
+            m.state = TimelineState::Hidden { until_ms };
+            m.show_number = before;
+        };
         let also = |record: &mut VolumeRecord| {
             if let Some(entry) = record.timeline_mut(old_id) {
                 entry.state = RecordState::Hidden { until_ms };
@@ -200,7 +210,6 @@ impl Volume {
                 TimelineRecord { id, state: RecordState::Shown, manifest: Some(accepted), parent: Some(origin) };
             record.timelines.push(entry);
             record.shown = id;
-            record.show_number += 1;
             Ok(())
         };
         self.change(edit, also).await?;
@@ -234,10 +243,10 @@ impl Volume {
         let old =
             Self::open_timeline(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
         let (until_ms, now_id) = (self.window_end(), now.id);
-        let show_number = record.show_number + 1;
+        let attempt = self.begin_switch().await?;
         let edit = |m: &mut Manifest, _: &mut Data| {
             m.state = TimelineState::Shown;
-            m.show_number = show_number;
+            m.show_number = attempt;
         };
         let also = |record: &mut VolumeRecord| {
             for entry in &mut record.timelines {
@@ -248,7 +257,6 @@ impl Volume {
                 }
             }
             record.shown = id;
-            record.show_number = show_number;
             Ok(())
         };
         let record = old.write_manifest(edit, also).await?;
@@ -257,14 +265,6 @@ impl Volume {
         self.edit_closed(now_id, |m| m.state = TimelineState::Hidden { until_ms }).await
     }
 
-    fn show(&self, timeline: Rc<Timeline>) {
-        let before = self.timeline.replace(timeline);
-        before.stop(EngineError::new(ErrorKind::Unavailable, "this history of the volume is hidden now"));
-    }
-
-    /// Until when something that is hidden now can be brought back.
-    pub(crate) fn window_end(&self) -> u64 {
-        self.context.now_ms() + self.shown().settings().undelete_window_ms
     /// Begins an attempt to show another timeline: gives the show number for that one's manifest.
     ///
     /// The number in the record goes beyond it at once. If the attempt fails, whatever it has put, the next manifest of the timeline that is shown
@@ -288,6 +288,14 @@ impl Volume {
         Ok(number - 1)
     }
 
+    fn show(&self, timeline: Rc<Timeline>) {
+        let before = self.timeline.replace(timeline);
+        before.stop(EngineError::new(ErrorKind::Unavailable, "this history of the volume is hidden now"));
+    }
+
+    /// Until when something that is hidden now can be brought back.
+    pub(crate) fn window_end(&self) -> u64 {
+        self.context.now_ms() + self.shown().settings().undelete_window_ms
     }
 
     /// The first manifest of a new timeline of this volume.

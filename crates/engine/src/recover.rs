@@ -48,12 +48,15 @@ pub(crate) struct Opening {
     pub writer: WriterId,
     pub settings: Settings,
     pub manifest: ManifestRef,
+    /// The volume's show number if the timeline is the one shown, else 0. Attempts to show another one may have put manifests with lower ones.
+    pub show_number: u64,
 }
 
 /// Opens a timeline; `tail` are the records of the journal that name it, in any order.
 pub(crate) async fn open(opening: Opening, tail: Vec<Replayed>) -> Result<Rc<Timeline>> {
     let store = Arc::clone(&opening.pool.store);
-    let old = load_manifest(&store, opening.timeline, opening.manifest).await?;
+    let mut old = load_manifest(&store, opening.timeline, opening.manifest).await?;
+    old.show_number = old.show_number.max(opening.show_number);
     let timeline = assemble(opening, old.clone());
     timeline.load_table(&old).await?;
     timeline.load_inherited(&old).await?;

@@ -78,6 +78,7 @@ impl Timeline {
             writer: self.writer,
             settings: self.settings(),
             manifest: crate::manifests::reference(&manifest),
+            show_number: 0,
         };
         let view = assemble(opening, manifest);
         view.data.borrow_mut().overlay = Overlay::inherited(base.strata.clone());

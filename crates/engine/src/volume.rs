@@ -150,6 +150,7 @@ impl Volume {
             settings: Settings::resolve(&record.settings, pool_settings),
             manifest,
         };
+            show_number: if timeline == record.shown { record.show_number } else { 0 },
         open(opening, tail).await
     }
 
