@@ -101,6 +101,7 @@ impl Volume {
         let mut writer = [0; 8];
         context.env.random(&mut writer);
         let writer = WriterId(u64::from_le_bytes(writer));
+        pool.check().await?;
         let record = raise_epoch(&context, id, writer).await?;
         let timeline = Self::open_timeline(&context, &pool, &pool_settings, &record, record.shown, tail).await?;
         Ok(Self::with(context, pool, pool_settings, record, timeline))
