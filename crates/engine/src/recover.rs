@@ -64,6 +64,7 @@ pub(crate) async fn open(opening: Opening, tail: Vec<Replayed>) -> Result<Rc<Tim
     timeline.load_tail(&old, tail)?;
     timeline.close_epoch(&old).await?;
     timeline.seal_now();
+    timeline.start_orphan_sweep();
     Ok(timeline)
 }
 
@@ -342,7 +343,7 @@ impl Timeline {
 }
 
 /// An object that a manifest names is there, or the store has lost it.
-fn missing_is_corrupt(error: EngineError) -> EngineError {
+pub(crate) fn missing_is_corrupt(error: EngineError) -> EngineError {
     if error.kind() == ErrorKind::NotFound {
         return EngineError::corrupt(format!("an object that is needed is missing: {error}"));
     }

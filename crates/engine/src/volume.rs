@@ -150,8 +150,8 @@ impl Volume {
             writer: record.writer,
             settings: Settings::resolve(&record.settings, pool_settings),
             manifest,
-        };
             show_number: if timeline == record.shown { record.show_number } else { 0 },
+        };
         open(opening, tail).await
     }
 

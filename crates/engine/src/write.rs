@@ -21,7 +21,7 @@ use varve_types::{Ack, BLOCK, Sequence};
 const MAX_PIECE: usize = MAX_RECORD_BLOCKS as usize * BLOCK as usize;
 
 /// A change to be made: whole blocks.
-enum Op {
+pub(crate) enum Op {
     Write(Bytes),
     Hole,
 }
@@ -92,7 +92,7 @@ impl Timeline {
     }
 
     /// Makes a change: sequence, record, layer. The caller has made sure of room.
-    fn make(self: &Rc<Self>, start: u64, blocks: u64, op: Op) -> Result<()> {
+    pub fn make(self: &Rc<Self>, start: u64, blocks: u64, op: Op) -> Result<()> {
         match op {
             Op::Hole => self.make_hole(start, blocks),
             Op::Write(data) => {
@@ -277,7 +277,8 @@ impl Timeline {
         self.room(&Op::Hole).await
     }
 
-    async fn room(self: &Rc<Self>, op: &Op) -> Result<()> {
+    /// Waits until a change can be made without waiting.
+    pub async fn room(self: &Rc<Self>, op: &Op) -> Result<()> {
         loop {
             self.data.borrow().check()?;
             if self.context.journal.failure().is_some() || self.has_room(&self.data.borrow(), op) {
@@ -307,7 +308,7 @@ impl Timeline {
     }
 
     /// Answers a change of the waiting way as the volume asks.
-    async fn finish(self: &Rc<Self>, fua: bool) -> Result<()> {
+    pub async fn finish(self: &Rc<Self>, fua: bool) -> Result<()> {
         let (last, failed) = (self.data.borrow().last, self.context.journal.failure().is_some());
         if failed {
             self.seal_now();

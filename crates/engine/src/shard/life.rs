@@ -15,7 +15,7 @@ use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
 use varve_format::ObjectName;
-use varve_format::manifest::{Manifest, TimelineState};
+use varve_format::manifest::{Hold, Manifest, TimelineState};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
 
 /// What a new volume is.
@@ -224,8 +224,10 @@ impl Shard {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            if manifest.holds.iter().any(|hold| hold.volume != record.id) {
-                return Ok(());
+            for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
+                if self.is_held(hold, timeline.id).await? {
+                    return Ok(());
+                }
             }
             births.extend(manifest.birth.map(|birth| (birth.origin, timeline.id)));
         }
@@ -271,21 +273,42 @@ impl Shard {
         Ok(())
     }
 
-    /// Holds of an earlier epoch whose clone was never recorded, or is gone.
+    /// Drops holds whose clone was never recorded, is gone, or was flattened.
     async fn drop_orphaned_holds(self: &Rc<Self>) -> Result<()> {
-        let records = Records::new(&*self.context.coord);
         for volume in self.volumes() {
             let timeline = volume.shown();
             let holds = timeline.data.borrow().manifest.holds.clone();
-            for hold in holds.into_iter().filter(|hold| hold.epoch < timeline.epoch) {
-                match records.find_timeline(hold.clone).await {
-                    Ok(_) => {}
-                    Err(CoordError::NotFound(_)) => volume.drop_hold(timeline.id, hold.clone).await?,
-                    Err(error) => return Err(error.into()),
+            for hold in holds {
+                // A clone of this epoch may be about to be recorded.
+                let fresh = hold.epoch >= timeline.epoch && !self.is_recorded(&hold).await?;
+                if !fresh && !self.is_held(&hold, timeline.id).await? {
+                    volume.drop_hold(timeline.id, hold.clone).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    async fn is_recorded(&self, hold: &Hold) -> Result<bool> {
+        match Records::new(&*self.context.coord).find_timeline(hold.clone).await {
+            Ok(_) => Ok(true),
+            Err(CoordError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the clone of a hold is recorded, and still needs the origin: a flattened one names no parent any more.
+    async fn is_held(&self, hold: &Hold, origin: TimelineId) -> Result<bool> {
+        let records = Records::new(&*self.context.coord);
+        let found = match records.find_timeline(hold.clone).await {
+            Ok(volume) => records.load_volume(volume).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok((record, _)) => Ok(record.timeline(hold.clone).is_some_and(|clone| clone.parent == Some(origin))),
+            Err(CoordError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

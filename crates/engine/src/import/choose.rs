@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which manifest of a timeline an import takes, and which timelines it leaves out.
+//!
+//! A listing may lag: the newest manifest found is therefore asked for its successors by name. One that cannot be read is told of, and the next older one of the same
+//! opening is taken if every object that it names is still there.
+
+use super::Imported;
+use crate::lineage::{load_manifest, load_table_page, map_object, row_name, table_object};
+use crate::manifests::reference;
+use crate::{EngineError, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use varve_coord::ManifestRef;
+use varve_env::ObjectStore;
+use varve_format::manifest::{Manifest, TimelineState};
+use varve_format::{ObjectKind, ObjectName};
+use varve_types::{Epoch, ErrorKind, Ordinal, TimelineId};
+
+/// Numbers that are asked for behind the newest manifest that a listing shows; an opening may skip one where a put failed.
+const LOOK_AHEAD: u64 = 8;
+
+/// What was found of a timeline.
+pub(super) struct Found {
+    /// The manifest that is taken.
+    pub manifest: Manifest,
+    /// The highest epoch that any of its manifests has.
+    pub epoch: Epoch,
+    /// The highest number that any of its manifests has.
+    pub number: u64,
+}
+
+impl Found {
+    /// Whether the timeline was deleted for good.
+    pub fn is_gone(&self) -> bool {
+        self.manifest.state == TimelineState::Tombstone
+    }
+}
+
+/// Takes a manifest of a timeline. `None` when none of its names is one of a manifest.
+pub(super) async fn choose(
+    store: &Arc<dyn ObjectStore>,
+    timeline: TimelineId,
+    mut names: Vec<ObjectName>,
+    done: &mut Imported,
+) -> Result<Option<Found>> {
+    names.retain(|name| name.timeline == timeline && name.kind == ObjectKind::Manifest && name.part == 0);
+    names.sort_unstable_by_key(|name| (name.epoch, name.number, name.writer));
+    let Some(newest) = names.last().copied() else { return Ok(None) };
+    for number in newest.number + 1..=newest.number + LOOK_AHEAD {
+        let name = ObjectName { number, ..newest };
+        match store.head(&name.to_string()).await {
+            Ok(_) => names.push(name),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let Some(newest) = names.last().copied() else { return Ok(None) };
+    let number = names.iter().map(|name| name.number).max().unwrap_or_default();
+    let mut damaged: Option<EngineError> = None;
+    let candidates = names.iter().rev().take_while(|name| (name.epoch, name.writer) == (newest.epoch, newest.writer));
+    for name in candidates {
+        let wanted = ManifestRef { number: name.number, epoch: name.epoch, writer: name.writer };
+        let loaded = match load_manifest(store, timeline, wanted).await {
+            Ok(manifest) if damaged.is_some() => check_whole(store, &manifest).await.map(|()| manifest),
+            loaded => loaded,
+        };
+        match loaded {
+            Ok(manifest) => return Ok(Some(Found { manifest, epoch: newest.epoch, number })),
+            // It was deleted since it was listed: a newer one is there, or the listing lags behind a purge.
+            Err(error) if error.kind() == ErrorKind::NotFound && damaged.is_none() => {}
+            Err(error) if super::passes(&error) => return Err(error),
+            Err(error) => {
+                done.fail(name, error.clone());
+                damaged.get_or_insert(error);
+            }
+        }
+    }
+    damaged.map_or(Ok(None), Err)
+}
+
+/// Checks that every object is there that a manifest names.
+async fn check_whole(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for map in &manifest.maps {
+        names.insert(map_object(manifest, map.root, map.part)?);
+    }
+    for table in &manifest.tables {
+        names.insert(table_object(manifest, table.number)?);
+    }
+    for page in &manifest.table {
+        let timeline = manifest.timeline;
+        names.extend(load_table_page(store, manifest, *page).await?.into_iter().map(|(ordinal, entry)| ObjectName {
+            timeline,
+            kind: ObjectKind::Segment,
+            number: ordinal.0,
+            part: 0,
+            epoch: entry.epoch,
+            writer: entry.writer,
+        }));
+    }
+    for row in &manifest.cuts {
+        let first = row.first.max(manifest.boundary);
+        names.extend((first.0..row.end.0).map(|ordinal| row_name(manifest, Ordinal(ordinal))));
+    }
+    for name in names {
+        store.head(&name.to_string()).await.map_err(EngineError::from).map_err(crate::recover::missing_is_corrupt)?;
+    }
+    Ok(())
+}
+
+/// Leaves out clones that their origin holds nothing for: they were never recorded. And what was born from what is left out.
+pub(super) fn drop_unborn(timelines: &mut BTreeMap<TimelineId, Found>, done: &mut Imported) {
+    loop {
+        let unborn = timelines.iter().filter_map(|(id, found)| {
+            let birth = found.manifest.birth.filter(|_| !found.is_gone())?;
+            let held = timelines
+                .get(&birth.origin)
+                .is_some_and(|origin| !origin.is_gone() && origin.manifest.holds.iter().any(|hold| hold.clone == *id));
+            (!held).then_some((*id, birth.origin))
+        });
+        let unborn: Vec<_> = unborn.collect();
+        if unborn.is_empty() {
+            return;
+        }
+        for (id, origin) in unborn {
+            if let Some(found) = timelines.remove(&id) {
+                let accepted = reference(&found.manifest);
+                let text = format!(
+                    "its origin, timeline {origin}, holds nothing for it: it was never recorded, or its origin is lost (manifest {} of epoch {})",
+                    accepted.number, accepted.epoch
+                );
+                done.fail(
+                    format!("timeline {id} of volume {}", found.manifest.name),
+                    EngineError::new(ErrorKind::NotFound, text),
+                );
+            }
+        }
+    }
+}
