@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is printed: JSON documents, aligned tables, moments and durations as people read them.
 //!
+//! Tables are for eyes and may change; JSON is for programs and keeps to the documents of the API. Sizes are in binary units, moments in UTC.
+//!
 //! Everything goes through [`print`], which takes a reader that went away (`varve … | head`) for a reason to stop and not for an error.
 
 use crate::failure::{Failure, Result};

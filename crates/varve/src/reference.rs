@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the program says of itself: completions, manual pages, and the references `docs/cli.md` and `docs/config.md`.
 //!
-//! All of it comes from the definitions that the program works with, so it can not be out of date; the tree is checked for drift.
+//! All of it comes from the definitions that the program works with (the arguments as clap knows them, the table of configuration keys), so
+//! it can not be wrong; the documents in the tree are compared with it by the tests and by `cargo xtask tidy`, so they can not be out of date.
+//! To change them, change the definitions and run `varve reference cli > docs/cli.md`.
 
 use crate::args::Args;
 use crate::failure::{Failure, Result};

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Commands of volumes.
+//! Commands of volumes: make, list, show, resize, rename, delete and bring back, template, settings; clone and flatten.
+//!
+//! Each is one request, whose answer is the volume as it then is: that is what `--json` prints, and what the sentence for people is made of. A
+//! volume that is made or brought back is shown with the NBD URI to attach it at. Sizes, names and settings were checked with the arguments, and
+//! are checked again by the node, since not only this program asks it.
 
 use super::{job, settings_table};
 use crate::args;

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A volume or a snapshot becomes an image file.
 //!
-//! The file is written under a temporary name beside its own, made durable, and renamed: under its own name it is whole or not there.
+//! The file is written under a temporary name beside its own, made durable, and renamed: under its own name it is whole or not there, whatever
+//! ends the program but SIGKILL, which leaves the temporary file. A file that is there is replaced only with `--force`, and only if it is a
+//! regular file. The volume may be in use: what is exported is then a mixture of moments, so export a snapshot of it.
+//!
+//! The map of extents says which ranges to ask for; it comes in parts, and the next is asked for once there is room for more requests.
 
 use super::{Format, IN_FLIGHT, Interrupt, PIECE, blocking, qemu, sparse};
 use crate::client::{Body, Client};

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An image file becomes a volume.
+//!
+//! Order: open the image (and convert it), make the volume, send what is not zero, flush, and only then say that it is there. The volume has the
+//! size of the disk in the image, rounded up to whole sectors. A failure after the volume was made, or a signal, deletes it again and says
+//! so; only SIGKILL, or a node that is gone, leaves an unfinished one. The image is read by its open file, so that renaming it does no harm;
+//! one that shrinks meanwhile is an error.
 
 use super::{Format, IN_FLIGHT, Interrupt, PIECE, blocking, qemu, sparse};
 use crate::client::{Body, Client};
