@@ -13,6 +13,7 @@
 mod free;
 mod merge;
 
+use crate::context::Held;
 use crate::overlay::Stratum;
 use crate::signal::breathe;
 use crate::timeline::{Data, Timeline};
@@ -91,17 +92,27 @@ impl Timeline {
     /// # Errors
     /// When the timeline stops meanwhile, or something that is needed is corrupt: no more checkpoints are made then until it is opened again.
     pub async fn checkpoint(self: &Rc<Self>) -> Result<()> {
-        let _turn = self.checkpoints.take().await;
+        let turn = self.checkpoints.take().await;
+        self.checkpoint_in_turn(&turn, true).await
+    }
+
+    /// The same for who has the turn already. Without `merge` it only frees what nothing keeps any more, and leaves the overlay as it is.
+    pub async fn checkpoint_in_turn(self: &Rc<Self>, _turn: &Held<'_>, merge: bool) -> Result<()> {
         let (strata, point) = {
             let mut data = self.data.borrow_mut();
             data.check()?;
             if let Some(error) = &data.no_checkpoints {
                 return Err(error.clone());
             }
-            let boundary = data.counted_end;
-            data.overlay.freeze(boundary, None);
-            data.counted_bytes = 0;
-            (data.overlay.frozen().to_vec(), Point { boundary, merged: data.counted, size: data.counted_size })
+            if merge {
+                let boundary = data.counted_end;
+                data.overlay.freeze(boundary, None);
+                data.counted_bytes = 0;
+                (data.overlay.frozen().to_vec(), Point { boundary, merged: data.counted, size: data.counted_size })
+            } else {
+                let Manifest { boundary, merged, size, .. } = data.manifest;
+                (Vec::new(), Point { boundary, merged, size })
+            }
         };
         self.count_ready();
         let done = self.merge_and_write(&strata, point).await;

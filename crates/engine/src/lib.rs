@@ -9,6 +9,7 @@
 
 mod birth;
 mod cache;
+mod check;
 mod checkpoint;
 mod context;
 mod device;
@@ -37,6 +38,7 @@ mod volume;
 mod write;
 
 pub use cache::CacheCounts;
+pub use check::{CheckReport, Problem, Progress};
 pub use context::Limits;
 pub use device::{BlockDevice, Later, StatusExtent, Submit};
 pub use error::{EngineError, Result};

@@ -179,7 +179,7 @@ impl Timeline {
         Ok(blocks.into_iter().flatten().collect())
     }
 
-    async fn fetch_from_store(&self, head: &Head, first: u32, count: u32) -> Result<Vec<(u32, Block)>> {
+    pub(crate) async fn fetch_from_store(&self, head: &Head, first: u32, count: u32) -> Result<Vec<(u32, Block)>> {
         let (text, timeline, ordinal) = (head.name.to_string(), head.name.timeline, Ordinal(head.name.number));
         if head.codec == Codec::Raw {
             let begin = head.data_offset + u64::from(first) * RAW_BLOCK as u64;

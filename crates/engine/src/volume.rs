@@ -237,6 +237,22 @@ impl Volume {
         Err(EngineError::new(ErrorKind::Conflict, text))
     }
 
+    /// Seals what is open and waits until everything that came in before is in the store and counts.
+    ///
+    /// # Errors
+    /// When the volume stops meanwhile.
+    pub async fn seal(&self) -> Result<()> {
+        self.shown().drain().await
+    }
+
+    /// Makes everything that counts durable as map, table and manifest.
+    ///
+    /// # Errors
+    /// When the volume stops meanwhile, or can make no checkpoints.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.shown().checkpoint().await
+    }
+
     /// Gives the volume another size. A shrink that would cut stored data is refused unless forced.
     ///
     /// # Errors

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the kept trees of a timeline reach: a bit for every block of its own segments, a bit for every node of its own map.
+//!
+//! A node that one tree has led to need not be entered again from another: its place in all trees is the same, and so is all below it. A hold sees its base root *under*
+//! the entries up to its boundary, so what those cover of the root does not count; nodes that were seen only in such a walk are entered again by others.
+
+use super::objects::Objects;
+use super::{CheckReport, Entries, Subject};
+use crate::Result;
+use crate::context::damaged;
+use crate::extent::At;
+use crate::lineage::map_object;
+use crate::map::{Step, Tree, Walk};
+use crate::read::load_segment_head;
+use crate::signal::breathe;
+use crate::timeline::Timeline;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use varve_format::manifest::{Hold, Manifest};
+use varve_format::table::{LiveBits, TableEntry};
+use varve_format::{Lineage, NodePointer, Pointer};
+use varve_types::{Ordinal, RootNumber};
+
+/// Nodes entered between two looks at other tasks.
+const SLICE: u32 = 64;
+
+/// Bits that are set one by one.
+#[derive(Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    /// Sets a bit; tells whether it was clear.
+    fn set(&mut self, bit: usize) -> bool {
+        if self.0.len() <= bit / 64 {
+            self.0.resize(bit / 64 + 1, 0);
+        }
+        let word = &mut self.0[bit / 64];
+        let clear = *word >> (bit % 64) & 1 == 0;
+        *word |= 1 << (bit % 64);
+        clear
+    }
+    fn get(&self, bit: usize) -> bool {
+        self.0.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+    }
+    fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+/// See the module.
+pub(super) struct Reach {
+    own: Lineage,
+    range: Range<Ordinal>,
+    blocks: BTreeMap<Ordinal, Bits>,
+    /// By root and part: nodes that some kept tree holds.
+    nodes: BTreeMap<(RootNumber, u8), Bits>,
+    /// Nodes all of whose blocks were taken.
+    whole: BTreeMap<(RootNumber, u8), Bits>,
+}
+
+impl Reach {
+    pub fn new(manifest: &Manifest, table: &BTreeMap<Ordinal, TableEntry>, range: Range<Ordinal>) -> Self {
+        let blocks = table.range(range.clone()).map(|(ordinal, _)| (*ordinal, Bits::default())).collect();
+        Self { own: manifest.own, range, blocks, nodes: BTreeMap::new(), whole: BTreeMap::new() }
+    }
+
+    /// Walks everything that is kept.
+    pub async fn walk_all(
+        &mut self,
+        timeline: &Timeline,
+        subject: &Subject,
+        objects: &mut Objects,
+        report: &mut CheckReport,
+    ) -> Result<()> {
+        let m = &subject.manifest;
+        let nothing = Entries::default();
+        self.walk(m.root, &nothing, m, objects, report).await?;
+        for (_, root) in m.snapshots.iter().filter_map(|s| s.root) {
+            self.walk(root, &nothing, m, objects, report).await?;
+        }
+        for hold in &m.holds {
+            let entries = self.entries_of(timeline, hold, subject, report).await?;
+            for (_, len, pointer) in entries.map.iter() {
+                self.take(*pointer, len, m, report);
+            }
+            self.walk(hold.base_root, &entries, m, objects, report).await?;
+        }
+        Ok(())
+    }
+
+    /// Entries of the segments between a hold's base and its boundary.
+    async fn entries_of(
+        &self,
+        timeline: &Timeline,
+        hold: &Hold,
+        subject: &Subject,
+        report: &mut CheckReport,
+    ) -> Result<Entries> {
+        let mut entries = Entries::default();
+        if hold.base_boundary >= hold.boundary {
+            return Ok(entries);
+        }
+        let map = Arc::make_mut(&mut entries.map);
+        for (ordinal, entry) in subject.table.range(hold.base_boundary..hold.boundary) {
+            let name = subject.segment(*ordinal, entry);
+            let head = load_segment_head(&*timeline.pool.store, &name).await;
+            let Some((_, index)) = report.note(name, head)? else { continue };
+            let mut block = 0u64;
+            for extent in index.extents {
+                let pointer = if extent.hole {
+                    Pointer::hole(self.own, *ordinal)
+                } else {
+                    Pointer::data(self.own, *ordinal, block as u16)
+                };
+                block += if extent.hole { 0 } else { extent.blocks };
+                map.insert(extent.start, extent.blocks, pointer, |_, _, _| {});
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Walks a tree under some entries.
+    async fn walk(
+        &mut self,
+        root: NodePointer,
+        over: &Entries,
+        manifest: &Manifest,
+        objects: &mut Objects,
+        report: &mut CheckReport,
+    ) -> Result<()> {
+        let tree = if root.is_absent() { Tree::empty() } else { Tree::cold(root) };
+        let mut walk = Walk::from(0);
+        let mut steps = 0u32;
+        loop {
+            match walk.step(&tree) {
+                Step::End => return Ok(()),
+                Step::Node(path) if path.pointer.lineage() != self.own => walk.skip(&path),
+                Step::Node(path) => {
+                    let key = (path.pointer.root(), path.pointer.part() as u8);
+                    let record = usize::from(path.pointer.record());
+                    self.nodes.entry(key).or_default().set(record);
+                    let whole = self.whole.entry(key).or_default();
+                    let seen = if over.map.is_empty() { !whole.set(record) } else { whole.get(record) };
+                    if seen {
+                        walk.skip(&path);
+                    }
+                }
+                Step::Cold(path) => {
+                    let load = async {
+                        let name = map_object(manifest, path.pointer.root(), path.pointer.part() as u8)?;
+                        let bytes = objects.record(&name, u32::from(path.pointer.record())).await?;
+                        walk.supply(path, &bytes).map_err(damaged(name))
+                    };
+                    let loaded = load.await;
+                    let what = format!("timeline {}, {:?}", manifest.timeline, path.pointer);
+                    if report.note(what, loaded)?.is_none() {
+                        walk.skip(&path);
+                    }
+                    steps += 1;
+                    if steps.is_multiple_of(SLICE) {
+                        breathe().await;
+                    }
+                }
+                Step::Run { block, blocks, pointer } => {
+                    let mut at = 0;
+                    while at < blocks {
+                        match over.map.at(block + at, blocks - at) {
+                            At::Run(_, len) => at += len,
+                            At::Gap(len) => {
+                                self.take(pointer.advance(at), len, manifest, report);
+                                at += len;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes blocks that a tree leads to.
+    fn take(&mut self, first: Pointer, blocks: u64, manifest: &Manifest, report: &mut CheckReport) {
+        if !first.is_data() || first.lineage() != self.own || !self.range.contains(&first.ordinal()) {
+            return;
+        }
+        let Some(bits) = self.blocks.get_mut(&first.ordinal()) else {
+            let what = format!("a tree leads to segment {}, which the table does not have", first.ordinal());
+            report.problem(format!("timeline {}", manifest.timeline), what);
+            return;
+        };
+        for i in 0..blocks {
+            bits.set(usize::from(first.advance(i).block()));
+        }
+    }
+
+    /// Compares the blocks that are reached with those that are live.
+    pub fn compare_blocks(&mut self, subject: &Subject, report: &mut CheckReport) {
+        let boundary = subject.manifest.boundary;
+        let mut kept = std::mem::take(&mut self.blocks);
+        if !subject.settled {
+            // Nobody has asked again since snapshots have gone: what waits is live as well.
+            for kill in &subject.kills {
+                if let Some(bits) = kept.get_mut(&kill.ordinal) {
+                    bits.set(usize::from(kill.block));
+                }
+            }
+        }
+        for (ordinal, entry) in subject.table.range(self.range.clone()) {
+            let name = subject.segment(*ordinal, entry);
+            report.counts_compared += 1;
+            if *ordinal >= boundary {
+                // No root knows it yet, so nothing of it can have been freed.
+                if entry.live.live() != entry.live.blocks() {
+                    report.problem(name, "blocks of it are dead though no checkpoint has merged it");
+                }
+                continue;
+            }
+            if let Some(bits) = kept.get(ordinal) {
+                compare(&name, bits, &entry.live, report);
+            }
+        }
+    }
+
+    /// Compares the nodes that are reached with the counts of map objects.
+    pub fn compare_nodes(&mut self, subject: &Subject, report: &mut CheckReport) {
+        let m = &subject.manifest;
+        for map in &m.maps {
+            report.counts_compared += 1;
+            let found = self.nodes.remove(&(map.root, map.part)).map_or(0, |bits| bits.count());
+            // A hidden timeline may keep the root before its last one.
+            if found > map.live || (subject.settled && found != map.live) {
+                let name = map_object(m, map.root, map.part).map_or_else(|_| m.object_name(), |name| name);
+                report.problem(name, format!("kept roots reach {found} of its nodes, the manifest says {}", map.live));
+            }
+        }
+        for ((root, part), bits) in &self.nodes {
+            let what = format!("{} nodes of part {part} of root {root} are kept, but no object has them", bits.count());
+            report.problem(m.object_name(), what);
+        }
+    }
+}
+
+fn compare(name: &varve_format::ObjectName, reached: &Bits, live: &LiveBits, report: &mut CheckReport) {
+    let (mut dead, mut lost) = (Vec::new(), Vec::new());
+    for block in 0..live.blocks() {
+        match (reached.get(block as usize), live.is_live(block)) {
+            (true, false) => lost.push(block),
+            (false, true) => dead.push(block),
+            _ => {}
+        }
+    }
+    if let Some(block) = lost.first() {
+        let count = lost.len();
+        report.problem(name, format!("{count} blocks are dead though a kept tree leads to them, the first is {block}"));
+    }
+    if let Some(block) = dead.first() {
+        let count = dead.len();
+        report
+            .problem(name, format!("{count} blocks are live though no kept tree leads to them, the first is {block}"));
+    }
+    let beyond = reached.count() as usize != (0..live.blocks()).filter(|b| reached.get(*b as usize)).count();
+    if beyond {
+        report.problem(name, "a tree leads to a block beyond its last");
+    }
+}
