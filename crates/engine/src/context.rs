@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What all timelines of a shard share: the world, the journal, coordination, the caches, the budget of RAM for layers.
+//!
+//! It owns no volume. One thread uses it, so nothing is locked; what is counted here (bytes of layers in RAM) is changed by
+//! the timelines, each for its own part, and those who wait for less are woken. Heads of segments are cached by (timeline,
+//! ordinal), which never means two things, so none is ever invalidated. A crash loses all of it, and nothing by that.
 
 use crate::EngineError;
 use crate::cache::BlockCache;

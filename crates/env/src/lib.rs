@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The world as the engine sees it, as traits; and the real ones.
 //!
-//! The engine names no runtime, thread, clock, socket or random source. It is given an [`Env`] (time, randomness, tasks, heavy
-//! computation), [`Disk`]s (one a journal) and [`ObjectStore`]s (one a pool). The simulator gives it others, and runs the very same code.
+//! The engine names no runtime, thread, clock, socket or random source. It is given an [`Env`] (time, randomness,
+//! tasks, heavy computation), [`Disk`]s (one a journal) and [`ObjectStore`]s (one a pool). The simulator gives it
+//! others, and runs the very same code.
 //!
-//! Everything of a shard happens on one thread, so futures here need not be `Send`. An [`ObjectStore`] is shared between shards and so is
-//! `Send + Sync`; what it does in other threads is its own affair.
+//! Everything of a shard happens on one thread, so futures here need not be `Send`. An [`ObjectStore`] is shared
+//! between shards and so is `Send + Sync`; what it does in other threads is its own affair.
 
 mod disk;
 mod store;

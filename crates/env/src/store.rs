@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An object store: immutable objects under names, put whole, read by range.
 //!
-//! Names are `/`-separated, of `a-z 0-9 - . /`, relative to the pool's root. Nothing is ever overwritten: a name is put once, with
-//! [`put`](ObjectStore::put), which fails where the name is taken. A put whose answer was lost may have happened, or may still happen
-//! later; the caller finds out with a second put or by reading back.
+//! Names are `/`-separated, of `a-z 0-9 - . /`, relative to the pool's root. Nothing is ever overwritten: a name is
+//! put once, with [`put`](ObjectStore::put), which fails where the name is taken. A put whose answer was lost may
+//! have happened, or may still happen later; the caller finds out with a second put or by reading back.
 
 use crate::SendFuture;
 use bytes::Bytes;

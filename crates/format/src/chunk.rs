@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The data area of a segment: chunks of eight blocks.
 //!
-//! A *raw* chunk is its blocks, each behind 16 bytes that prove it: so one get of 4,112 bytes reads a block and shows that it is the right one.
+//! A *raw* chunk is its blocks, each behind 16 bytes that prove it: so one get of 4,112 bytes reads a block and
+//! shows that it is the right one.
 //! ```text
 //! 0   u32 checksum of the block, bound to (timeline, ordinal, block)
 //! 4   u32 0
 //! 8   u64 LBA of the block, in blocks
 //! 16  4,096 bytes
 //! ```
-//! A *packed* chunk is compressed whole, behind 8 bytes; its packed form begins with the plain checksum of each block, and is only ever shorter than the raw one
-//! by at least an eighth. Its kind is told by its length: a raw chunk of `n` blocks has exactly `n × 4,112` bytes.
+//! A *packed* chunk is compressed whole, behind 8 bytes; its packed form begins with the plain checksum of each
+//! block, and is only ever shorter than the raw one by at least an eighth. Its kind is told by its length: a raw
+//! chunk of `n` blocks has exactly `n × 4,112` bytes.
 //! ```text
 //! 0   u32 checksum of all that follows, bound to (timeline, ordinal, first block)
 //! 4   u32 number of blocks

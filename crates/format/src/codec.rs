@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Little-endian reading and writing of structures whose size is not fixed.
 //!
-//! The reader never goes beyond its bytes, and a count is believed only as far as the bytes that are left could hold it: so no damaged length
-//! makes it allocate more than a small multiple of its input.
+//! The reader never goes beyond its bytes, and a count is believed only as far as the bytes that
+//! are left could hold it: so no damaged length makes it allocate more than a small multiple of its
+//! input.
 
 use crate::FormatError;
 use varve_types::{Epoch, Ordinal, RootNumber, Sequence, TimelineId, WriterId};

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Checksums: CRC-32C (Castagnoli; RFC 3720, appendix B.4), bound to what the bytes are.
 //!
-//! What is stored beside bytes is `crc(bytes) XOR crc(identity)`, where the identity is the tuple of numbers that says which bytes should be there
-//! (timeline, ordinal, block; journal and position; root number and index). CRC is linear, so this equals a CRC that was started from the
-//! identity; but the plain CRC of a block can be computed once, when it arrives, and be bound anew wherever the block goes. Bytes that are
-//! whole but in the wrong place fail like damaged ones.
+//! What is stored beside bytes is `crc(bytes) XOR crc(identity)`, where the identity is the tuple of numbers that
+//! says which bytes should be there (timeline, ordinal, block; journal and position; root number and index). CRC is
+//! linear, so this equals a CRC that was started from the identity; but the plain CRC of a block can be computed
+//! once, when it arrives, and be bound anew wherever the block goes. Bytes that are whole but in the wrong place
+//! fail like damaged ones.
 
 use varve_types::TimelineId;
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The journal file: two superblocks, then a ring of records.
 //!
-//! A record stands at a *position*: bytes since the journal was made, which only grows; its place in the file is the position modulo the ring's
-//! length, behind the superblocks, and the quotient is the lap. Header and block checksums are bound to (journal, position), so a record of an
-//! older lap, or of another journal that used the same disk, is never taken for one of now. No record crosses the end of the ring: a pad record
-//! fills what is left. Positions are multiples of [`ALIGN`].
+//! A record stands at a *position*: bytes since the journal was made, which only grows; its place in the file is
+//! the position modulo the ring's length, behind the superblocks, and the quotient is the lap. Header and block
+//! checksums are bound to (journal, position), so a record of an older lap, or of another journal that used the
+//! same disk, is never taken for one of now. No record crosses the end of the ring: a pad record fills what is
+//! left. Positions are multiples of [`ALIGN`].
 //!
-//! A superblock tells from where a reader has to read (`trim`). What lies before it may be overwritten, so it is made durable first.
+//! A superblock tells from where a reader has to read (`trim`). What lies before it may be overwritten, so it is
+//! made durable first.
 
 use crate::FormatError;
 use crate::codec::{Decoder, Encoder};

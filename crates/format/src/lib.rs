@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every byte that Varve keeps on a disk or in a store.
 //!
-//! Pure encoders and decoders, without I/O. Each structure carries a magic, a version and a checksum; what is read alone (a block, a page, a journal
-//! record) has a checksum that is bound to what it is, so whole bytes in the wrong place fail like damaged ones. Decoders take any bytes: they
-//! answer `Corrupt` with a reason, never panic, and allocate no more than a small multiple of their input. `docs/formats.md` has the layouts.
+//! Pure encoders and decoders, without I/O. Each structure carries a magic, a version and a checksum; what is read
+//! alone (a block, a page, a journal record) has a checksum that is bound to what it is, so whole bytes in the
+//! wrong place fail like damaged ones. Decoders take any bytes: they answer `Corrupt` with a reason, never panic,
+//! and allocate no more than a small multiple of their input. `docs/formats.md` has the layouts.
 
 pub mod chunk;
 pub mod codec;

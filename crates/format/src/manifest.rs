@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The manifest of a timeline: the small record that names everything that a checkpoint made durable.
 //!
-//! A manifest counts once coordination accepted it. It says: what volume this is (so that a pool can be imported from the store alone); where
-//! the map's root and the pages of the segment table are, and up to which ordinal (the *boundary*) they speak; which segments above the boundary earlier
-//! writers put (the *cuts*); which snapshots and holds keep what; which kills wait for a snapshot to go; and which objects may be deleted
-//! once the manifest after this one is accepted too. Segments of its own writer above the boundary are found by probing.
+//! A manifest counts once coordination accepted it. It says: what volume this is (so that a pool can be imported
+//! from the store alone); where the map's root and the pages of the segment table are, and up to which ordinal (the
+//! *boundary*) they speak; which segments above the boundary earlier writers put (the *cuts*); which snapshots and
+//! holds keep what; which kills wait for a snapshot to go; and which objects may be deleted once the manifest after
+//! this one is accepted too. Segments of its own writer above the boundary are found by probing.
 
 use crate::codec::{Decoder, Encoder};
 use crate::crc::crc;

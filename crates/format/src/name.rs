@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Names of objects in the store: `timeline/kind/number[.part]-epoch-writer`.
 //!
-//! Every opening of a volume draws a random writer, and within one opening a number is used once: so no name is ever put with two contents by
-//! processes that follow the rules, and one that does not (a writer that was fenced and does not know yet) puts under names of its own.
+//! Every opening of a volume draws a random writer, and within one opening a number is used once: so no name is
+//! ever put with two contents by processes that follow the rules, and one that does not (a writer that was fenced
+//! and does not know yet) puts under names of its own.
 
 use std::fmt;
 use varve_types::{Epoch, TimelineId, WriterId};

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Nodes of the map: what a node's bytes mean, in the store and in RAM alike.
 //!
-//! A leaf holds the pointers of 512 blocks (2 MiB of the volume), an interior node those of 512 children. The first byte of a node is its
-//! tag, `[level 4][form 4]`: level 0 is a leaf, 1 to 3 are interior, so a node can not be taken for one of another level. The forms are
+//! A leaf holds the pointers of 512 blocks (2 MiB of the volume), an interior node those of 512 children. The first
+//! byte of a node is its tag, `[level 4][form 4]`: level 0 is a leaf, 1 to 3 are interior, so a node can not be
+//! taken for one of another level. The forms are
 //!
 //! - *empty* (leaf only, never stored by the map: a node without entries does not exist),
 //! - *runs* (leaf only): stretches of consecutive blocks of one segment,
-//! - *full* and *sparse*: entries packed into as few bits as their range needs, without or with a bitmap of which are there.
+//! - *full* and *sparse*: entries packed into as few bits as their range needs, without or with a bitmap of which
+//!   are there.
 //!
-//! Which form a node takes depends on its entries alone (the smallest; runs when equal), so equal entries give equal bytes. A leaf is looked
-//! up in place, as it came from the store. Decoders check every length, range and order, and the unused bits; whether the bytes are those
-//! that were written is proved by the CRC of the record around them, which is not part of the node.
+//! Which form a node takes depends on its entries alone (the smallest; runs when equal), so equal entries give
+//! equal bytes. A leaf is looked up in place, as it came from the store. Decoders check every length, range and
+//! order, and the unused bits; whether the bytes are those that were written is proved by the CRC of the record
+//! around them, which is not part of the node.
 
 use crate::node_packed::{self, Blocks, Nodes};
 use crate::{FormatError, NodePointer, Pointer};

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The full and sparse forms of a node: entries as differences from a base, in as few bits as the largest difference needs.
+//! The full and sparse forms of a node: entries as differences from a base, in as few bits as the largest
+//! difference needs.
 //!
 //! ```text
 //! 0        tag: [level 4][form 4]
@@ -9,9 +10,9 @@
 //! then     entry after entry without gaps, the least significant bit first: [field 0][field 1][field 2] above the base, field 2 lowest
 //! ```
 //!
-//! Entry k of those that are there begins at bit k × (sum of the widths). The bits after the last entry are zero. A lookup counts the bits of
-//! the bitmap below the entry and extracts one number: no allocation and no decoding of the rest. Everything but [`check`] relies on bytes
-//! that [`check`] passed or [`Plan::encode`] made.
+//! Entry k of those that are there begins at bit k × (sum of the widths). The bits after the last entry are zero. A
+//! lookup counts the bits of the bitmap below the entry and extracts one number: no allocation and no decoding of
+//! the rest. Everything but [`check`] relies on bytes that [`check`] passed or [`Plan::encode`] made.
 
 use crate::node::{FORM_FULL, FORM_SPARSE, NODE_ENTRIES, corrupt};
 use crate::{FormatError, Pointer};

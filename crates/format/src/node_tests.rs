@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of the node encodings: what goes in comes out, sizes, and any bytes at all.
+//! Tests of the node encodings: what goes in comes out,
+//! sizes, and any bytes at all.
 
 use crate::node::{Leaf, NODE_ENTRIES, decode_interior, encode_interior};
 use crate::{Lineage, NodePointer, Pointer};

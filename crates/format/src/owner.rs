@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pool's chain of owners: objects `owner/N`, each put once, conditionally. The highest N that exists says which cluster the pool belongs to.
+//! The pool's chain of owners: objects `owner/N`, each put
+//! once, conditionally. The highest N that exists says
+//! which cluster the pool belongs to.
 
 use crate::FormatError;
 use crate::codec::{Decoder, Encoder};

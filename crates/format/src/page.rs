@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Page objects: many records in one object, each of which can be read and proved alone.
 //!
-//! Map objects hold the nodes of one root, table objects hold pages of the segment table and runs of kills. A record is known by (timeline, number, part, index).
+//! Map objects hold the nodes of one root, table objects hold pages of the segment table and runs of kills. A
+//! record is known by (timeline, number, part, index).
 //! ```text
 //! 0    header, 96 bytes
 //! 96   for each record: u32 its end, counted from the records' beginning; u32 checksum, bound to what it is
 //! ...  the records, one behind the other
 //! ```
-//! The table has a checksum of its own in the header: once it is cached, one get reads a record and proves that it is the right one.
+//! The table has a checksum of its own in the header: once it is cached, one get reads a record and proves that it
+//! is the right one.
 
 use crate::FormatError;
 use crate::codec::{Decoder, Encoder};

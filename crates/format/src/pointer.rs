@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pointers: the 8 bytes that say where a block lies, and the 8 bytes that say where a node of the map lies.
 //!
-//! Both are addresses that hold for ever: (lineage, ordinal, block) and (lineage, root number, index) never mean two things, so a pointer
-//! is never rewritten when bytes move, and a cache that is keyed by one never goes stale. The lineage is an index into the manifest's table
-//! of ancestor timelines. Raw 0 means "nothing there" for both. The most significant field comes first, so the order of raw values is the
-//! order of (lineage, ordinal, block) and of (lineage, root, index).
+//! Both are addresses that hold for ever: (lineage, ordinal, block) and (lineage, root number, index) never mean
+//! two things, so a pointer is never rewritten when bytes move, and a cache that is keyed by one never goes stale.
+//! The lineage is an index into the manifest's table of ancestor timelines. Raw 0 means "nothing there" for both.
+//! The most significant field comes first, so the order of raw values is the order of (lineage, ordinal, block) and
+//! of (lineage, root, index).
 //!
-//! Raw values from a disk or a network pass [`Pointer::from_raw`] and [`NodePointer::from_raw`], which refuse unknown kinds; the
-//! constructors assert what the writer alone controls.
+//! Raw values from a disk or a network pass [`Pointer::from_raw`] and [`NodePointer::from_raw`], which refuse
+//! unknown kinds; the constructors assert what the writer alone controls.
 
 use crate::FormatError;
 use std::fmt;

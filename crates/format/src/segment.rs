@@ -6,8 +6,9 @@
 //! 160  index                    extents in LBA order, marks, lengths of compressed chunks
 //! ...  data                     from `data_offset`, a multiple of 16
 //! ```
-//! Blocks are numbered through the data extents in LBA order, so the index alone maps an LBA to a block. The header's checksum is bound to nothing:
-//! it *carries* the identity, which a reader compares with the name it asked for. The index has its own checksum in the header.
+//! Blocks are numbered through the data extents in LBA order, so the index alone maps an LBA to a block. The
+//! header's checksum is bound to nothing: it *carries* the identity, which a reader compares with the name it asked
+//! for. The index has its own checksum in the header.
 
 use crate::FormatError;
 use crate::codec::{Decoder, Encoder};

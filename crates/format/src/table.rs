@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pages of the segment table and runs of kills: the records of table objects.
 //!
-//! A table page describes the segments of 64 ordinals: where each is, how many blocks it has, which of them are live. A kill run lists blocks
-//! that the head no longer needs but some kept boundary may: (where, born with its segment's ordinal; died at an ordinal), sorted by birth.
+//! A table page describes the segments of 64 ordinals: where each is, how many blocks it has, which of them are
+//! live. A kill run lists blocks that the head no longer needs but some kept boundary may: (where, born with its
+//! segment's ordinal; died at an ordinal), sorted by birth.
 
 use crate::codec::{Decoder, Encoder};
 use crate::{FormatError, NodePointer};

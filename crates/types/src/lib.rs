@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Ids, names, sizes, settings and error kinds of Varve.
 //!
-//! The vocabulary that every other crate shares. It holds no I/O and no state; what is here is either a newtype with one text form
-//! (used in logs, API and CLI alike) or a rule that a person can break (a name, a size, a setting) together with the error that says so.
+//! The vocabulary that every other crate shares. It holds no I/O and no state; what is here is either a newtype
+//! with one text form (used in logs, API and CLI alike) or a rule that a person can break (a name, a size, a
+//! setting) together with the error that says so.
 
 mod id;
 mod kind;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Settings of a volume and where each comes from: the volume itself, its pool, or the default.
+//! Settings of a volume and where each comes from: the volume itself, its pool, or the
+//! default.
 //!
-//! A volume and a pool keep [`Overrides`]; what is in force is [`Settings`], resolved volume → pool → default.
+//! A volume and a pool keep [`Overrides`]; what is in force is [`Settings`], resolved
+//! volume → pool → default.
 
 use crate::{format_size, parse_size};
 use serde::{Deserialize, Serialize};

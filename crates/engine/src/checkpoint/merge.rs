@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Merging a stratum into the tree, leaf by leaf, and writing the root that results.
+//!
+//! Between two leaves other tasks of the shard run, and reads see the same as before: the stratum stays in the overlay,
+//! above the tree. What is replaced is gathered as kills; nothing is freed here. The nodes of a root go into map objects of
+//! their own, at most 65,536 each, whose bytes are kept until the store has them. A crash leaves objects that no manifest
+//! names, and that the next opening removes.
 
 use crate::map::{Change, Kills, WriteCursor, first_of, span};
 use crate::overlay::Stratum;

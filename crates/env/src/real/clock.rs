@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The [`Env`] of a shard: the system's clock and random source, tokio's timers and tasks, the pool of threads.
+//! The [`Env`] of a shard: the system's clock and random source, tokio's timers and tasks, the pool of
+//! threads.
 //!
-//! It must be used inside a `LocalSet` of a current-thread runtime with timers: there, and only there, do tasks that are not
-//! `Send` have a place. All shards of a process count time from the same moment.
+//! It must be used inside a `LocalSet` of a current-thread runtime with timers: there, and only there, do
+//! tasks that are not `Send` have a place. All shards of a process count time from the same moment.
 
 use super::ComputePool;
 use crate::{Env, LocalFuture};

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Making and opening the file under a disk.
 //!
-//! A new file is made whole beside its place, as `PATH.new`: space is asked for first, so that a full file system says so at once; then
-//! every byte is written with zeroes, because an extent that is only allocated changes its metadata at the first write and
-//! would make each sync wait for the file system's journal too; then file and directory are synced and it is renamed. A crash
-//! leaves nothing, a `PATH.new` that the next attempt overwrites, or the whole file.
+//! A new file is made whole beside its place, as `PATH.new`: space is asked for first, so that a full file system
+//! says so at once; then every byte is written with zeroes, because an extent that is only allocated changes its
+//! metadata at the first write and would make each sync wait for the file system's journal too; then file and
+//! directory are synced and it is renamed. A crash leaves nothing, a `PATH.new` that the next attempt overwrites,
+//! or the whole file.
 //!
-//! A file is locked for as long as it is open: two writers would destroy each other's journal. The lock goes with the process.
+//! A file is locked for as long as it is open: two writers would destroy each other's journal. The lock goes with
+//! the process.
 
 use rustix::fs::{FallocateFlags, FlockOperation, RenameFlags};
 use std::fs::{File, Metadata, OpenOptions};

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A preallocated file, or a block device, as a disk.
 //!
-//! Writes go to the page cache on the caller's thread, so they survive the process and cost one system call. A sync is done
-//! in place or on the disk's thread, as [`SyncPolicy`] finds; one that finds everything it was asked for covered by another does
-//! nothing. Reads go to two threads, which start with the first read: a read of a page that is not in memory would hold up the shard.
+//! Writes go to the page cache on the caller's thread, so they survive the process and cost one system call. A sync
+//! is done in place or on the disk's thread, as [`SyncPolicy`] finds; one that finds everything it was asked for
+//! covered by another does nothing. Reads go to two threads, which start with the first read: a read of a page that
+//! is not in memory would hold up the shard.
 //!
 //! Invariants: `synced <= written`, both counted in calls of `write_at`; what an opened file holds counts as
-//! written and not synced, since a process that died may have left it in the page cache alone; after a failed sync there is no
-//! successful one (see [`super::syncer`]).
+//! written and not synced, since a process that died may have left it in the page cache alone; after a failed sync
+//! there is no successful one (see [`super::syncer`]).
 //!
 //! A crash of the process loses nothing that `write_at` took; the loss of power loses at most what no sync covered.
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A file as a disk: what is kept, what is refused, and where syncs are done.
+//! A file as a disk: what is kept, what is refused, and
+//! where syncs are done.
 
 use super::*;
 use std::os::unix::fs::MetadataExt;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where a sync is done: on the shard's own thread while syncs are quick, on the disk's thread while they are not.
 //!
-//! A hop to a thread and back costs 70 to 160 µs, a sync of a good SSD about 110: done in place, a flush takes half the time,
-//! and the shard is held up no longer than by a batch of requests. On a disk that takes milliseconds, or while another
-//! program floods it, the same would stop every volume of the shard. So the policy goes by what syncs have taken lately. One that
-//! stalls, or a mean that creeps up, moves them to the thread at once; a row of quick ones there moves them back. Each
-//! relapse doubles the length of that row, up to a bound, so a disk that is quick only now and then stays on the thread.
+//! A hop to a thread and back costs 70 to 160 µs, a sync of a good SSD about 110: done in place, a flush takes half
+//! the time, and the shard is held up no longer than by a batch of requests. On a disk that takes milliseconds, or
+//! while another program floods it, the same would stop every volume of the shard. So the policy goes by what syncs
+//! have taken lately. One that stalls, or a mean that creeps up, moves them to the thread at once; a row of quick
+//! ones there moves them back. Each relapse doubles the length of that row, up to a bound, so a disk that is quick
+//! only now and then stays on the thread.
 //!
 //! Pure: it is told durations and sees no clock.
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A small pool of threads for what would hold up a shard: computation, and reads of a disk.
 //!
-//! The queue is bounded. Where it is full the one who has a job waits, asynchronously, until there is room: so a shard that
-//! produces faster than the pool works is slowed, and memory is not what gives way. A job that panics is contained, logged as
-//! an error, and reported to its owner as [`JobLost`]; the thread goes on.
+//! The queue is bounded. Where it is full the one who has a job waits, asynchronously, until there is room: so a
+//! shard that produces faster than the pool works is slowed, and memory is not what gives way. A job that panics is
+//! contained, logged as an error, and reported to its owner as [`JobLost`]; the thread goes on.
 //!
-//! Dropping the pool lets the jobs that run end, loses those that wait (their owners are told) and joins the threads.
+//! Dropping the pool lets the jobs that run end, loses those that wait (their owners are told) and joins the
+//! threads.
 
 use std::collections::VecDeque;
 use std::future::Future;

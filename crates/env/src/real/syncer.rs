@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The thread of a disk: syncs that may be slow, and early writeback.
 //!
-//! Syncs that wait when the thread comes round are answered by one `fdatasync` (it covers them all, since it begins after each
-//! was asked for). Hints to write back are done when no sync waits; they are kept in a short list and dropped when it is full,
-//! as nobody relies on them.
+//! Syncs that wait when the thread comes round are answered by one `fdatasync` (it covers them all, since it begins
+//! after each was asked for). Hints to write back are done when no sync waits; they are kept in a short list and
+//! dropped when it is full, as nobody relies on them.
 //!
-//! Early writeback: Linux's `sync_file_range` is out of reach of safe code here. `posix_fadvise(DONTNEED)` begins, for
-//! the dirty pages of a range, the same asynchronous write without a wait, at 50 to 100 µs a call, and then drops pages that are clean;
-//! those just written are not yet. After it a sync of 4 MiB takes a sixth of the time that it took without.
+//! Early writeback: Linux's `sync_file_range` is out of reach of safe code here. `posix_fadvise(DONTNEED)` begins,
+//! for the dirty pages of a range, the same asynchronous write without a wait, at 50 to 100 µs a call, and then
+//! drops pages that are clean; those just written are not yet. After it a sync of 4 MiB takes a sixth of the time
+//! that it took without.
 //!
-//! **A failed sync is final.** The kernel reports a lost write once and then takes the pages for clean, so a second sync that
-//! succeeds proves nothing. The failure is kept where both the thread and the shard see it, whichever met it and whether or not
-//! anybody waited, and every later sync gives it again.
+//! **A failed sync is final.** The kernel reports a lost write once and then takes the pages for clean, so a second
+//! sync that succeeds proves nothing. The failure is kept where both the thread and the shard see it, whichever met
+//! it and whether or not anybody waited, and every later sync gives it again.
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The fields of a manifest, in the order in which they are stored. Each pair of functions mirrors the other; docs/formats.md has the table.
+//! The fields of a manifest, in the order in which they are stored.
+//!
+//! Each `encode_…` mirrors the `decode_…` beside it; docs/formats.md has the table. Decoding checks what a field alone can
+//! show (flags, ranges, known kinds); what fields say together is checked by the manifest. A new field is a new version:
+//! nothing here is optional, so that a manifest cut short is never taken for an older one.
 
 use super::{
     Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, PageRef, Reclaim, RunRef, SnapshotEntry, TableObject,
