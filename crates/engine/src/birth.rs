@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! New timelines: of a new volume, of a clone, of a rollback.
 //!
-//! A clone starts with the nearest root at or before its boundary as its tree and the origin's entries between the two as its overlay, so it waits for no checkpoint,
-//! only for the puts up to its boundary. The origin's manifest with the hold is accepted before the clone exists, and the clone is recorded only if the
-//! origin's volume is still in the epoch in which the hold was made.
+//! A clone starts with the nearest root at or before its boundary as its tree and the origin's entries between the
+//! two as its overlay, so it waits for no checkpoint, only for the puts up to its boundary. The origin's manifest
+//! with the hold is accepted before the clone exists, and the clone is recorded only if the origin's volume is
+//! still in the epoch in which the hold was made.
 
 use crate::context::Context;
 use crate::manifests::{PoolStore, accept, put_manifest, reference};

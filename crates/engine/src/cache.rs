@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The read cache of a shard, in RAM: verified blocks under (timeline, ordinal, block), so clones share what they inherit and nothing is ever invalidated.
+//! The read cache of a shard, in RAM: verified blocks under (timeline, ordinal, block), so clones share what they
+//! inherit and nothing is ever invalidated.
 //!
-//! Fixed frames in slabs that are allocated as they are needed, replaced by the clock algorithm: a frame that was used since the hand passed it
-//! stays for a round. Each frame keeps the plain checksum of its block, and a hit is verified before it is given out.
+//! Fixed frames in slabs that are allocated as they are needed, replaced by the clock algorithm: a frame that was
+//! used since the hand passed it stays for a round. Each frame keeps the plain checksum of its block, and a hit is
+//! verified before it is given out.
 
 use std::collections::HashMap;
 use varve_format::crc::crc;

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Check: every stored byte of a volume verified, and every count of its tables counted anew.
 //!
-//! For the timeline that is shown a checkpoint is made first, so that nothing waits to be freed; then, while no other checkpoint may run, every tree that is kept is
-//! walked (the head's, those of snapshots, the bases of holds with the entries up to their boundaries), and what they reach is compared, bit by bit, with the segment table,
-//! and node by node with the counts of map objects. For timelines that are hidden the same is done with what their manifests say.
+//! For the timeline that is shown a checkpoint is made first, so that nothing waits to be freed; then, while no
+//! other checkpoint may run, every tree that is kept is walked (the head's, those of snapshots, the bases of holds
+//! with the entries up to their boundaries), and what they reach is compared, bit by bit, with the segment table,
+//! and node by node with the counts of map objects. For timelines that are hidden the same is done with what their
+//! manifests say.
 //!
-//! Always holds: no data are written, nothing is repaired, and the volume is served meanwhile. RAM is bounded: trees are walked once for each range of
-//! ordinals whose bitmaps fit [`RANGE_BLOCKS`] bits. What is wrong becomes a [`Problem`]; only a store or a coordination that does not answer ends a check early.
+//! Always holds: no data are written, nothing is repaired, and the volume is served meanwhile. RAM is bounded:
+//! trees are walked once for each range of ordinals whose bitmaps fit [`RANGE_BLOCKS`] bits. What is wrong becomes
+//! a [`Problem`]; only a store or a coordination that does not answer ends a check early.
 
 mod objects;
 mod reach;

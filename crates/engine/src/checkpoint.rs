@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Checkpoints: the overlay merged into the map, and the map, the segment table and the kills made durable.
 //!
-//! Order of writes: map objects of each new root, then the table object (pages of the segment table, runs of kills), then the manifest that names them all, then its
-//! acceptance by coordination. Until then nothing of the old state is touched in the store, so a crash anywhere leaves the old manifest in force, and
-//! recovery replays the segments behind its boundary.
+//! Order of writes: map objects of each new root, then the table object (pages of the segment table, runs of
+//! kills), then the manifest that names them all, then its acceptance by coordination. Until then nothing of the
+//! old state is touched in the store, so a crash anywhere leaves the old manifest in force, and recovery replays
+//! the segments behind its boundary.
 //!
-//! Roots are built in stream order: one at each boundary in the overlay (a snapshot), and one for the head. A stratum is merged leaf by leaf in slices; reads go on between them,
-//! and see the same, because the strata stay in the overlay until the manifest is accepted.
+//! Roots are built in stream order: one at each boundary in the overlay (a snapshot), and one for the head. A
+//! stratum is merged leaf by leaf in slices; reads go on between them, and see the same, because the strata stay in
+//! the overlay until the manifest is accepted.
 //!
-//! A block that was replaced is freed iff no kept boundary b has birth < b ≤ death; a node iff no kept root r has birth ≤ r < death.
+//! A block that was replaced is freed iff no kept boundary b has birth < b ≤ death; a node iff no kept root r has
+//! birth ≤ r < death.
 
 mod free;
 mod merge;

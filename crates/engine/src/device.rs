@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a front end (NBD and those that come later) sees: a block device on the shard's own thread.
 //!
-//! Calls are made in the order of the requests of a connection. Most end at once ([`Submit::Done`]): no task, no allocation. What has to wait
-//! for a store, a sync or room ends in a future ([`Submit::Later`]) that the front end polls beside its other work; it needs no further call
-//! on the device to make progress, and dropping it harms nothing (the operation may or may not happen then).
+//! Calls are made in the order of the requests of a connection. Most end at once ([`Submit::Done`]): no task, no
+//! allocation. What has to wait for a store, a sync or room ends in a future ([`Submit::Later`]) that the front end
+//! polls beside its other work; it needs no further call on the device to make progress, and dropping it harms
+//! nothing (the operation may or may not happen then).
 //!
-//! **Commit.** A write, discard or write-zeroes that is `Done` is applied and ordered, but may be answered to the client only after
-//! [`commit`](BlockDevice::commit) returned `Ok`: a front end handles a batch of requests, commits once, then sends all answers. A `Later` that
-//! completed needs no commit.
+//! **Commit.** A write, discard or write-zeroes that is `Done` is applied and ordered, but may be answered to the
+//! client only after [`commit`](BlockDevice::commit) returned `Ok`: a front end handles a batch of requests,
+//! commits once, then sends all answers. A `Later` that completed needs no commit.
 
 use crate::Result;
 use bytes::{Bytes, BytesMut};

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A map from runs of blocks to values: what layers and the overlay are made of.
 //!
-//! Runs are disjoint. Inserting a run cuts away what it covers of older ones; a value therefore knows how to give the value of a later part of its
-//! run ([`Part::part`]). Nothing is ever merged: the number of entries is at most twice the number of inserts.
+//! Runs are disjoint. Inserting a run cuts away what it covers of older ones; a value therefore knows how to give
+//! the value of a later part of its run ([`Part::part`]). Nothing is ever merged: the number of entries is at most
+//! twice the number of inserts.
 
 use std::collections::BTreeMap;
 

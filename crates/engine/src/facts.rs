@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What people ask about volumes beyond their numbers: when they were made, from what, and what is hidden in them.
+//! What people ask about volumes beyond their numbers: when they were made, from what, and what is hidden
+//! in them.
 //!
-//! Nothing here is on the path of a read or a write, and nothing changes. Answers come from RAM where the volume is open, and else from the manifest that coordination
-//! names, at the cost of one get.
+//! Nothing here is on the path of a read or a write, and nothing changes. Answers come from RAM where the
+//! volume is open, and else from the manifest that coordination names, at the cost of one get.
 
 use crate::lineage::newest_manifest;
 use crate::shard::Shard;

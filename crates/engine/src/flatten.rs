@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flattening: a clone becomes independent of its origin, in the background, while it is served.
 //!
-//! Every block that the head sees through an ancestor is read and written anew as an ordinary change: journal, layer, segment. A block is only
-//! written if, in the very step that makes the change, the volume still reads it from where it was read. Addresses are logical for ever, so an equal pointer means equal
-//! bytes: the change alters nothing that anybody can read, whatever guests write meanwhile, and no guest ever waits for it.
+//! Every block that the head sees through an ancestor is read and written anew as an ordinary change: journal,
+//! layer, segment. A block is only written if, in the very step that makes the change, the volume still reads it
+//! from where it was read. Addresses are logical for ever, so an equal pointer means equal bytes: the change alters
+//! nothing that anybody can read, whatever guests write meanwhile, and no guest ever waits for it.
 //!
-//! When the head is clean, a checkpoint gives a root without inherited pointers; every later root is made from it and has none either. What is left are the
-//! older roots: of snapshots, and those that clones of this volume began with. They are walked, and only if none of them leads to an ancestor are the
-//! ancestors' indexes given back: a manifest without ancestors and birth is accepted, and then the hold in the origin is dropped.
+//! When the head is clean, a checkpoint gives a root without inherited pointers; every later root is made from it
+//! and has none either. What is left are the older roots: of snapshots, and those that clones of this volume began
+//! with. They are walked, and only if none of them leads to an ancestor are the ancestors' indexes given back: a
+//! manifest without ancestors and birth is accepted, and then the hold in the origin is dropped.
 //!
-//! A crash loses nothing but time: what is the volume's own already is passed over. A hold that was not dropped any more is dropped by the sweep, because the
-//! record in coordination names no parent.
+//! A crash loses nothing but time: what is the volume's own already is passed over. A hold that was not dropped any
+//! more is dropped by the sweep, because the record in coordination names no parent.
 
 use crate::map::{NodePath, Step, Tree, Walk};
 use crate::signal::breathe;

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Importing a pool: from its store alone, into a coordination that knows nothing of it.
 //!
-//! 1. The next owner record, `owner/N+1`, is put, conditionally: from then on every other cluster stops before its next delete ([`crate::PoolStore::check`]).
-//! 2. Only then, and only here, names are listed: all manifests, timeline by timeline. What else counts is asked for by name.
-//! 3. Of each timeline the manifest with the highest (epoch, number) is taken; of each volume the timeline with the highest show number is shown.
-//! 4. The row of segments behind a shown timeline's manifest is walked to its end, and a manifest that cuts it there is put, in a new epoch: the journals of
-//!    the old node are not here, so a cut that counted on them is drawn back to what the store has. The volume's record names that manifest.
+//! 1. The next owner record, `owner/N+1`, is put, conditionally: from then on every other cluster stops before its
+//! next delete ([`crate::PoolStore::check`]). 2. Only then, and only here, names are listed: all manifests,
+//! timeline by timeline. What else counts is asked for by name. 3. Of each timeline the manifest with the highest
+//! (epoch, number) is taken; of each volume the timeline with the highest show number is shown. 4. The row of
+//! segments behind a shown timeline's manifest is walked to its end, and a manifest that cuts it there is put, in a
+//! new epoch: the journals of the old node are not here, so a cut that counted on them is drawn back to what the
+//! store has. The volume's record names that manifest.
 //!
-//! **Why the highest manifest is right**, though nobody knows which one was accepted: a manifest is put after everything that it names, so the state that it describes is whole in
-//! the store. Were it never accepted, then what only its predecessor needs is still there too, as garbage. A manifest of a later epoch whose writer put nothing
-//! is the one before it with a cut. What it describes may be a step whose answer was never given, which may have happened or not.
-//! The exception is a clone that was never recorded: its origin lets go of what it was born with. So a clone whose origin holds nothing for it is not imported.
+//! **Why the highest manifest is right**, though nobody knows which one was accepted: a manifest is put after
+//! everything that it names, so the state that it describes is whole in the store. Were it never accepted, then
+//! what only its predecessor needs is still there too, as garbage. A manifest of a later epoch whose writer put
+//! nothing is the one before it with a cut. What it describes may be a step whose answer was never given, which may
+//! have happened or not. The exception is a clone that was never recorded: its origin lets go of what it was born
+//! with. So a clone whose origin holds nothing for it is not imported.
 //!
-//! A damaged manifest is told by name. The one before it is used only if the same opening wrote it (else segments of the later one would be lost unseen) and every object
-//! that it names is there.
+//! A damaged manifest is told by name. The one before it is used only if the same opening wrote it (else segments
+//! of the later one would be lost unseen) and every object that it names is there.
 //!
 //! A crash anywhere leaves an import that can be begun again: volumes that were recorded are passed over.
 

@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The journal of a shard: a preallocated ring on a disk, shared by the shard's volumes, written in batches and synced for all at once.
+//! The journal of a shard: a preallocated ring on a disk, shared by the shard's volumes, written in batches and
+//! synced for all at once.
 //!
 //! Invariants:
 //! - Positions only grow. Records stand in the order of their positions, each bound to its own by checksum.
-//! - `durable_trim ≤ trim ≤ synced ≤ written ≤ head ≤ durable_trim + ring`: nothing at or behind the trim that a reader would begin with is overwritten.
-//! - A page that a successful sync covered is not written again until the ring comes round: a sync is followed by a jump to the next page.
-//! - `head − synced ≤ MAX_UNSYNCED`: how far after a power cut a reader has to look for records behind a damaged one.
-//! - After a failed write or sync nothing is appended any more. A second sync would prove nothing, so none is tried.
+//! - `durable_trim ≤ trim ≤ synced ≤ written ≤ head ≤ durable_trim + ring`: nothing at or behind the trim that a
+//!   reader would begin with is overwritten.
+//! - A page that a successful sync covered is not written again until the ring comes round: a sync is followed by a
+//!   jump to the next page.
+//! - `head − synced ≤ MAX_UNSYNCED`: how far after a power cut a reader has to look for records behind a damaged
+//!   one.
+//! - After a failed write or sync nothing is appended any more. A second sync would prove nothing, so none is
+//!   tried.
 //!
-//! A crash loses what `commit` has not handed to the kernel; a power cut may also lose, or tear, what lies behind `synced`.
+//! A crash loses what `commit` has not handed to the kernel; a power cut may also lose, or tear, what lies behind
+//! `synced`.
 
 mod replay;
 mod sync;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A layer: the writes of a timeline between two seal points.
 //!
-//! It maps blocks to what was last written there: bytes in RAM, bytes in the journal, or a hole. Every change in it is in the journal too, at or
-//! behind the layer's pin, so a layer can always be built again by replay; and it covers its sequence range without gaps. A piece gives up
-//! its bytes for a place in the journal only when a flush behind its record has succeeded.
+//! It maps blocks to what was last written there: bytes in RAM, bytes in the journal, or a hole. Every change in it
+//! is in the journal too, at or behind the layer's pin, so a layer can always be built again by replay; and it
+//! covers its sequence range without gaps. A piece gives up its bytes for a place in the journal only when a flush
+//! behind its record has succeeded.
 
 use crate::extent::{At, ExtentMap, Part};
 use bytes::Bytes;

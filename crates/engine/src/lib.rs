@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The volume engine: journal, layers, segments, map, snapshots, recovery.
 //!
-//! A library that names no runtime, thread, clock, socket or random source: it is given an [`Env`](varve_env::Env), a disk for its journal, object
-//! stores and coordination. One [`Shard`] owns its volumes alone, on one thread, so nothing here is locked.
+//! A library that names no runtime, thread, clock, socket or random source: it is given an [`Env`](varve_env::Env),
+//! a disk for its journal, object stores and coordination. One [`Shard`] owns its volumes alone, on one thread, so
+//! nothing here is locked.
 //!
-//! The way of a write: [`BlockDevice::write`] → journal batch and open layer → commit → answer; the layer is sealed, put as a segment, counts, moves to the overlay, and is
-//! merged into the map by a checkpoint. The way of a read: layer → overlay → map → cache → store.
+//! The way of a write: [`BlockDevice::write`] → journal batch and open layer → commit → answer; the layer is
+//! sealed, put as a segment, counts, moves to the overlay, and is merged into the map by a checkpoint. The way of a
+//! read: layer → overlay → map → cache → store.
 
 mod birth;
 mod cache;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where the segments and map nodes of a timeline's ancestors are.
 //!
-//! A pointer names an ancestor by its index. The names of the ancestor's objects are in the ancestor's own newest manifest: its table below the
-//! boundary, its rows of writers above. They are loaded when they are needed first, page by page, and loaded anew when an object turns out to be gone.
+//! A pointer names an ancestor by its index. The names of the ancestor's objects are in the ancestor's own newest
+//! manifest: its table below the boundary, its rows of writers above. They are loaded when they are needed first,
+//! page by page, and loaded anew when an object turns out to be gone.
 
 use crate::context::{Context, damaged};
 use crate::{EngineError, Result};

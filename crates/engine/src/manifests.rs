@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Writing manifests and having them accepted, and the deletes that follow.
 //!
-//! A manifest is put under a number that was never used, then coordination is asked to name it in the volume's record, if the volume is still owned by
-//! this epoch and writer. Where that answer is unknown the manifest counts as not accepted: nothing is deleted for it, and the next one is written
-//! from the state before it.
+//! A manifest is put under a number that was never used, then coordination is asked to name it in the volume's
+//! record, if the volume is still owned by this epoch and writer. Where that answer is unknown the manifest counts
+//! as not accepted: nothing is deleted for it, and the next one is written from the state before it.
 //!
-//! An object goes when the manifest that stopped needing it, *and one after that*, were accepted, after a grace, and after a look whether the pool still belongs to this cluster.
+//! An object goes when the manifest that stopped needing it, *and one after that*, were accepted, after a grace,
+//! and after a look whether the pool still belongs to this cluster.
 
 use crate::context::{Context, Held};
 use crate::timeline::{Data, Timeline, fenced};

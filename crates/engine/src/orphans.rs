@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Orphans: objects in the store that nothing refers to, and nothing ever will.
 //!
-//! They come from openings that ended early: map and table objects of a checkpoint that never got its manifest, manifests that were never accepted, segments that a
-//! fenced writer put beyond the cut. At each opening the timeline's names are listed once, in the background and slowly, and such objects are deleted.
+//! They come from openings that ended early: map and table objects of a checkpoint that never got its manifest,
+//! manifests that were never accepted, segments that a fenced writer put beyond the cut. At each opening the
+//! timeline's names are listed once, in the background and slowly, and such objects are deleted.
 //!
 //! What may go is decided from the name and the accepted manifest alone:
-//! - only names of an epoch *below* our own. Own names are the checkpoint's business, those of a higher epoch belong to somebody newer, and what is no name of an object is left alone;
-//! - only what neither the segment table, nor the rows of earlier writers, nor the manifest's maps, tables and dead, nor the newest two manifests name. New
-//!   references are made to objects of one's own epoch only, so what is an orphan once is one for ever;
+//! - only names of an epoch *below* our own. Own names are the checkpoint's business, those of a higher epoch
+//!   belong to somebody newer, and what is no name of an object is left alone;
+//! - only what neither the segment table, nor the rows of earlier writers, nor the manifest's maps, tables and
+//!   dead, nor the newest two manifests name. New references are made to objects of one's own epoch only, so what
+//!   is an orphan once is one for ever;
 //! - never a segment that the cut of its epoch counts: whatever the table says of it, it was part of the history.
 //!
-//! It begins after the manifest with the cut *and the one after it* were accepted, after the grace, and asks before every page of names whether the pool is still this
-//! cluster's. A put of a fenced writer may land later still: the next opening finds it. A crash leaves what was not deleted yet to the next opening.
+//! It begins after the manifest with the cut *and the one after it* were accepted, after the grace, and asks before
+//! every page of names whether the pool is still this cluster's. A put of a fenced writer may land later still: the
+//! next opening finds it. A crash leaves what was not deleted yet to the next opening.
 
 use crate::context::Held;
 use crate::timeline::{Data, Timeline};

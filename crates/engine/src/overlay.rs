@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The overlay: entries of the segments put since the last checkpoint, in RAM beside the tree.
 //!
-//! It is a row of *strata*, oldest first. A stratum ends at a boundary that somebody needs (a snapshot, a checkpoint that began) and is frozen from then
-//! on; only the last takes entries. A read asks the newest first. Within a stratum an entry replaces an older one, and a replaced pointer
-//! of the timeline's own lineage is a kill; across strata nothing is replaced, because a root will be built at every boundary.
+//! It is a row of *strata*, oldest first. A stratum ends at a boundary that somebody needs (a snapshot, a
+//! checkpoint that began) and is frozen from then on; only the last takes entries. A read asks the newest first.
+//! Within a stratum an entry replaces an older one, and a replaced pointer of the timeline's own lineage is a kill;
+//! across strata nothing is replaced, because a root will be built at every boundary.
 
 use crate::extent::{At, ExtentMap, Part};
 use std::sync::Arc;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The way of a read: layer, overlay, tree, RAM cache, store; verified at every level.
 //!
-//! A read that finds all it needs in RAM is copied into the reply at once. Otherwise the whole read goes the waiting way: runs that lie together
-//! in a segment are fetched with one ranged get, verified block by block, put into the cache and copied. What was looked up may move on while
-//! a read waits: an object that is gone makes it look up again.
+//! A read that finds all it needs in RAM is copied into the reply at once. Otherwise the whole read goes the
+//! waiting way: runs that lie together in a segment are fetched with one ranged get, verified block by block, put
+//! into the cache and copied. What was looked up may move on while a read waits: an object that is gone makes it
+//! look up again.
 
 use crate::cache::CacheKey;
 use crate::context::{Head, damaged};

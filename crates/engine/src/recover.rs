@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Opening a timeline: from its accepted manifest, the segments behind it and the journal, to what it was.
 //!
-//! In this order: the manifest; the rows of segments that earlier writers put, each of which must be there; the row of the manifest's own writer, asked for one
-//! ordinal after the other until one is absent; the tail in the journal, as far as its sequence numbers are unbroken; a manifest with the cut of the epoch that
-//! ended, accepted; and only then is anything served.
+//! In this order: the manifest; the rows of segments that earlier writers put, each of which must be there; the row
+//! of the manifest's own writer, asked for one ordinal after the other until one is absent; the tail in the
+//! journal, as far as its sequence numbers are unbroken; a manifest with the cut of the epoch that ended, accepted;
+//! and only then is anything served.
 //!
-//! Always holds when it ends: what counts is the longest unbroken row of changes; a change that is missing below a flushed-through or a cut is `Corrupt` and nothing is
-//! served; a change behind the cut of its epoch is never looked at again.
+//! Always holds when it ends: what counts is the longest unbroken row of changes; a change that is missing below a
+//! flushed-through or a cut is `Corrupt` and nothing is served; a change behind the cut of its epoch is never
+//! looked at again.
 
 use crate::context::{Context, Turn, damaged};
 use crate::journal::Replayed;

@@ -2,9 +2,11 @@
 //! Sealing layers and putting them: from the open layer to a segment that counts.
 //!
 //! - Sealing gives a layer its ordinal and fixes what it holds. It needs neither the store nor any room.
-//! - Sealed layers are built (beside the shard) and put, a few at a time, in any order. A put is tried until it is answered: a store that is away means that
-//!   layers wait in the journal, nothing else. A name that is taken is read back, and is ours if header and length are.
-//! - A put layer *counts* when all before it do. Only then do its entries move to the overlay, and only then is its pin taken from the journal.
+//! - Sealed layers are built (beside the shard) and put, a few at a time, in any order. A put is tried until it is
+//!   answered: a store that is away means that layers wait in the journal, nothing else. A name that is taken is
+//!   read back, and is ours if header and length are.
+//! - A put layer *counts* when all before it do. Only then do its entries move to the overlay, and only then is its
+//!   pin taken from the journal.
 
 use crate::context::Head;
 use crate::layer::{Layer, Piece};

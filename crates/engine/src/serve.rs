@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Volumes and snapshots as block devices.
 //!
-//! A device is an attachment: while it lives the volume is attached, and what it shows can not be changed for another timeline. Dropping it detaches.
+//! A device is an attachment: while it lives the volume is attached, and
+//! what it shows can not be changed for another timeline. Dropping it
+//! detaches.
 
 use crate::timeline::Timeline;
 use crate::volume::{Attachment, Volume};

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A shard: the volumes that one thread owns, their journal, and the chores that time brings.
 //!
-//! Everything here runs on the shard's thread. Volumes are opened one by one; records of the journal that belong to a volume which is not opened yet are pinned, so
-//! that nobody else's trim takes them.
+//! Everything here runs on the shard's thread. Volumes are opened one by one; records of the
+//! journal that belong to a volume which is not opened yet are pinned, so that nobody else's trim
+//! takes them.
 
 mod life;
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Waiting within a shard, without a runtime: one thread, so a condition and the tasks that wait for it.
+//! Waiting within a shard, without a runtime: one thread, so a condition and the tasks that wait
+//! for it.
 //!
-//! A [`Signal`] stands beside the state that it is about. Whoever changes the state rings it; whoever waits looks at the state again. A ring
-//! while nobody waits is not kept: the state itself is the memory.
+//! A [`Signal`] stands beside the state that it is about. Whoever changes the state rings it;
+//! whoever waits looks at the state again. A ring while nobody waits is not kept: the state itself
+//! is the memory.
 
 use std::cell::RefCell;
 use std::future::poll_fn;

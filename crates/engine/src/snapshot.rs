@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Snapshots, and read-only views of them.
 //!
-//! A snapshot is a mark in the stream that closes its layer, answered once it and all before it are flushed: it needs neither the store nor a checkpoint, and
-//! costs the same at any size. It goes with a manifest that no longer lists it; what only it kept is freed by the next checkpoint.
+//! A snapshot is a mark in the stream that closes its layer, answered once it and all before it are flushed: it
+//! needs neither the store nor a checkpoint, and costs the same at any size. It goes with a manifest that no longer
+//! lists it; what only it kept is freed by the next checkpoint.
 
 use crate::overlay::{Overlay, Stratum};
 use crate::recover::{Opening, assemble};

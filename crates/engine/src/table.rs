@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The segment table of a timeline in RAM: where each segment is, and which of its blocks are live.
 //!
-//! Entries below the boundary of the last checkpoint are in pages in the store too; a page that changed since is dirty and is written by the next one.
-//! Live bits only ever go out: clearing one twice is harmless, and a segment that has none left leaves the table.
+//! Entries below the boundary of the last checkpoint are in pages in the store too; a page that changed since is
+//! dirty and is written by the next one. Live bits only ever go out: clearing one twice is harmless, and a segment
+//! that has none left leaves the table.
 
 use crate::{EngineError, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,14 +101,16 @@ impl SegmentTable {
             .collect()
     }
 
-    /// The pages stand at these places from now on; `None` for a page that is gone. A page that reaches beyond `boundary` stays dirty.
+    /// The pages stand at these places from now on; `None` for a page that is gone. A page with segments beyond `boundary` stays dirty.
     pub fn written(&mut self, boundary: Ordinal, places: Vec<(u64, Option<PageRef>)>) {
         for (page, place) in places {
             match place {
                 Some(place) => self.pages.insert(page, place),
                 None => self.pages.remove(&page),
             };
-            if (page + 1) * PAGE_ORDINALS <= boundary.0 {
+            let end = Ordinal((page + 1) * PAGE_ORDINALS);
+            // A segment beyond the boundary is not in the page yet. One that comes later makes the page dirty again.
+            if end <= boundary || self.entries.range(boundary..end).next().is_none() {
                 self.dirty.remove(&page);
             }
         }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A timeline: one append-only history, and what it reads as now.
 //!
-//! It owns its layers (one open, a row of sealed ones), its overlay, its map and its segment table, and the numbers that go with them. What a block
-//! reads as is asked in this order: open layer, sealed layers from the newest, overlay from the newest stratum, tree. Each of them says the same or
-//! something newer than the next, at every moment, so a step that moves entries down the row changes nothing that can be read.
+//! It owns its layers (one open, a row of sealed ones), its overlay, its map and its segment table, and the numbers
+//! that go with them. What a block reads as is asked in this order: open layer, sealed layers from the newest,
+//! overlay from the newest stratum, tree. Each of them says the same or something newer than the next, at every
+//! moment, so a step that moves entries down the row changes nothing that can be read.
 //!
-//! Always holds: `merged ≤ counted ≤ last of the sealed layers ≤ last` of sequences, and `boundary ≤ counted end ≤ next` of ordinals. A layer leaves the row,
-//! and its pin leaves the journal, only as the front of an unbroken row of puts.
+//! Always holds: `merged ≤ counted ≤ last of the sealed layers ≤ last` of sequences, and `boundary ≤ counted end ≤
+//! next` of ordinals. A layer leaves the row, and its pin leaves the journal, only as the front of an unbroken row
+//! of puts.
 //!
 //! A crash leaves the manifest, the segments and the journal; [`crate::recover`] builds the rest again.
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A volume: a name for a timeline, its record in coordination, and who is attached.
 //!
-//! The volume shows one of its timelines. Everything that changes which one, or what the volume is called, goes through a compare-and-swap of its record together with
-//! the acceptance of a manifest, one at a time. A change of the shown timeline is refused while somebody is attached.
+//! The volume shows one of its timelines. Everything that changes which one, or what the volume is called, goes
+//! through a compare-and-swap of its record together with the acceptance of a manifest, one at a time. A change of
+//! the shown timeline is refused while somebody is attached.
 
 use crate::context::{Context, Turn};
 use crate::journal::Replayed;

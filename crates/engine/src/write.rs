@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The way of a write: into the journal's batch and the open layer at once, answered after the batch is committed.
 //!
-//! - A change takes its sequence number, its record and its place in the layer in one step without waiting, so all three have one order.
-//! - Parts of blocks are read, completed and written as whole blocks; meanwhile the block is *busy*, and every later change of it waits its turn.
+//! - A change takes its sequence number, its record and its place in the layer in one step without waiting, so all
+//!   three have one order.
+//! - Parts of blocks are read, completed and written as whole blocks; meanwhile the block is *busy*, and every
+//!   later change of it waits its turn.
 //! - Where there is no room (journal, RAM, ordinals) a write waits; it is never failed for that.
 //! - With a failed journal, changes go into the layer alone and are answered once their segment counts.
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Map nodes for a check: whole map objects are read once and kept while there is room.
 //!
-//! A walk in the order of blocks meets the objects of many roots again and again, and a get for each node would take for ever. The bound is a number of bytes; the object that was
-//! read first goes first. Every record is proved when it is given out. Nothing here outlives the check, and nothing is written.
+//! A walk in the order of blocks meets the objects of many roots again and again, and a get for each node would
+//! take for ever. The bound is a number of bytes; the object that was read first goes first. Every record is proved
+//! when it is given out. Nothing here outlives the check, and nothing is written.
 
 use crate::context::damaged;
 use crate::manifests::PoolStore;

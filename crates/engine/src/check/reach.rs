@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kept trees of a timeline reach: a bit for every block of its own segments, a bit for every node of its own map.
+//! What the kept trees of a timeline reach: a bit for every block of its own segments, a bit for every node of its
+//! own map.
 //!
-//! A node that one tree has led to need not be entered again from another: its place in all trees is the same, and so is all below it. A hold sees its base root *under*
-//! the entries up to its boundary, so what those cover of the root does not count; nodes that were seen only in such a walk are entered again by others.
+//! A node that one tree has led to need not be entered again from another: its place in all trees is the same, and
+//! so is all below it. A hold sees its base root *under* the entries up to its boundary, so what those cover of the
+//! root does not count; nodes that were seen only in such a walk are entered again by others.
 
 use super::objects::Objects;
 use super::{CheckReport, Entries, Subject};

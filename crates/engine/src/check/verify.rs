@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Every byte of a timeline's objects, read from the store and proved: all blocks of all segments (dead ones too), all records of map and table objects.
+//! Every byte of a timeline's objects, read from the store and proved: all blocks of all segments (dead ones too),
+//! all records of map and table objects.
 //!
-//! The RAM cache is passed by: what is proved is what the store has. An object at a time, a few hundred blocks at a time, with looks at other tasks between.
+//! The RAM cache is passed by: what is proved is what the store has. An object at a time, a few hundred blocks at a
+//! time, with looks at other tasks between.
 
 use super::objects::{Objects, record_of};
 use super::{CheckReport, Progress, Subject};

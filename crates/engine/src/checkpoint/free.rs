@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a checkpoint frees, and what waits: kills against kept boundaries, node kills against kept roots, objects without anything live.
+//! What a checkpoint frees, and what waits: kills against kept boundaries, node kills against kept roots, objects
+//! without anything live.
 //!
-//! A kill that some boundary keeps goes into a run in the store; runs are asked again when a snapshot or a hold has gone. Every kill is asked, and freed, once: counts are
-//! changed in the same manifest that drops it from its run.
+//! A kill that some boundary keeps goes into a run in the store; runs are asked again when a snapshot or a hold has
+//! gone. Every kill is asked, and freed, once: counts are changed in the same manifest that drops it from its run.
 
 use super::merge::Gathered;
 use crate::Result;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which manifest of a timeline an import takes, and which timelines it leaves out.
 //!
-//! A listing may lag: the newest manifest found is therefore asked for its successors by name. One that cannot be read is told of, and the next older one of the same
-//! opening is taken if every object that it names is still there.
+//! A listing may lag: the newest manifest found is therefore asked for its successors by name. One that cannot be
+//! read is told of, and the next older one of the same opening is taken if every object that it names is still
+//! there.
 
 use super::Imported;
 use crate::lineage::{load_manifest, load_table_page, map_object, row_name, table_object};

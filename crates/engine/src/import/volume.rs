@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One volume of an import: its timelines become a record.
 //!
-//! The timeline shown is the one with the highest show number. The row behind its manifest is walked and cut, as recovery does it, but without a journal: nothing that only the
-//! old node's journal had is counted on any more. Hidden timelines were put whole before they were hidden, so their manifests stay as they are.
+//! The timeline shown is the one with the highest show number. The row behind its manifest is walked and cut, as
+//! recovery does it, but without a journal: nothing that only the old node's journal had is counted on any more.
+//! Hidden timelines were put whole before they were hidden, so their manifests stay as they are.
 
 use super::choose::Found;
 use super::{Imported, ImportedVolume, PoolImport};

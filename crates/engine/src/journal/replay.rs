@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reading a journal after a start: every record that stands in it, in the order of positions.
 //!
-//! Reading begins at the superblock's trim. Where no record stands, the next page is tried (a sync jumps there), and then every aligned position as far
-//! as unsynced writes can reach: a power cut may keep a later record and lose an earlier one. What that means for a volume is for its recovery to
-//! say, from sequence numbers; here nothing is guessed. Blocks whose bytes do not match make their record count as not there.
+//! Reading begins at the superblock's trim. Where no record stands, the next page is tried (a sync jumps there),
+//! and then every aligned position as far as unsynced writes can reach: a power cut may keep a later record and
+//! lose an earlier one. What that means for a volume is for its recovery to say, from sequence numbers; here
+//! nothing is guessed. Blocks whose bytes do not match make their record count as not there.
 
 use super::{Journal, MAX_UNSYNCED, PAGE, io_failed};
 use crate::{EngineError, Result};

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Group commit and trimming: one sync at a time covers all that was handed over before it began; who came later waits for the next.
+//! Group commit and trimming: one sync at a time covers all that was handed over before it began; who came later
+//! waits for the next.
 //!
-//! The trim is the lowest pinned position. Room before it is used again only once a superblock that says so is on stable media.
+//! The trim is the lowest pinned position. Room before it is used again only once a superblock that says so is on
+//! stable media.
 
 use super::{Journal, MAX_RECORD, PAGE, SUPERBLOCK, io_failed, write};
 use crate::Result;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of volumes: made, cloned, deleted, brought back, and gone for ever.
 //!
-//! A deleted volume is hidden until its window ends; what others were born from stays until they are gone. The end is in this order: a tombstone,
-//! so that an import does not bring it back; every object by prefix; the record in coordination; the hold in its origin.
+//! A deleted volume is hidden until its window ends; what others were born from stays until they are gone. The end
+//! is in this order: a tombstone, so that an import does not bring it back; every object by prefix; the record in
+//! coordination; the hold in its origin.
 
 use super::Shard;
 use crate::birth::{edit_closed, start};
