@@ -10,9 +10,10 @@
 //! | `wire` | requests and replies of the transmission, byte by byte |
 //! | `option` | the messages of the handshake, byte by byte |
 //! | `handshake` | the negotiation, over any stream |
-//! | `listener`, `peer` | sockets, limits, who the client is, and the hand-over |
-//! | `connection` | the transmission: batch in, act, commit, batch out |
-//! | `input`, `output`, `check`, `later`, `spin`, `stats` | its parts |
+//! | `listener`, `socket`, `peer` | accepting within limits, the hand-over, who the client is |
+//! | `connection` | the transmission: the turns of one connection |
+//! | `session` | what a request does, and its reply; the commit of a batch |
+//! | `input`, `output`, `check`, `later`, `spin`, `stats` | their parts |
 //!
 //! Invariants: no length from a client is used before it was bounded; a write is answered only after
 //! [`commit`](varve_engine::BlockDevice::commit) covered it; a client that does not read its replies is not read from any more. Nothing here is
