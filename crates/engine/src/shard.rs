@@ -216,6 +216,13 @@ impl Shard {
         if let Some(volume) = self.volumes.borrow().get(&id) {
             return Ok(Rc::clone(volume));
         }
+        let volume = self.open_unlisted(id).await?;
+        self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// Opens a volume that nobody can find yet.
+    async fn open_unlisted(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
         let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
         let (pool, settings) = self.pool(&record.pool)?;
         let tail = self.tails.borrow().get(&record.shown).cloned();
@@ -224,7 +231,6 @@ impl Shard {
         if let Some((position, _)) = self.tails.borrow_mut().remove(&record.shown) {
             self.context.journal.unpin(position);
         }
-        self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
         Ok(volume)
     }
 

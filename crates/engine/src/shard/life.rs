@@ -190,15 +190,18 @@ impl Shard {
             return Err(EngineError::new(ErrorKind::NotFound, what));
         };
         self.check_name_free(name).await?;
-        let change = |record: &mut VolumeRecord| -> Result<()> {
+        // It is brought back in one step, and only once it can be served: a try that fails leaves it deleted, to be tried again.
+        let volume = self.open_unlisted(record.id).await?;
+        let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Shown;
+        let also = |record: &mut VolumeRecord| {
             record.deleted = None;
             Ok(())
         };
-        records.modify_volume(record.id, change).await?;
-        let volume = self.open_volume(record.id).await?;
-        let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Shown;
-        volume.change(edit, |_: &mut VolumeRecord| Ok(())).await?;
-        Ok(volume)
+        if let Err(error) = volume.change(edit, also).await {
+            volume.shown().stop(error.clone());
+            return Err(error);
+        }
+        Ok(self.enter(volume))
     }
 
     /// Looks which windows have ended, and ends what they kept.
