@@ -48,7 +48,9 @@ impl Journal {
     pub(super) fn start_sync(self: &Rc<Self>) {
         {
             let mut state = self.state.borrow_mut();
-            if state.syncing || state.failed.is_some() || state.written == state.synced {
+            // What was appended and not handed over counts: whoever waits for room may have appended it.
+            let nothing = state.written == state.synced && state.parts.is_empty();
+            if state.syncing || state.failed.is_some() || nothing {
                 return;
             }
             state.syncing = true;
