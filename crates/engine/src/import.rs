@@ -2,12 +2,14 @@
 //! Importing a pool: from its store alone, into a coordination that knows nothing of it.
 //!
 //! 1. The next owner record, `owner/N+1`, is put, conditionally: from then on every other cluster stops before its
-//! next delete ([`crate::PoolStore::check`]). 2. Only then, and only here, names are listed: all manifests,
-//! timeline by timeline. What else counts is asked for by name. 3. Of each timeline the manifest with the highest
-//! (epoch, number) is taken; of each volume the timeline with the highest show number is shown. 4. The row of
-//! segments behind a shown timeline's manifest is walked to its end, and a manifest that cuts it there is put, in a
-//! new epoch: the journals of the old node are not here, so a cut that counted on them is drawn back to what the
-//! store has. The volume's record names that manifest.
+//!    next delete ([`crate::PoolStore::check`]).
+//! 2. Only then, and only here, names are listed: all manifests, timeline by timeline. What else counts is asked for
+//!    by name.
+//! 3. Of each timeline the manifest with the highest (epoch, number) is taken; of each volume the timeline with the
+//!    highest show number is shown.
+//! 4. The row of segments behind a shown timeline's manifest is walked to its end, and a manifest that cuts it there
+//!    is put, in a new epoch: the journals of the old node are not here, so a cut that counted on them is drawn back
+//!    to what the store has. The volume's record names that manifest.
 //!
 //! **Why the highest manifest is right**, though nobody knows which one was accepted: a manifest is put after
 //! everything that it names, so the state that it describes is whole in the store. Were it never accepted, then

@@ -36,6 +36,8 @@ pub struct Node {
     pub coord: Arc<Memory>,
     pub limits: Limits,
     pub pool: Overrides,
+    /// Number of the owner record by which the pool is this cluster's.
+    pub owner: u64,
     pub env: Rc<SimEnv>,
     shard: RefCell<Option<Rc<Shard>>>,
 }
@@ -66,7 +68,21 @@ impl Node {
         made.expect("the setup runs").expect("the pool is made");
         world.kill(&keeper);
         let (limits, pool) = (small_limits(), small_segments());
-        Self { world, disk, server, coord, limits, pool, env, shard: RefCell::new(None) }
+        Self { world, disk, server, coord, limits, pool, owner: 1, env, shard: RefCell::new(None) }
+    }
+
+    /// A node of another cluster beside this one: the same world and store, an empty disk, a coordination that knows nothing.
+    pub fn stranger(&self, process: &str) -> Self {
+        let world = self.world.clone();
+        let disk = DiskMedium::new(&world, process, self.disk_len());
+        let env = world.process(process);
+        let coord = Arc::new(Memory::new());
+        let (server, limits, pool) = (self.server.clone(), self.limits, self.pool);
+        Self { world, disk, server, coord, limits, pool, owner: 0, env, shard: RefCell::new(None) }
+    }
+
+    fn disk_len(&self) -> u64 {
+        varve_env::Disk::len(&self.disk.open(&self.world.process("ruler")))
     }
 
     /// Runs a future of the process to its end.
@@ -114,8 +130,14 @@ impl Node {
     }
 
     fn adopt(&self, shard: Rc<Shard>) {
-        shard.add_pool(name("default"), PoolStore::new(self.server.client(&self.env), 1), self.pool);
         *self.shard.borrow_mut() = Some(shard);
+        self.add_pool();
+    }
+
+    /// Makes the pool known to the shard, by the owner's number of now.
+    pub fn add_pool(&self) {
+        let store = PoolStore::new(self.server.client(&self.env), self.owner);
+        self.shard().add_pool(name("default"), store, self.pool);
     }
 
     /// Ends the process, makes the disk what the crash leaves of it, settles its puts, and begins a new process without a shard.
