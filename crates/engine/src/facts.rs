@@ -5,10 +5,10 @@
 //! Nothing here is on the path of a read or a write, and nothing changes. Answers come from RAM where the
 //! volume is open, and else from the manifest that coordination names, at the cost of one get.
 
+use crate::Result;
 use crate::lineage::newest_manifest;
 use crate::shard::Shard;
 use crate::volume::{SnapshotInfo, Volume};
-use crate::Result;
 use std::rc::Rc;
 use varve_coord::{CoordError, Records, TimelineState, VolumeRecord};
 use varve_format::manifest::{Birth, Manifest};

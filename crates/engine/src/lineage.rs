@@ -102,7 +102,7 @@ impl Lineages {
         let known = self.known.borrow();
         let manifest =
             &known.get(&timeline).ok_or_else(|| EngineError::new(ErrorKind::Busy, "map: try again"))?.manifest;
-        map_object(manifest, node.root(), node.part() as u8)
+        map_object(manifest, node.root(), node.part())
     }
 }
 

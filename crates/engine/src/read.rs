@@ -241,7 +241,7 @@ impl Timeline {
     pub async fn node_bytes(&self, node: NodePointer) -> Result<(ObjectName, Bytes)> {
         let timeline = self.lineages.timeline(node.lineage())?;
         let name = if timeline == self.id {
-            map_object(&self.data.borrow().manifest, node.root(), node.part() as u8)?
+            map_object(&self.data.borrow().manifest, node.root(), node.part())?
         } else {
             self.lineages.map_object(&self.context, &self.pool.store, timeline, node).await?
         };

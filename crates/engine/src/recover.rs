@@ -24,6 +24,7 @@ use crate::table::SegmentTable;
 use crate::timeline::{Data, NUMBER_GAP, ROOT_GAP, Timeline};
 use crate::{EngineError, Result};
 use std::cell::RefCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -132,19 +133,10 @@ impl Timeline {
     async fn load_table(&self, manifest: &Manifest) -> Result<()> {
         let mut tables: BTreeMap<u64, (ObjectName, PageTable)> = BTreeMap::new();
         for page in &manifest.table {
-            if !tables.contains_key(&page.object) {
-                let name = table_object(manifest, page.object)?;
-                let text = name.to_string();
-                let head = self.pool.store.get_head(&text, 64 << 10).await?;
-                let count = PageTable::decode_header(&name, &head).map_err(damaged(&text))?;
-                let head = if table_len(count) > head.len() as u64 {
-                    self.pool.store.get_head(&text, table_len(count)).await?
-                } else {
-                    head
-                };
-                tables.insert(page.object, (name, PageTable::decode(&name, &head).map_err(damaged(&text))?));
-            }
-            let Some((name, table)) = tables.get(&page.object) else { continue };
+            let (name, table) = match tables.entry(page.object) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.load_page_table(manifest, page.object).await?),
+            };
             let text = name.to_string();
             let range = table.range(page.index).map_err(damaged(&text))?;
             let bytes = self.pool.store.get(&text, range).await?;
@@ -153,6 +145,17 @@ impl Timeline {
             self.data.borrow_mut().table.load(*page, entries);
         }
         Ok(())
+    }
+
+    async fn load_page_table(&self, manifest: &Manifest, object: u64) -> Result<(ObjectName, PageTable)> {
+        let name = table_object(manifest, object)?;
+        let text = name.to_string();
+        let mut head = self.pool.store.get_head(&text, 64 << 10).await?;
+        let count = PageTable::decode_header(&name, &head).map_err(damaged(&text))?;
+        if table_len(count) > head.len() as u64 {
+            head = self.pool.store.get_head(&text, table_len(count)).await?;
+        }
+        Ok((name, PageTable::decode(&name, &head).map_err(damaged(&text))?))
     }
 
     /// Entries of the origin's segments that no root of this timeline has merged yet.

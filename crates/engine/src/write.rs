@@ -50,7 +50,7 @@ impl Timeline {
             return Submit::Done(Ok(()));
         }
         let (start, blocks) = (offset / BLOCK, blocks_of(offset + len) - offset / BLOCK);
-        let aligned = offset % BLOCK == 0 && len % BLOCK == 0;
+        let aligned = offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK);
         let op = Op::Write(data);
         if aligned && !fua && self.free_to_go(start, blocks, &op) {
             return Submit::Done(self.make(start, blocks, op));
@@ -69,7 +69,8 @@ impl Timeline {
             return Submit::Done(Ok(()));
         }
         let (start, blocks) = (offset / BLOCK, blocks_of(offset + len) - offset / BLOCK);
-        let aligned = offset % BLOCK == 0 && (len % BLOCK == 0 || offset + len == self.data.borrow().size);
+        let aligned =
+            offset.is_multiple_of(BLOCK) && (len.is_multiple_of(BLOCK) || offset + len == self.data.borrow().size);
         if aligned && !fua && self.free_to_go(start, blocks, &Op::Hole) {
             return Submit::Done(self.make(start, blocks, Op::Hole));
         }

@@ -89,7 +89,7 @@ impl Superblock {
         }
         let this =
             Self { journal: JournalId::from_bytes(d.array()?), ring: d.u64()?, generation: d.u64()?, trim: d.u64()? };
-        if this.ring == 0 || this.ring % 4096 != 0 || this.trim % ALIGN != 0 {
+        if this.ring == 0 || !this.ring.is_multiple_of(4096) || !this.trim.is_multiple_of(ALIGN) {
             return Err(d.corrupt("its numbers make no sense"));
         }
         Ok(this)
@@ -264,7 +264,7 @@ impl Record {
             return Err(d.corrupt("it does not begin with VREC"));
         }
         let (sum, len) = (d.u32()?, d.u32()? as usize);
-        if len < FIXED_HEADER || len > MAX_HEADER || len as u64 % ALIGN != 0 || len > bytes.len() {
+        if !(FIXED_HEADER..=MAX_HEADER).contains(&len) || !(len as u64).is_multiple_of(ALIGN) || len > bytes.len() {
             return Err(d.corrupt(format!("a header of {len} bytes")));
         }
         if header_identity(journal, position).bind(crc(&bytes[8..len])) != sum {

@@ -51,7 +51,7 @@ impl LiveBits {
         let blocks = self.blocks;
         let words = self.words.get_or_insert_with(|| {
             let mut words = vec![u64::MAX; blocks.div_ceil(64) as usize].into_boxed_slice();
-            if blocks % 64 != 0 {
+            if !blocks.is_multiple_of(64) {
                 words[blocks as usize / 64] = (1 << (blocks % 64)) - 1;
             }
             words
@@ -147,7 +147,7 @@ fn decode_live(d: &mut Decoder<'_>, blocks: u32) -> Result<LiveBits, FormatError
         NONE_LIVE => Ok(LiveBits { blocks, live: 0, words: Some(vec![0; count].into_boxed_slice()) }),
         BITMAP => {
             let words = (0..count).map(|_| d.u64()).collect::<Result<Box<[u64]>, _>>()?;
-            if blocks % 64 != 0 && words[count - 1] >> (blocks % 64) != 0 {
+            if !blocks.is_multiple_of(64) && words[count - 1] >> (blocks % 64) != 0 {
                 return Err(d.corrupt("a block is live beyond the end of its segment"));
             }
             let live = words.iter().map(|word| word.count_ones()).sum();

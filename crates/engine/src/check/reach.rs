@@ -139,7 +139,7 @@ impl Reach {
                 Step::End => return Ok(()),
                 Step::Node(path) if path.pointer.lineage() != self.own => walk.skip(&path),
                 Step::Node(path) => {
-                    let key = (path.pointer.root(), path.pointer.part() as u8);
+                    let key = (path.pointer.root(), path.pointer.part());
                     let record = usize::from(path.pointer.record());
                     self.nodes.entry(key).or_default().set(record);
                     let whole = self.whole.entry(key).or_default();
@@ -150,7 +150,7 @@ impl Reach {
                 }
                 Step::Cold(path) => {
                     let load = async {
-                        let name = map_object(manifest, path.pointer.root(), path.pointer.part() as u8)?;
+                        let name = map_object(manifest, path.pointer.root(), path.pointer.part())?;
                         let bytes = objects.record(&name, u32::from(path.pointer.record())).await?;
                         walk.supply(path, &bytes).map_err(damaged(name))
                     };
@@ -231,7 +231,7 @@ impl Reach {
             let found = self.nodes.remove(&(map.root, map.part)).map_or(0, |bits| bits.count());
             // A hidden timeline may keep the root before its last one.
             if found > map.live || (subject.settled && found != map.live) {
-                let name = map_object(m, map.root, map.part).map_or_else(|_| m.object_name(), |name| name);
+                let name = map_object(m, map.root, map.part).unwrap_or_else(|_| m.object_name());
                 report.problem(name, format!("kept roots reach {found} of its nodes, the manifest says {}", map.live));
             }
         }

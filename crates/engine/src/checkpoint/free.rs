@@ -101,7 +101,7 @@ impl Timeline {
                 waiting.push(*kill);
                 continue;
             }
-            let (root, part) = (kill.node.root(), kill.node.part() as u8);
+            let (root, part) = (kill.node.root(), kill.node.part());
             if let Some(map) = maps.iter_mut().find(|m| m.root == root && m.part == part) {
                 map.live = map.live.saturating_sub(1);
             }
