@@ -5,10 +5,10 @@
 
 mod real;
 
-use real::{DEADLINE, Node, nbdsh, noise, run};
+use real::{DEADLINE, Node, nbdsh, nbdsh_command, noise, run};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use varve_lab::process::{Process, Signal, find_program, wait_until};
+use varve_lab::process::{Process, Signal, wait_until};
 
 /// A small file system in memory, mounted for as long as this lives. Wants root.
 struct Small(PathBuf);
@@ -16,7 +16,8 @@ struct Small(PathBuf);
 impl Small {
     fn mount(path: &Path, size: &str) -> Self {
         std::fs::create_dir(path).unwrap();
-        run("mount", "mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "varve-test", path.to_str().unwrap()]).ok();
+        run("mount", "mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "varve-test", path.to_str().unwrap()])
+            .ok();
         Self(path.to_owned())
     }
     fn resize(&self, size: &str) {
@@ -47,7 +48,7 @@ fn a_full_store_is_told_and_heals() {
     });
     let status = node.varve(&["status"]).ok();
     assert!(status.contains("full: ") && status.contains("warning: "), "{status}");
-    assert!(nbdsh(&node.uri("disk"), "h.pwrite(b'y' * 4096, 200 * 1024 * 1024)\nh.flush()\n").code == 0);
+    nbdsh(&node.uri("disk"), "h.pwrite(b'y' * 4096, 200 * 1024 * 1024)\nh.flush()\n").ok();
     small.resize("256M");
     node.until_status("the store to heal", |status| {
         status["pools"][0]["state"] == "ok" && status["volumes"][0]["state"] == "ready"
@@ -115,9 +116,7 @@ fn a_stop_in_the_middle_of_things_loses_nothing_that_was_acknowledged() {
         try:\n    while True:\n        h.pwrite(bytes([i % 251 + 1]) * 4096, i % 60000 * 4096)\n        i += 1\n\
         \x20       if i == 1000: print('busy', flush=True)\n\
         except nbd.Error:\n    print('done', i, flush=True)\n";
-    let mut client = Command::new(find_program("nbdsh", "libnbd-bin").unwrap());
-    client.args(["-u", &node.uri("disk"), "-c", script]);
-    let mut client = Process::start("writer", client, node.dir.path()).unwrap();
+    let mut client = Process::start("writer", nbdsh_command(&node.uri("disk"), script), node.dir.path()).unwrap();
     wait_until(DEADLINE, "the writer to be busy", || {
         client.check_running()?;
         Ok(client.log_tail().contains("busy"))

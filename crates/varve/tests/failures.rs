@@ -131,7 +131,7 @@ fn a_wrong_configuration_is_refused_by_file_line_and_key() {
     for (text, parts) in [
         ("data = 'd'\nstorre = 'file:///x'\n", &["varve.toml, line 2, key storre"][..]),
         ("journal-size = '2 GB'\n", &["line 1, key journal-size", "not a valid size"]),
-        ("shards = 0\n", &["shards is 0"]),
+        ("layer-ram = '1K'\n", &["layer-ram is 1 KiB"]),
         ("api-listen = '0.0.0.0:80'\n", &["api-listen", "loopback"]),
         ("log-level = '=='\n", &["log-level"]),
         ("[volumes]\n", &["line 1", "expected a sequence"]),

@@ -119,7 +119,7 @@ pub trait Control: Send + Sync + 'static {
     /// Verifies one volume or all. What is wrong is in the report; an error means that the check itself could not go on.
     fn check(&self, volume: Option<Name>, progress: ProgressHandle) -> Answer<'_, CheckReport>;
     /// The metrics in the text form of Prometheus (OpenMetrics).
-    fn metrics(&self) -> String;
+    fn metrics(&self) -> Answer<'_, String>;
 
     /// Reads exactly `len` bytes. The range is a multiple of 512 at both ends and at most [`super::MAX_DATA`] long.
     fn read(&self, target: Target, offset: u64, len: u32) -> Answer<'_, Bytes>;

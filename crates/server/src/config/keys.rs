@@ -23,7 +23,7 @@ pub const KEYS: &[Key] = &[
         takes: "path",
         default: "./varve-data",
         flag: Some("--data"),
-        about: "The data directory: journals, coordination, the sockets `nbd.sock` and `api.sock`, the API's `token`, and the \
+        about: "The data directory: journal, coordination, the sockets `nbd.sock` and `api.sock`, the API's `token`, and the \
                 store unless another is given. One server at a time.",
     },
     Key {
@@ -59,7 +59,7 @@ pub const KEYS: &[Key] = &[
         takes: "size, 64M to 1T",
         default: "2G",
         flag: None,
-        about: "Size of each shard's journal, preallocated in the data directory. It bounds how much can be written while the store is away.",
+        about: "Size of the journal, preallocated in the data directory at the first start; of a new one at most a quarter of the free space. It bounds how much can be written while the store is away.",
     },
     Key {
         name: "ram-cache",
@@ -74,13 +74,6 @@ pub const KEYS: &[Key] = &[
         default: "512M",
         flag: None,
         about: "Bound of the RAM for what was written and is not in the store yet, for the whole node. At the bound, writers wait.",
-    },
-    Key {
-        name: "shards",
-        takes: "1 to 256",
-        default: "1",
-        flag: None,
-        about: "Threads that own volumes. Each has a journal.",
     },
     Key {
         name: "undelete-window",

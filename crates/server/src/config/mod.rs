@@ -17,8 +17,6 @@ use std::path::{Path, PathBuf};
 
 /// Largest configuration file, in bytes.
 const MOST_FILE: u64 = 1 << 20;
-/// Most shards of a node.
-const MOST_SHARDS: u32 = 256;
 
 /// A configuration that is wrong or can not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,14 +50,12 @@ pub struct FileConfig {
     pub nbd_listen: Option<Listen>,
     /// Where the API listens beside its socket.
     pub api_listen: Option<Listen>,
-    /// Size of each shard's journal.
+    /// Size of the journal.
     pub journal_size: Option<Bytes>,
     /// Bound of the read cache.
     pub ram_cache: Option<Bytes>,
     /// Bound of what is written and not yet in the store, as far as it is in RAM.
     pub layer_ram: Option<Bytes>,
-    /// Threads that own volumes.
-    pub shards: Option<u32>,
     /// For how long what was deleted in the pool `default` can be brought back.
     pub undelete_window: Option<Duration>,
     /// What is logged.
@@ -114,7 +110,6 @@ impl FileConfig {
             journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
             ram_cache_bytes: self.ram_cache.or(file.ram_cache).map_or(default.ram_cache_bytes, |b| b.0),
             layer_ram_bytes: self.layer_ram.or(file.layer_ram).map_or(default.layer_ram_bytes, |b| b.0),
-            shards: self.shards.or(file.shards).unwrap_or(default.shards),
             undelete_window_ms: self.undelete_window.or(file.undelete_window).map(|d| d.0),
             log_level: self.log_level.or(file.log_level).unwrap_or(default.log_level),
             log_format: self.log_format.or(file.log_format).unwrap_or(default.log_format),
@@ -137,14 +132,12 @@ pub struct UpConfig {
     pub nbd_listen: Option<SocketAddr>,
     /// Where the API listens beside `DIR/api.sock`; a loopback address.
     pub api_listen: Option<SocketAddr>,
-    /// Size of each shard's journal.
+    /// Size of the journal.
     pub journal_size_bytes: u64,
     /// Bound of the read cache, for the node.
     pub ram_cache_bytes: u64,
     /// Bound of layers in RAM, for the node.
     pub layer_ram_bytes: u64,
-    /// Threads that own volumes.
-    pub shards: u32,
     /// The undelete window that the pool `default` gets when it is made; `None`: the default of all pools.
     pub undelete_window_ms: Option<u64>,
     /// What is logged: a level, or directives by module.
@@ -164,7 +157,6 @@ impl Default for UpConfig {
             journal_size_bytes: 2 << 30,
             ram_cache_bytes: 256 << 20,
             layer_ram_bytes: 512 << 20,
-            shards: 1,
             undelete_window_ms: None,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -200,9 +192,6 @@ impl UpConfig {
         within("journal-size", self.journal_size_bytes, 64 << 20, 1 << 40)?;
         within("ram-cache", self.ram_cache_bytes, 0, 1 << 40)?;
         within("layer-ram", self.layer_ram_bytes, 16 << 20, 1 << 40)?;
-        if !(1..=MOST_SHARDS).contains(&self.shards) {
-            return Err(ConfigError::new(format!("shards is {}; it must be 1 to {MOST_SHARDS}", self.shards)));
-        }
         if let Some(address) = self.api_listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::new(format!("api-listen is {address}; it must be a loopback address, or none")));
         }
@@ -232,14 +221,14 @@ mod tests {
     #[test]
     fn flags_go_before_the_file_and_the_file_before_defaults() {
         let file = parse(
-            "data = '/d'\nshards = 3\nvolumes = ['a:1G']\nram-cache = '1G'\napi-listen = 'none'\nundelete-window = '2d'\n\
+            "data = '/d'\njournal-size = '1G'\nvolumes = ['a:1G']\nram-cache = '1G'\napi-listen = 'none'\nundelete-window = '2d'\n\
              log-format = 'json'\nnbd-listen = '127.0.0.1:10809'\n",
         )
         .unwrap();
-        let flags = FileConfig { shards: Some(2), data: Some("/e".into()), ..FileConfig::default() };
+        let flags = FileConfig { journal_size: Some(Bytes(3 << 30)), data: Some("/e".into()), ..FileConfig::default() };
         let config = flags.resolve(file).unwrap();
-        assert_eq!((config.shards, config.data.as_path(), config.api_listen), (2, Path::new("/e"), None));
-        assert_eq!((config.ram_cache_bytes, config.journal_size_bytes), (1 << 30, 2 << 30));
+        assert_eq!((config.data.as_path(), config.api_listen), (Path::new("/e"), None));
+        assert_eq!((config.ram_cache_bytes, config.journal_size_bytes), (1 << 30, 3 << 30));
         assert_eq!((config.undelete_window_ms, config.log_format), (Some(172_800_000), LogFormat::Json));
         assert_eq!(config.volumes[0].size_bytes, 1 << 30);
         assert_eq!(config.nbd_socket(), Path::new("/e/nbd.sock"));
@@ -249,9 +238,9 @@ mod tests {
     #[test]
     fn errors_name_file_line_and_key() {
         for (text, parts) in [
-            ("shards = 1\njournal-siz = '2G'\n", ["varve.toml, line 2, key journal-siz", "unknown field"]),
+            ("log-level = 'info'\njournal-siz = '2G'\n", ["varve.toml, line 2, key journal-siz", "unknown field"]),
             ("journal-size = '2X'\n", ["varve.toml, line 1, key journal-size", "\"2X\" is not a valid size"]),
-            ("\n\nshards = 'two'\n", ["varve.toml, line 3, key shards", "expected u32"]),
+            ("\n\nlog-level = 2\n", ["varve.toml, line 3, key log-level", "expected a string"]),
             ("volumes = ['a']\n", ["varve.toml, line 1, key volumes", "NAME:SIZE"]),
             ("nbd-listen = 'here'\n", ["line 1, key nbd-listen", "ADDRESS:PORT"]),
             ("undelete-window = 'soon'\n", ["line 1, key undelete-window", "0s to 365d"]),
@@ -266,14 +255,9 @@ mod tests {
 
     #[test]
     fn values_that_make_no_sense_are_refused() {
-        for text in [
-            "journal-size = '1M'",
-            "layer-ram = '0'",
-            "shards = 0",
-            "shards = 1000",
-            "api-listen = '0.0.0.0:7420'",
-            "volumes = ['a:1G', 'a:2G']",
-        ] {
+        for text in
+            ["journal-size = '1M'", "layer-ram = '0'", "api-listen = '0.0.0.0:7420'", "volumes = ['a:1G', 'a:2G']"]
+        {
             let error = FileConfig::default().resolve(parse(text).unwrap()).unwrap_err().to_string();
             let key = text.split(' ').next().unwrap().trim_end_matches('s');
             assert!(error.contains(key), "{text}: {error}");

@@ -7,7 +7,7 @@
 use super::local::Local;
 use super::pools::Pools;
 use super::thread::ShardHandle;
-use super::{pool_control, sessions, status, volume_control};
+use super::{job_control, metrics, pool_control, sessions, status, volume_control};
 use crate::api::model::{
     CheckReport, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Snapshot, Status,
     Target, Volume,
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use varve_engine::Limits;
 use varve_env::LocalFuture;
-use varve_types::{ErrorKind, Name};
+use varve_types::Name;
 
 /// What does not change while the node runs.
 #[derive(Clone, Debug)]
@@ -52,12 +52,6 @@ impl Node {
     {
         Box::pin(self.shard.call(work))
     }
-}
-
-/// What this build can not do yet.
-fn not_built<T: Send + 'static>(what: &str) -> Answer<'static, T> {
-    let message = format!("{what} is not part of this build");
-    Box::pin(async move { Err(ControlError::new(ErrorKind::Unavailable, message)) })
 }
 
 impl Control for Node {
@@ -106,8 +100,8 @@ impl Control for Node {
     fn delete_pool(&self, name: Name) -> Answer<'_, Pool> {
         Box::pin(pool_control::delete(self, name))
     }
-    fn import_pool(&self, _store: String, _progress: ProgressHandle) -> Answer<'_, PoolImport> {
-        not_built("the import of a pool")
+    fn import_pool(&self, store: String, progress: ProgressHandle) -> Answer<'_, PoolImport> {
+        Box::pin(job_control::import(self, store, progress))
     }
 
     fn snapshots(&self, volume: Name) -> Answer<'_, Vec<Snapshot>> {
@@ -132,18 +126,18 @@ impl Control for Node {
     fn clone_volume(&self, volume: Name, clone: CloneVolume) -> Answer<'_, Volume> {
         self.on_shard(move |local| Box::pin(async move { volume_control::clone(&local, &volume, clone).await }))
     }
-    fn flatten(&self, _volume: Name, _progress: ProgressHandle) -> Answer<'_, Volume> {
-        not_built("flattening a clone")
+    fn flatten(&self, volume: Name, progress: ProgressHandle) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { job_control::flatten(&local, &volume, &progress).await }))
     }
 
     fn status(&self) -> Answer<'_, Status> {
         Box::pin(status::status(self))
     }
-    fn check(&self, _volume: Option<Name>, _progress: ProgressHandle) -> Answer<'_, CheckReport> {
-        not_built("the check")
+    fn check(&self, volume: Option<Name>, progress: ProgressHandle) -> Answer<'_, CheckReport> {
+        self.on_shard(move |local| Box::pin(async move { job_control::check(&local, volume, &progress).await }))
     }
-    fn metrics(&self) -> String {
-        String::from("# EOF\n")
+    fn metrics(&self) -> Answer<'_, String> {
+        Box::pin(metrics::metrics(self))
     }
 
     fn read(&self, target: Target, offset: u64, len: u32) -> Answer<'_, Bytes> {

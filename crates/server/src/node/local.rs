@@ -9,13 +9,14 @@ use super::pools::Pools;
 use super::sessions::{self, Sessions};
 use crate::api::ControlError;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{Coord, Records, VolumeRecord};
 use varve_engine::{EngineError, PoolStore, Shard, Volume};
+use varve_env::Env;
 use varve_types::{ErrorKind, Name, Overrides, VolumeId};
 
 /// A volume that should be open and is not.
@@ -36,6 +37,7 @@ impl Unopened {
 /// See the module.
 pub(super) struct Local {
     pub(super) shard: Rc<Shard>,
+    pub(super) env: Rc<dyn Env>,
     coord: Arc<dyn Coord>,
     pub(super) pools: Arc<Pools>,
     pub(super) nbd_socket: PathBuf,
@@ -45,9 +47,16 @@ pub(super) struct Local {
 }
 
 impl Local {
-    pub(super) fn new(shard: Rc<Shard>, coord: Arc<dyn Coord>, pools: Arc<Pools>, nbd_socket: PathBuf) -> Rc<Self> {
+    pub(super) fn new(
+        shard: Rc<Shard>,
+        env: Rc<dyn Env>,
+        coord: Arc<dyn Coord>,
+        pools: Arc<Pools>,
+        nbd_socket: PathBuf,
+    ) -> Rc<Self> {
         Rc::new(Self {
             shard,
+            env,
             coord,
             pools,
             nbd_socket,
@@ -78,6 +87,11 @@ impl Local {
             Some(why) => Err(ControlError::new(ErrorKind::Unavailable, format!("the pool {name} is not there: {why}"))),
             None => Ok(()),
         }
+    }
+
+    /// Coordination.
+    pub(super) fn coord(&self) -> &dyn Coord {
+        &*self.coord
     }
 
     /// The facts in coordination.
@@ -157,6 +171,8 @@ impl Local {
     async fn keep_trying(self: Rc<Self>, period: Duration) {
         loop {
             tokio::time::sleep(period).await;
+            let open: BTreeSet<_> = self.shard.volumes().iter().map(|volume| volume.id()).collect();
+            self.connections.keep_stats(|volume| open.contains(&volume));
             let again: Vec<_> = self.unopened().into_iter().filter(|(_, unopened)| unopened.may_pass()).collect();
             for (id, _) in again {
                 match self.records().load_volume(id).await {

@@ -2,7 +2,7 @@
 //! The node: a data directory, its shard, and what they serve.
 //!
 //! The two entries of the command line. Both block the calling thread and bring their own runtimes. Only [`up`] serves; [`check_offline`] opens
-//! the same data directory, which the same lock keeps to one process, reads, and leaves it as it was.
+//! the same data directory, which the same lock keeps to one process, and serves nobody.
 //!
 //! | file | holds |
 //! |---|---|
@@ -10,7 +10,8 @@
 //! | `start` | the order in which a node starts and stops |
 //! | `thread`, `local` | the thread of the shard, and what lives there |
 //! | `connections`, `exports` | NBD |
-//! | `control`, `volume_control`, `pool_control`, `status`, `sessions`, `describe` | the API's operations |
+//! | `control`, `volume_control`, `pool_control`, `job_control`, `status`, `metrics`, `sessions`, `describe` | the API's operations |
+//! | `offline` | the check without a node |
 //! | `pools`, `watched` | the stores, and whom they belong to |
 //!
 //! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs everything else. They meet in `thread::ShardHandle` alone.
@@ -20,8 +21,11 @@ mod control;
 mod describe;
 mod directory;
 mod exports;
+mod job_control;
 mod journal;
 mod local;
+mod metrics;
+mod offline;
 mod pool_control;
 mod pools;
 mod sessions;
@@ -106,7 +110,7 @@ pub fn check_offline(
     volume: Option<&Name>,
     progress: &ProgressHandle,
 ) -> Result<CheckReport, ControlError> {
-    let _ = (volume, progress);
-    let _directory = directory::Directory::open(data)?;
-    Err(ControlError::new(ErrorKind::Unavailable, "the check without a node is not part of this build"))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
+    runtime.block_on(offline::check(data, volume.cloned(), progress.clone()))
 }

@@ -58,7 +58,7 @@ pub(super) fn now_ms() -> u64 {
 }
 
 /// Opens a store.
-async fn open_store(url: &str) -> Result<Arc<Watched>, ControlError> {
+pub(super) async fn open_store(url: &str) -> Result<Arc<Watched>, ControlError> {
     let url = StoreUrl::parse(url).map_err(store_error)?;
     let handle = tokio::runtime::Handle::current();
     Ok(Watched::new(varve_store::open(&url, StoreLimits::default(), handle).await.map_err(store_error)?))
@@ -129,6 +129,11 @@ async fn claim(store: &dyn ObjectStore, cluster: ClusterId) -> Result<u64, Contr
 impl Pools {
     pub(super) fn new(coord: Arc<dyn Coord>, cluster: ClusterId) -> Self {
         Self { coord, cluster, entries: Mutex::default() }
+    }
+
+    /// The cluster that this node is.
+    pub(super) const fn cluster(&self) -> ClusterId {
+        self.cluster
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, Entry>> {

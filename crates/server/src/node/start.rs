@@ -153,8 +153,8 @@ async fn start_shard(
     let open = move || -> varve_env::LocalFuture<Answer<Rc<Local>>> {
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
-            let shard = journal.start(env, Arc::clone(&coord), limits).await?;
-            let local = Local::new(shard, coord, pools, nbd_socket);
+            let shard = journal.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
+            let local = Local::new(shard, env, coord, pools, nbd_socket);
             local.start_chores(RETRY_TIME);
             Ok(local)
         })
@@ -237,6 +237,37 @@ async fn ensure_volumes(shard: &ShardHandle, wanted: Vec<VolumeSpec>) -> Answer<
     shard.call(ensure).await
 }
 
+/// What there is before volumes are opened.
+struct Core {
+    pools: Arc<Pools>,
+    default: (PoolRecord, Answer<Opened>),
+    shard: ShardHandle,
+    thread: ShardThread,
+    limits: Limits,
+}
+
+async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
+    let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.coordination()).map_err(coord_error)?);
+    let pools = Arc::new(Pools::new(Arc::clone(&coord), cluster(&*coord).await?));
+    let default = default_pool_ready(config, directory, &pools).await?;
+    let limits = Limits { layer_ram: config.layer_ram_bytes, cache_ram: config.ram_cache_bytes, ..Limits::default() };
+    let journal = JournalFile::new(directory, config.journal_size_bytes);
+    let (shard, thread) = start_shard(journal, &coord, &pools, limits, directory.nbd_socket()).await?;
+    Ok(Core { pools, default, shard, thread, limits })
+}
+
+/// A node that nobody is served by: its shard, with all volumes open.
+pub(super) async fn without_serving(config: &UpConfig, directory: &Directory) -> Answer<(ShardHandle, ShardThread)> {
+    let Core { pools, default, shard, thread, .. } = core(config, directory).await?;
+    match open(&shard, &pools, default, Vec::new()).await {
+        Ok(()) => Ok((shard, thread)),
+        Err(error) => {
+            end_shard(&shard, thread).await?;
+            Err(error)
+        }
+    }
+}
+
 /// Runs a node from its start to its stop.
 pub(super) async fn run(
     config: UpConfig,
@@ -246,12 +277,7 @@ pub(super) async fn run(
 ) -> Answer<()> {
     let _files = SocketFiles([directory.nbd_socket(), directory.api_socket()]);
     let sockets = bind(&config, &directory).await?;
-    let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.coordination()).map_err(coord_error)?);
-    let pools = Arc::new(Pools::new(Arc::clone(&coord), cluster(&*coord).await?));
-    let default = default_pool_ready(&config, &directory, &pools).await?;
-    let limits = Limits { layer_ram: config.layer_ram_bytes, cache_ram: config.ram_cache_bytes, ..Limits::default() };
-    let journal = JournalFile::new(&directory, config.journal_size_bytes);
-    let (shard, mut thread) = start_shard(journal, &coord, &pools, limits, directory.nbd_socket()).await?;
+    let Core { pools, default, shard, mut thread, limits } = core(&config, &directory).await?;
     let opened = open(&shard, &pools, default, config.volumes.clone()).await.and_then(|()| directory.complete());
     if let Err(error) = opened {
         end_shard(&shard, thread).await?;
@@ -301,7 +327,7 @@ async fn open(
     ensure_volumes(shard, volumes).await
 }
 
-async fn end_shard(shard: &ShardHandle, thread: ShardThread) -> Answer<()> {
+pub(super) async fn end_shard(shard: &ShardHandle, thread: ShardThread) -> Answer<()> {
     let stopped = shard.stop().await;
     thread.join()?;
     stopped

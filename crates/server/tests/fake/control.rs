@@ -240,8 +240,9 @@ impl Control for Fake {
             Ok(report)
         })
     }
-    fn metrics(&self) -> String {
-        format!("# TYPE varve_volumes gauge\nvarve_volumes {}\n# EOF\n", self.state().volumes.len())
+    fn metrics(&self) -> Answer<'_, String> {
+        let text = format!("# TYPE varve_volumes gauge\nvarve_volumes {}\n# EOF\n", self.state().volumes.len());
+        Box::pin(async move { Ok(text) })
     }
 
     fn read(&self, target: Target, offset: u64, len: u32) -> Answer<'_, Bytes> {

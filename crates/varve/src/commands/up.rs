@@ -62,17 +62,25 @@ pub fn run(args: Up, json: bool) -> Result<()> {
     Ok(up(config, ready, Box::pin(stopped()))?)
 }
 
-/// Completes on SIGTERM, SIGINT or SIGHUP.
+/// Completes on SIGTERM, SIGINT or SIGHUP. Another signal after the first one ends the process at once: what was acknowledged is in the journal.
 async fn stopped() {
     let catch = |kind| signal(kind).inspect_err(|error| tracing::error!(%error, "a signal can not be caught"));
     let all = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(catch);
     let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = all else { return std::future::pending().await };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    tracing::info!("stopping");
+    let mut any = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
+    any().await;
+    tracing::info!("stopping; another signal ends it at once");
+    tokio::spawn(async move {
+        any().await;
+        out::complain("ended before everything was stopped: the next start recovers what was acknowledged");
+        std::process::exit(1);
+    });
 }
 
 fn log(config: &UpConfig) -> Result<()> {

@@ -66,9 +66,18 @@ pub fn run(program: &str, package: &str, args: &[&str]) -> Run {
     Command::new(program).args(args).stdin(Stdio::null()).output().unwrap().into()
 }
 
-/// A program of libnbd's shell, in Python; `h` is the handle.
+/// libnbd's shell with a script in Python, in which `h` is the handle.
+pub fn nbdsh_command(uri: &str, script: &str) -> Command {
+    let mut command = Command::new(find_program("nbdsh", "python3-libnbd").unwrap());
+    // It runs `python3`, and the one of the system is the one that has the module.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("/usr/bin:/bin:{path}")).args(["-u", uri, "-c", script]).stdin(Stdio::null());
+    command
+}
+
+/// Runs a script in libnbd's shell.
 pub fn nbdsh(uri: &str, script: &str) -> Run {
-    run("nbdsh", "libnbd-bin", &["-u", uri, "-c", script])
+    nbdsh_command(uri, script).output().unwrap().into()
 }
 
 /// Bytes that do not compress, the same for the same seed.
@@ -87,10 +96,11 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
 
 /// A node, running or not.
 pub struct Node {
-    pub dir: tempfile::TempDir,
+    /// Goes before the directory with its log.
+    process: Option<Process>,
     args: Vec<String>,
     starts: u32,
-    process: Option<Process>,
+    pub dir: tempfile::TempDir,
 }
 
 impl Node {

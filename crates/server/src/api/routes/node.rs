@@ -72,7 +72,7 @@ pub(in super::super) async fn job(State(app): State<App>, Path(job): Path<u64>) 
 /// The metrics of the node, for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "node",
     responses((status = 200, content_type = "application/openmetrics-text", body = String), (status = "default", body = ErrorBody)))]
-pub(in super::super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+pub(in super::super) async fn metrics(State(app): State<App>) -> ApiResult<impl IntoResponse> {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.control.metrics())
+    Ok(([(header::CONTENT_TYPE, kind)], app.control.metrics().await?))
 }
