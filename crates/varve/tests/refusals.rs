@@ -129,8 +129,6 @@ fn a_data_directory_that_was_moved_takes_its_store_along() {
     node.stop();
     let (moved, back) = (node.path("moved"), node.data());
     std::fs::rename(&back, &moved).unwrap();
-    std::fs::create_dir(&back).unwrap();
-    std::fs::remove_dir(&back).unwrap();
     let mut command = node.command(&moved);
     command.args(["--volume", "disk:64M"]);
     let mut process = varve_lab::process::Process::start("moved", command, node.dir.path()).unwrap();
@@ -140,5 +138,5 @@ fn a_data_directory_that_was_moved_takes_its_store_along() {
     })
     .unwrap();
     let uri = format!("nbd+unix:///disk?socket={}", moved.join("nbd.sock").display());
-    assert_eq!(real::nbdsh(&uri, "print(h.pread(4, 0))").ok(), "bytearray(b'\\x01\\x01\\x01\\x01')\n");
+    assert_eq!(real::nbdsh(&uri, "print(h.pread(512, 0) == b'\\x01' * 512)").ok(), "True\n");
 }
