@@ -136,15 +136,31 @@ fn without_it_the_origin_stays() {
 
 #[test]
 fn a_snapshot_and_a_clone_keep_the_origin_until_they_go() {
-    let (node, model, _) = origin_and_clone(2, true);
-    let volume = node.volume("w");
-    node.must("snapshot", async move { volume.snapshot(name("s")).await });
+    let (node, mut model, mut rng) = origin_and_clone(2, true);
+    let snapshot = |text: &str| {
+        let (volume, wanted) = (node.volume("w"), name(text));
+        node.must("snapshot", async move { volume.snapshot(wanted).await });
+    };
+    // One with the origin's nodes, one with a node of its own that leads to the origin's blocks.
+    snapshot("s");
+    write_randomly(&node, &node.device("w"), &mut model, &mut rng);
+    snapshot("t");
+    write_randomly(&node, &node.device("w"), &mut model, &mut rng);
     let first = flatten(&node, "w");
-    assert_eq!((first.independent, first.snapshots.clone()), (false, vec![name("s")]), "{first:?}");
+    assert_eq!((first.independent, first.snapshots.clone()), (false, vec![name("s"), name("t")]), "{first:?}");
     assert!(first.blocks > 100 && first.clones.is_empty() && !first.rolled_back);
-    clone(&node, "w", Some("s"), "x");
-    let volume = node.volume("w");
-    node.must("delete the snapshot", async move { volume.delete_snapshot(&name("s")).await });
+    let forget = |text: &str| {
+        let (volume, wanted) = (node.volume("w"), name(text));
+        node.must("delete a snapshot", async move { volume.delete_snapshot(&wanted).await });
+    };
+    forget("s");
+    assert_eq!(flatten(&node, "w").snapshots, [name("t")]);
+    let (volume, at_t) = (node.volume("w"), name("t"));
+    let view = node.must("view", async move { volume.snapshot_device(&at_t, "test".to_owned()).await.map(Rc::new) });
+    let model_at_t = node.read(&view, 0, SIZE as u32).unwrap().unwrap();
+    drop(view);
+    clone(&node, "w", Some("t"), "x");
+    forget("t");
     let second = flatten(&node, "w");
     assert_eq!((second.independent, second.blocks, second.clones.len()), (false, 0, 1), "{second:?}");
     assert!(flatten(&node, "x").independent);
@@ -152,7 +168,7 @@ fn a_snapshot_and_a_clone_keep_the_origin_until_they_go() {
     assert!(third.independent, "{third:?}");
     assert!(!delete_for_good(&node, "v"));
     assert!(!delete_for_good(&node, "w"));
-    check(&node, &node.device("x"), &model, "all it came from is gone");
+    check(&node, &node.device("x"), &model_at_t, "all it came from is gone");
 }
 
 #[test]
@@ -162,6 +178,12 @@ fn a_clone_of_a_clone_that_nothing_has_merged_sees_all_of_it() {
         let device = node.device("w");
         write_randomly(&node, &device, &mut model, &mut rng);
         drop(device);
+        let volume = node.volume("w");
+        let view = node.must("view", async move {
+            volume.snapshot(name("now")).await?;
+            volume.snapshot_device(&name("now"), "test".to_owned()).await.map(Rc::new)
+        });
+        check(&node, &view, &model, "a snapshot of the clone");
         clone(&node, "w", None, "x");
         clone(&node, "x", None, "y");
         check(&node, &node.device("y"), &model, "from RAM");
