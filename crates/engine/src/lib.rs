@@ -19,6 +19,8 @@ mod error;
 mod extent;
 mod facts;
 mod flatten;
+#[cfg(feature = "generator")]
+mod generator;
 mod import;
 mod journal;
 mod layer;

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One volume on a shard of the real world: a journal in a file, coordination in a file, a store whose segments are computed.
+//!
+//! A rig writes generated segments, takes snapshots and clones by the clock, and proves with samples that what the map says is what was written last. Its files lie in a
+//! directory of its own, which goes with it.
+
+use crate::pattern::{Order, Pattern, SEGMENT_BLOCKS, bytes_of, find, mix};
+use crate::store::GeneratedStore;
+use bytes::{Bytes, BytesMut};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use varve_coord::{Coord, Embedded, PoolRecord, Record, Records};
+use varve_engine::{BlockDevice, Device, EngineError, Limits, NewVolume, PoolStore, Shard, Submit, Volume};
+use varve_env::real::{ComputePool, FileDisk, PoolOptions, RealEnv};
+use varve_types::{BLOCK, Name, Overrides};
+
+/// What a step gives; the program ends with the first error.
+pub type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Bytes of the journal: only snapshots and single blocks pass it.
+const JOURNAL: u64 = 64 << 20;
+/// Blocks whose newest contents are remembered and compared.
+const SAMPLES: u64 = 256;
+/// How long a snapshot's data may take to be put.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Median and longest of some times.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// The median, in milliseconds.
+    pub median_ms: f64,
+    /// The longest, in milliseconds.
+    longest_ms: f64,
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2} ms (longest {:.1})", self.median_ms, self.longest_ms)
+    }
+}
+
+impl Times {
+    fn of(mut all: Vec<Duration>) -> Self {
+        all.sort_unstable();
+        let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1e3);
+        Self { median_ms: ms(all.get(all.len() / 2)), longest_ms: ms(all.last()) }
+    }
+}
+
+/// See the module.
+pub struct Rig {
+    shard: Rc<Shard>,
+    /// The store.
+    pub store: Arc<GeneratedStore>,
+    volume: Rc<Volume>,
+    device: Device,
+    blocks: u64,
+    /// Block of the volume → (ordinal, block of the segment), once it was written.
+    samples: BTreeMap<u64, Option<(u64, u64)>>,
+    names: u64,
+    stall: Rc<Cell<Duration>>,
+    _directory: TempDir,
+}
+
+fn name(text: &str) -> Outcome<Name> {
+    Ok(text.parse()?)
+}
+
+async fn finish<T>(submit: Submit<T>) -> Result<T, EngineError> {
+    match submit {
+        Submit::Done(done) => done,
+        Submit::Later(later) => later.await,
+    }
+}
+
+impl Rig {
+    /// An empty volume of so many bytes.
+    pub async fn new(size: u64) -> Outcome<Self> {
+        let directory = TempDir::new()?;
+        let options = PoolOptions { name: "compute".to_owned(), threads: 1, queue: 16, nice: false };
+        let env = Rc::new(RealEnv::new(Arc::new(ComputePool::new(&options)?)));
+        let disk = Rc::new(FileDisk::create(&directory.path().join("journal"), JOURNAL)?);
+        let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.path().join("coord"))?);
+        let store = Arc::new(GeneratedStore::new(directory.path().to_owned()));
+        let pool = PoolRecord {
+            version: PoolRecord::VERSION,
+            name: name("default")?,
+            store: "generated:///".to_owned(),
+            owner_number: 1,
+            settings: Overrides::default(),
+            created_ms: 0,
+        };
+        Records::new(&*coord).create_pool(&pool).await?;
+        let shard = Shard::create(env, disk, coord, Limits::default()).await?;
+        shard.add_pool(name("default")?, PoolStore::new(store.clone(), 1), Overrides::default());
+        let new = NewVolume { name: name("v")?, pool: name("default")?, size, settings: Overrides::default() };
+        let volume = shard.create_volume(new).await?;
+        let (device, _) = volume.device("bench".to_owned()).await?;
+        let blocks = size / BLOCK;
+        let samples = (0..SAMPLES).map(|i| (mix(!i) & (blocks - 1), None)).collect();
+        let stall = Rc::new(Cell::new(Duration::ZERO));
+        tokio::task::spawn_local(watch(Rc::downgrade(&stall)));
+        Ok(Self { shard, store, volume, device, blocks, samples, names: 0, stall, _directory: directory })
+    }
+
+    /// Segments that are as large as the volume.
+    pub const fn segments(&self) -> u64 {
+        self.blocks / SEGMENT_BLOCKS
+    }
+
+    /// Takes in segments `numbers` of an order. Gives the bytes of data in them.
+    pub async fn write(&mut self, order: Order, numbers: std::ops::Range<u64>) -> Outcome<u64> {
+        let mut data = 0;
+        for number in numbers {
+            let pattern = Pattern { order, blocks: self.blocks, number };
+            let index = pattern.index();
+            let places: Vec<_> =
+                self.samples.keys().filter_map(|block| Some((*block, find(&index, *block)?))).collect();
+            data += index.extents.iter().map(|extent| extent.blocks * BLOCK).sum::<u64>();
+            let (store, samples) = (&self.store, &mut self.samples);
+            let announce = |facts: &_| {
+                let facts: &varve_format::segment::SegmentFacts = facts;
+                store.announce(facts, pattern);
+                samples.extend(places.into_iter().map(|(block, at)| (block, Some((facts.ordinal.0, at)))));
+            };
+            self.volume.take_generated(index, announce).await?;
+            // A front end returns to its loop after each batch.
+            tokio::task::yield_now().await;
+        }
+        Ok(data)
+    }
+
+    /// Merges everything into the map. Gives the time it took, in seconds.
+    pub async fn merge(&self) -> Outcome<f64> {
+        let start = Instant::now();
+        self.volume.merge_all().await?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Bytes of the map in RAM.
+    pub fn map_ram(&self) -> usize {
+        self.volume.counts().map_ram_bytes
+    }
+
+    /// The longest time for which the shard did nothing else, since the last call, in milliseconds.
+    pub fn take_stall(&self) -> f64 {
+        self.stall.take().as_secs_f64() * 1e3
+    }
+
+    /// Takes snapshots and clones them once their data are put: times of both.
+    pub async fn snapshots(&mut self, count: u64) -> Outcome<(Times, Times)> {
+        let (mut taken, mut cloned) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            self.names += 1;
+            // Something to flush, and a block that the clone must not share.
+            let block = mix(self.names) & (self.blocks - 1);
+            finish(self.device.write(block * BLOCK, Bytes::from(vec![7; BLOCK as usize]), false)).await?;
+            self.device.commit()?;
+            self.samples.remove(&block);
+            let (snapshot, clone) = (name(&format!("s{}", self.names))?, name(&format!("c{}", self.names))?);
+            let start = Instant::now();
+            self.volume.snapshot(snapshot.clone()).await?;
+            taken.push(start.elapsed());
+            self.until_stored(&snapshot).await?;
+            let start = Instant::now();
+            self.shard.clone_volume(&name("v")?, Some(&snapshot), clone, Overrides::default()).await?;
+            cloned.push(start.elapsed());
+        }
+        Ok((Times::of(taken), Times::of(cloned)))
+    }
+
+    async fn until_stored(&self, snapshot: &Name) -> Outcome<()> {
+        let start = Instant::now();
+        while !self.volume.find_snapshot(snapshot).await?.stored {
+            if start.elapsed() > PATIENCE {
+                return Err(format!("the data of snapshot {snapshot} are not put").into());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    /// Reads the samples and compares them with what was written last.
+    pub async fn verify(&self) -> Outcome<()> {
+        for (block, written) in &self.samples {
+            let Some((ordinal, at)) = *written else { continue };
+            let mut out = BytesMut::new();
+            let later = finish(self.device.read(block * BLOCK, BLOCK as u32, &mut out)).await?;
+            if [&out[..], &later[..]].concat() != bytes_of(ordinal, at, *block) {
+                return Err(format!("block {block} is not block {at} of segment {ordinal}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the shard.
+    pub async fn end(self) -> Outcome<()> {
+        Ok(self.shard.stop().await?)
+    }
+}
+
+/// Sleeps again and again, and notes by how much it was woken too late.
+async fn watch(longest: std::rc::Weak<Cell<Duration>>) {
+    const NAP: Duration = Duration::from_millis(1);
+    loop {
+        let start = Instant::now();
+        tokio::time::sleep(NAP).await;
+        let Some(longest) = longest.upgrade() else { return };
+        longest.set(longest.get().max(start.elapsed().saturating_sub(NAP)));
+    }
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A store whose segments are computed: it holds a tebibyte without having it.
+//!
+//! What the engine puts is kept in RAM, and deleted when the engine deletes it. Manifests are written to a file and synced as well, as a directory store would, because
+//! what waits for a manifest waits for that. A generated segment is known by its facts and its pattern alone. Bytes put are counted by kind.
+//!
+//! Nothing outlives the program.
+
+use crate::pattern::{Pattern, block_at, bytes_of};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use varve_env::{ObjectInfo, ObjectStore, Payload, PutOutcome, SendFuture, StoreError, StoreErrorKind};
+use varve_format::chunk::RAW_BLOCK;
+use varve_format::crc::{Identity, crc};
+use varve_format::segment::{Codec, SegmentFacts, encode_head};
+use varve_format::{ObjectKind, ObjectName};
+
+/// Bytes that were put, by kind of object.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PutBytes {
+    /// Map nodes.
+    pub map: u64,
+    /// Pages of the segment table, and runs of kills.
+    pub table: u64,
+    /// Manifests.
+    pub manifest: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    objects: BTreeMap<String, Bytes>,
+    generated: BTreeMap<String, (SegmentFacts, Pattern)>,
+    put: PutBytes,
+}
+
+/// See the module.
+pub struct GeneratedStore {
+    inner: Mutex<Inner>,
+    directory: PathBuf,
+}
+
+fn name_of(facts: &SegmentFacts) -> String {
+    let SegmentFacts { timeline, ordinal, epoch, writer, .. } = *facts;
+    ObjectName { timeline, kind: ObjectKind::Segment, number: ordinal.0, part: 0, epoch, writer }.to_string()
+}
+
+/// The bytes `range` of a generated segment's object, as far as it has them; and its length.
+fn compute(facts: &SegmentFacts, pattern: Pattern, range: Range<u64>) -> (Bytes, u64) {
+    let index = pattern.index();
+    let raw = RAW_BLOCK as u64;
+    let blocks: u64 = index.extents.iter().map(|extent| extent.blocks).sum();
+    let mut bytes = encode_head(facts, Codec::Raw, &index, blocks * raw);
+    let head = bytes.len() as u64;
+    let len = head + blocks * raw;
+    let range = range.start..range.end.min(len);
+    let mut start = 0;
+    if range.end > head {
+        let first = range.start.saturating_sub(head) / raw;
+        if range.start >= head {
+            bytes.clear();
+            start = head + first * raw;
+        }
+        for at in first..(range.end - head).div_ceil(raw) {
+            let block = block_at(&index, at).unwrap_or_default();
+            let data = bytes_of(facts.ordinal.0, at, block);
+            let identity = Identity::block(facts.timeline, facts.ordinal.0, at as u32);
+            bytes.extend_from_slice(&identity.bind(crc(&data)).to_le_bytes());
+            bytes.extend_from_slice(&[0; 4]);
+            bytes.extend_from_slice(&block.to_le_bytes());
+            bytes.extend_from_slice(&data);
+        }
+    }
+    (Bytes::from(bytes).slice((range.start - start) as usize..(range.end - start) as usize), len)
+}
+
+fn fail(kind: StoreErrorKind, operation: &'static str, name: &str, message: impl ToString) -> StoreError {
+    StoreError { kind, operation, name: name.to_owned(), message: message.to_string() }
+}
+
+fn write_synced(directory: &Path, name: &str, payload: &Payload) -> std::io::Result<()> {
+    let mut file = File::create(directory.join(name.replace('/', "_")))?;
+    for part in payload.parts() {
+        file.write_all(part)?;
+    }
+    file.sync_all()?;
+    File::open(directory)?.sync_all()
+}
+
+impl GeneratedStore {
+    /// An empty store; manifests are written below `directory`.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { inner: Mutex::default(), directory }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A segment is in the store from now on.
+    pub fn announce(&self, facts: &SegmentFacts, pattern: Pattern) {
+        self.lock().generated.insert(name_of(facts), (*facts, pattern));
+    }
+
+    /// Bytes put since the last call.
+    pub fn take_put(&self) -> PutBytes {
+        std::mem::take(&mut self.lock().put)
+    }
+
+    /// Bytes that it holds in RAM.
+    pub fn bytes_in_ram(&self) -> u64 {
+        self.lock().objects.values().map(|bytes| bytes.len() as u64).sum()
+    }
+
+    fn read(&self, name: &str, range: Range<u64>) -> Result<(Bytes, u64), StoreError> {
+        let generated = {
+            let inner = self.lock();
+            if let Some(bytes) = inner.objects.get(name) {
+                let len = bytes.len() as u64;
+                return Ok((bytes.slice(range.start.min(len) as usize..range.end.min(len) as usize), len));
+            }
+            inner.generated.get(name).copied()
+        };
+        let Some((facts, pattern)) = generated else {
+            return Err(fail(StoreErrorKind::NotFound, "get", name, "there is no such object"));
+        };
+        Ok(compute(&facts, pattern, range))
+    }
+
+    fn insert(&self, name: &str, payload: &Payload) -> PutOutcome {
+        let mut inner = self.lock();
+        if inner.objects.contains_key(name) || inner.generated.contains_key(name) {
+            return PutOutcome::Exists;
+        }
+        match ObjectName::parse(name).map(|name| name.kind) {
+            Some(ObjectKind::Map) => inner.put.map += payload.len(),
+            Some(ObjectKind::Table) => inner.put.table += payload.len(),
+            Some(ObjectKind::Manifest) => inner.put.manifest += payload.len(),
+            Some(ObjectKind::Segment) | None => {}
+        }
+        let bytes = match payload.parts() {
+            [one] => one.clone(),
+            parts => Bytes::from(parts.concat()),
+        };
+        inner.objects.insert(name.to_owned(), bytes);
+        PutOutcome::Created
+    }
+}
+
+impl ObjectStore for GeneratedStore {
+    fn put<'a>(&'a self, name: &'a str, payload: Payload) -> SendFuture<'a, Result<PutOutcome, StoreError>> {
+        Box::pin(async move {
+            if name.contains("/man/") {
+                let (directory, owned, copy) = (self.directory.clone(), name.to_owned(), payload.clone());
+                let written = tokio::task::spawn_blocking(move || write_synced(&directory, &owned, &copy)).await;
+                let written = written.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
+                written.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
+            }
+            Ok(self.insert(name, &payload))
+        })
+    }
+
+    fn get<'a>(&'a self, name: &'a str, range: Range<u64>) -> SendFuture<'a, Result<Bytes, StoreError>> {
+        let wanted = range.end - range.start;
+        let read = self.read(name, range).and_then(|(bytes, len)| match bytes.len() as u64 == wanted {
+            true => Ok(bytes),
+            false => Err(fail(StoreErrorKind::Invalid, "get", name, format!("it has {len} bytes"))),
+        });
+        Box::pin(std::future::ready(read))
+    }
+
+    fn get_head<'a>(&'a self, name: &'a str, most: u64) -> SendFuture<'a, Result<Bytes, StoreError>> {
+        Box::pin(std::future::ready(self.read(name, 0..most).map(|(bytes, _)| bytes)))
+    }
+
+    fn head<'a>(&'a self, name: &'a str) -> SendFuture<'a, Result<ObjectInfo, StoreError>> {
+        let info = self.read(name, 0..0).map(|(_, size)| ObjectInfo { name: name.to_owned(), size });
+        Box::pin(std::future::ready(info))
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+    ) -> SendFuture<'a, Result<Vec<ObjectInfo>, StoreError>> {
+        let inner = self.lock();
+        let names = inner.objects.iter().filter(|(name, _)| name.starts_with(prefix));
+        let names = names.filter(|(name, _)| after.is_none_or(|after| name.as_str() > after)).take(1000);
+        let names = names.map(|(name, bytes)| ObjectInfo { name: name.clone(), size: bytes.len() as u64 }).collect();
+        Box::pin(std::future::ready(Ok(names)))
+    }
+
+    fn delete<'a>(&'a self, name: &'a str) -> SendFuture<'a, Result<(), StoreError>> {
+        let mut inner = self.lock();
+        inner.objects.remove(name);
+        inner.generated.remove(name);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn url(&self) -> String {
+        "generated:///".to_owned()
+    }
+}
