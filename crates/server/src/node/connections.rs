@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The NBD connections of the shard: each a task of its thread that holds the device of its volume.
 //!
-//! A connection that was negotiated elsewhere comes here, opens its export and is served until one side ends it. As long as it is, its volume is attached.
-//! Several connections of one client are one client; a second client gets in, with a warning, because nothing here can know whether the two have agreed.
+//! A connection that was negotiated elsewhere comes here, opens its export and is served until one side ends it. As
+//! long as it is, its volume is attached. Several connections of one client are one client; a second client gets
+//! in, with a warning, because nothing here can know whether the two have agreed.
 //!
-//! Ending the connections drops their futures between two polls, when every write that was applied is committed: what was not answered may have happened or not, and
-//! a client that comes back finds everything that was answered.
+//! Ending the connections drops their futures between two polls, when every write that was applied is committed:
+//! what was not answered may have happened or not, and a client that comes back finds everything that was answered.
 
 use super::local::Local;
 use crate::api::model::Target;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node as the API sees it: [`Control`], each operation handed to where it belongs.
 //!
-//! Volumes and their data belong to the shard's thread; pools to the control runtime; what both need is in coordination. A change is a call on the shard that runs to its
-//! end there, whoever waits for it.
+//! Volumes and their data belong to the shard's thread; pools to the control runtime; what both
+//! need is in coordination. A change is a call on the shard that runs to its end there, whoever
+//! waits for it.
 
 use super::local::Local;
 use super::pools::Pools;

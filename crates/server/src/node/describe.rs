@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Volumes and snapshots as the documents of the API.
 //!
-//! Runs on the shard's thread and changes nothing. What is open is described from RAM as far as possible; a deleted volume, or one that could not be opened,
-//! from its record and its manifest, and where even that can not be read, from its record alone: a list never fails for one bad volume.
+//! Runs on the shard's thread and changes nothing. What is open is described from RAM as far as possible; a deleted
+//! volume, or one that could not be opened, from its record and its manifest, and where even that can not be read,
+//! from its record alone: a list never fails for one bad volume.
 
 use super::local::Local;
 use crate::api::ControlError;

@@ -10,9 +10,10 @@
 //! DIR/nbd.sock, DIR/api.sock, DIR/token
 //! ```
 //!
-//! Always holds: one process at a time owns a directory, by the kernel's lock and not by the id in the file, so a process that died leaves nothing
-//! to clear away. A directory with `format` was whole once: then a journal that is missing is a loss, and is refused instead of made anew, since what
-//! was acknowledged and had not reached the store was only there. A crash before `format` is written leaves a directory that the next start completes.
+//! Always holds: one process at a time owns a directory, by the kernel's lock and not by the id in the file, so a
+//! process that died leaves nothing to clear away. A directory with `format` was whole once: then a journal that is
+//! missing is a loss, and is refused instead of made anew, since what was acknowledged and had not reached the
+//! store was only there. A crash before `format` is written leaves a directory that the next start completes.
 
 use crate::api::ControlError;
 use rustix::fs::{FlockOperation, flock};

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The NBD exports: each volume under its name, and each of its snapshots as `NAME@SNAPSHOT`.
+//! The NBD exports: each volume under its name, and each of its snapshots as
+//! `NAME@SNAPSHOT`.
 //!
-//! Asked by negotiations on the control runtime, answered on the shard's thread. Nothing is opened here. The empty name stands for the only
-//! volume, where there is only one.
+//! Asked by negotiations on the control runtime, answered on the shard's thread. Nothing is
+//! opened here. The empty name stands for the only volume, where there is only one.
 
 use super::local::Local;
 use super::thread::ShardHandle;

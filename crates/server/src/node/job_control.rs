@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The long operations: checks, flattening, the import of a pool.
 //!
-//! Each runs on the shard's thread, in slices between which everybody else is served, and tells how far it is. None holds anything that a crash would hurt: it is begun again.
+//! Each runs on the shard's thread, in slices between which everybody else is
+//! served, and tells how far it is. None holds anything that a crash would hurt: it
+//! is begun again.
 
 use super::control::Node;
 use super::local::Local;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The file of the journal: made at the first start, opened at every other.
 //!
-//! It is made whole under another name, and gets its own once a shard has begun in it, so a crash on the way leaves nothing that the next start would take for a journal.
-//! A directory that was whole once and has no journal any more is refused: what was acknowledged and had not reached the store was in it.
+//! It is made whole under another name, and gets its own once a shard has begun in it, so a crash on the way leaves
+//! nothing that the next start would take for a journal. A directory that was whole once and has no journal any
+//! more is refused: what was acknowledged and had not reached the store was in it.
 
 use super::directory::{Directory, io_error};
 use crate::api::ControlError;

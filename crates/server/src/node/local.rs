@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What lives on the shard's thread: the shard, the volumes that could not be opened, and everybody who uses a volume.
+//! What lives on the shard's thread: the shard, the volumes that could not be opened, and everybody who uses a
+//! volume.
 //!
-//! A volume that can not be opened keeps no other from being served. It is remembered with the reason, and where that may pass (its store is away, say) its opening
-//! is tried again; where it will not (it is damaged), a person is needed, and the state of the node says so.
+//! A volume that can not be opened keeps no other from being served. It is remembered with the reason, and where
+//! that may pass (its store is away, say) its opening is tried again; where it will not (it is damaged), a person
+//! is needed, and the state of the node says so.
 
 use super::connections::Connections;
 use super::pools::Pools;

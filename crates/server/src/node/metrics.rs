@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The metrics of the node in the text form of Prometheus (OpenMetrics): gathered when they are asked for.
 //!
-//! Names begin with `varve_`; a unit stands last in a name; counters grow since the start of the node. Labels are `volume` and `pool`, which people chose and
-//! which can be many: there is one row a volume in each family and no more.
+//! Names begin with `varve_`; a unit stands last in a name; counters grow since the start of the node. Labels are
+//! `volume` and `pool`, which people chose and which can be many: there is one row a volume in each family and no
+//! more.
 
 use super::control::Node;
 use super::describe;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node: a data directory, its shard, and what they serve.
 //!
-//! The two entries of the command line. Both block the calling thread and bring their own runtimes. Only [`up`] serves; [`check_offline`] opens
-//! the same data directory, which the same lock keeps to one process, and serves nobody.
+//! The two entries of the command line. Both block the calling thread and bring their own runtimes. Only [`up`]
+//! serves; [`check_offline`] opens the same data directory, which the same lock keeps to one process, and serves
+//! nobody.
 //!
 //! | file | holds |
 //! |---|---|
@@ -14,7 +15,8 @@
 //! | `offline` | the check without a node |
 //! | `pools`, `watched` | the stores, and whom they belong to |
 //!
-//! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs everything else. They meet in `thread::ShardHandle` alone.
+//! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs
+//! everything else. They meet in `thread::ShardHandle` alone.
 
 mod connections;
 mod control;

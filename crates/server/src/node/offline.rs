@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A check of a data directory that no node runs on.
 //!
-//! It is a start without anybody being served, the check, and a stop: the lock keeps nodes away meanwhile. Volumes are opened as a start opens them, in a new
-//! epoch; nothing that a person wrote is changed.
+//! It is a start without anybody being served, the check, and a stop: the lock keeps nodes away
+//! meanwhile. Volumes are opened as a start opens them, in a new epoch; nothing that a person wrote
+//! is changed.
 
 use super::directory::Directory;
 use super::start;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The operations on pools.
 //!
-//! A pool is recorded in coordination first and made known to the shard then; a crash in between is mended by the next start, which opens every pool that is recorded.
-//! Where a pool goes it is the other way round: the record goes first, if the pool has no volumes, and the shard forgets it then.
+//! A pool is recorded in coordination first and made known to the shard then; a crash in between is mended by the
+//! next start, which opens every pool that is recorded. Where a pool goes it is the other way round: the record
+//! goes first, if the pool has no volumes, and the shard forgets it then.
 
 use super::control::Node;
 use super::coord_error;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pools of the node: their stores, whom they belong to, and how they are.
 //!
-//! A pool belongs to one cluster: the one named by the highest `owner/N` in its store. A record is put once, conditionally, so of two clusters that want an empty
-//! store one gets it. A store that belongs to another cluster is refused, by the name of the cluster, and nothing is written to it; taking it over is an import.
-//! A store that has lost the record of our ownership (a directory that is not mounted, a bucket that was emptied) is not taken for an empty one.
+//! A pool belongs to one cluster: the one named by the highest `owner/N` in its store. A record is put once,
+//! conditionally, so of two clusters that want an empty store one gets it. A store that belongs to another cluster
+//! is refused, by the name of the cluster, and nothing is written to it; taking it over is an import. A store that
+//! has lost the record of our ownership (a directory that is not mounted, a bucket that was emptied) is not taken
+//! for an empty one.
 //!
 //! A pool whose store can not be reached at the start is tried again and again; the others serve meanwhile.
 
@@ -248,8 +250,9 @@ impl Pools {
         entries.iter().filter_map(|(name, entry)| Some((name.clone(), Arc::clone(entry.store.as_ref()?)))).collect()
     }
 
-    /// Looks at every open store, so that the state is not older than the period of these looks, and at whether it is still ours.
-    pub(super) async fn look(&self) {
+    /// Looks at every open store, so that the state is not older than the period of these looks. Gives those that another cluster has taken over since, and why.
+    pub(super) async fn look(&self) -> Vec<(Name, String)> {
+        let mut lost = Vec::new();
         for (record, _) in self.records().list_pools().await.unwrap_or_default() {
             let store = self.lock().get(&record.name).and_then(|entry| entry.store.clone());
             let Some(store) = store else { continue };
@@ -257,14 +260,14 @@ impl Pools {
             if let Ok(Some(next)) = owner(&*store, record.owner_number + 1).await
                 && next.cluster != self.cluster
             {
-                let why = format!("it was imported by cluster {}", next.cluster);
+                let why = format!("the pool {} was imported by cluster {}", record.name, next.cluster);
                 tracing::error!(pool = %record.name, %why, "a pool is lost");
-                self.lock().insert(
-                    record.name,
-                    Entry { url: record.store, store: None, trouble: Some((StoreState::Lost, why)) },
-                );
+                let entry = Entry { url: record.store, store: None, trouble: Some((StoreState::Lost, why.clone())) };
+                self.lock().insert(record.name.clone(), entry);
+                lost.push((record.name, why));
             }
         }
+        lost
     }
 
     /// The address of a pool's store.
@@ -301,7 +304,8 @@ mod tests {
 
         let next = OwnerRecord { number: 2, cluster: ClusterId::from_bytes([2; 16]), created_ms: 0 };
         opened.store.put(&OwnerRecord::name(2), Payload::from(bytes::Bytes::from(next.encode()))).await.unwrap();
-        first.look().await;
+        assert_eq!(first.look().await.len(), 1);
+        assert_eq!(first.look().await, [], "it is told once");
         assert_eq!(first.state(&name).0, StoreState::Lost);
         assert_eq!(first.open(&record).await.err().unwrap().kind, ErrorKind::Conflict);
         let ours = PoolRecord { owner_number: 2, ..record };

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Data of volumes through the API: devices that live from one request to the next.
 //!
-//! An import or an export is a row of requests, each of which knows nothing of the others. A device for each would detach between them, which seals a layer; so
-//! devices are kept for a while, by target. They are given up by a flush (the end of an import), after some seconds without a request, and at once for an operation
-//! that wants the volume detached, unless a request is under way.
+//! An import or an export is a row of requests, each of which knows nothing of the others. A device for each would
+//! detach between them, which seals a layer; so devices are kept for a while, by target. They are given up by a
+//! flush (the end of an import), after some seconds without a request, and at once for an operation that wants the
+//! volume detached, unless a request is under way.
 //!
-//! Bounds: [`MOST_DEVICES`] are kept, the one not used for longest goes first. A crash ends them; what was flushed is durable.
+//! Bounds: [`MOST_DEVICES`] are kept, the one not used for longest goes first. A crash ends them; what was flushed
+//! is durable.
 
 use super::local::Local;
 use crate::api::model::{Extent, ExtentMap, Target};

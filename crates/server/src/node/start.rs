@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The start and the stop of a node.
 //!
-//! The start, in this order: the lock of the data directory; the sockets, so that an address in use is told at once (who connects from here on waits); coordination and the
-//! cluster's id; the pool `default`; the shard on its journal; the other pools; the volumes; and only then anybody is answered.
+//! The start, in this order: the lock of the data directory; the sockets, so that an address in use is told at once
+//! (who connects from here on waits); coordination and the cluster's id; the pool `default`; the shard on its
+//! journal; the other pools; the volumes; and only then anybody is answered.
 //!
-//! The stop: no new connections; those that there are end; the shard makes its journal durable; coordination closes; the sockets go; at last the lock. Whoever is cut off on the
-//! way loses nothing that was acknowledged: a start after a crash is a start like any other.
+//! The stop: no new connections; those that there are end; the shard makes its journal durable; coordination
+//! closes; the sockets go; at last the lock. Whoever is cut off on the way loses nothing that was acknowledged: a
+//! start after a crash is a start like any other.
 
 use super::control::{Node, Place};
 use super::directory::Directory;
@@ -26,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use varve_coord::{ClusterRecord, Coord, CoordError, Embedded, PoolRecord, Records};
-use varve_engine::{Limits, PoolStore};
+use varve_engine::{EngineError, Limits, PoolStore};
 use varve_env::real::{ComputePool, PoolOptions, RealEnv};
 use varve_env::{Env, ObjectStore, SendFuture};
 use varve_store::StoreUrl;
@@ -401,7 +403,18 @@ async fn chores(node: &Node) {
     loop {
         let away = node.pools.away();
         tokio::time::sleep(if away.is_empty() { LOOK_TIME } else { RETRY_TIME }).await;
-        node.pools.look().await;
+        for (name, why) in node.pools.look().await {
+            let stop = node.on_shard(move |local| {
+                Box::pin(async move {
+                    let error = EngineError::new(ErrorKind::Fenced, format!("{why}: this node serves it no more"));
+                    local.shard.lose_pool(&name, &error);
+                    Ok(())
+                })
+            });
+            if let Err(error) = stop.await {
+                tracing::debug!(%error, "the node stops");
+            }
+        }
         for name in away.keys() {
             let Ok((record, _)) = node.pools.records().load_pool(name).await else { continue };
             // Why it could not be opened is in the state.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The state of the node at one moment, for people.
 //!
-//! What a person should do something about is a sentence among the warnings, beside standing in the table where it belongs.
+//! What a person should do something about is a sentence
+//! among the warnings, beside standing in the table where
+//! it belongs.
 
 use super::control::Node;
 use super::local::Local;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The thread of the shard, and the handle by which other threads have things done there.
 //!
-//! Everything of the engine is bound to its thread. A [`ShardHandle`] sends it functions, which run there as tasks beside the connections; their results come
-//! back. A function that was taken is run to its end even when nobody waits for its result any more.
+//! Everything of the engine is bound to its thread. A [`ShardHandle`] sends it functions, which run there as tasks
+//! beside the connections; their results come back. A function that was taken is run to its end even when nobody
+//! waits for its result any more.
 //!
-//! Bounds: at most [`MOST_CALLS`] functions are on their way or running; whoever comes then waits. The thread ends when it is told to stop, and not before;
-//! where it ends by a defect, every caller gets `Unavailable` and the node stops.
+//! Bounds: at most [`MOST_CALLS`] functions are on their way or running; whoever comes then waits. The thread ends
+//! when it is told to stop, and not before; where it ends by a defect, every caller gets `Unavailable` and the node
+//! stops.
 
 use super::local::Local;
 use crate::api::ControlError;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The operations on volumes and snapshots, on the shard's thread.
 //!
-//! Each finds its volume by name, has the engine do it, and gives the volume as it then is. What the engine refuses is refused here with its words. An operation that wants
-//! the volume detached first gives up the devices that the API itself keeps between two requests.
+//! Each finds its volume by name, has the engine do it, and gives the volume as it then is. What the engine refuses
+//! is refused here with its words. An operation that wants the volume detached first gives up the devices that the
+//! API itself keeps between two requests.
 
 use super::local::Local;
 use super::{coord_error, describe, engine_error};

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A store that notes how its operations end: for the state that people see, and for metrics.
 //!
-//! It changes nothing of what passes through. The state is that of the last operations: a put that found no room says `Full` until a put succeeds, an
-//! operation without an answer says `Unavailable` until one has an answer. Errors that blame the request (a name that is not there) say nothing about the store.
+//! It changes nothing of what passes through. The state is that of the last operations: a put that found no room
+//! says `Full` until a put succeeds, an operation without an answer says `Unavailable` until one has an answer.
+//! Errors that blame the request (a name that is not there) say nothing about the store.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
