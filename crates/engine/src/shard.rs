@@ -162,6 +162,13 @@ impl Shard {
         self.pools.borrow_mut().remove(name);
     }
 
+    /// Stops the volumes of a pool that another cluster has taken over: what they would still acknowledge, nobody would ever read.
+    pub fn lose_pool(&self, name: &Name, why: &EngineError) {
+        for volume in self.volumes.borrow().values().filter(|v| v.record().pool == *name) {
+            volume.shown().stop(why.clone());
+        }
+    }
+
     /// Takes new settings of a pool.
     pub fn set_pool(&self, name: &Name, settings: Overrides) {
         if let Some(pool) = self.pools.borrow_mut().get_mut(name) {
