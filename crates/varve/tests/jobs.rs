@@ -102,6 +102,11 @@ fn another_node_takes_the_pool_over_from_its_store_alone() {
     assert!(new.varve(&["check"]).ok().contains("no errors"));
 
     old.until_status("the old node to notice", |status| status["pools"][0]["state"] == "lost");
+    old.until_status("its volumes to be stopped", |status| status["volumes"][0]["state"] == "failed");
+    let refused = real::run("nbdinfo", "libnbd-bin", &[&old.uri("disk")]);
+    assert!(refused.code != 0, "{refused:?}");
+    let refused = old.varve(&["snapshot", "create", "disk", "late"]).fails(4);
+    assert!(refused.contains("imported by cluster"), "{refused}");
     old.kill();
     let run: real::Run = old.command(&old.data()).output().unwrap().into();
     assert!(run.fails(4).contains("belongs to cluster"));
