@@ -7,7 +7,7 @@
 //! still in the epoch in which the hold was made.
 
 use crate::context::Context;
-use crate::manifests::{PoolStore, accept, put_manifest, reference};
+use crate::manifests::{PoolStore, accept, put_manifest, put_numbered, reference};
 use crate::overlay::{Overlay, Stratum};
 use crate::recover::{Opening, assemble};
 use crate::snapshot::Base;
@@ -23,8 +23,6 @@ use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, TimelineId, Vol
 
 /// Ancestors at which a person is warned; a pointer can name 256.
 const MANY_ANCESTORS: usize = 200;
-/// Manifests of a closed timeline that may have been put in vain.
-const MAX_NUMBERS: u32 = 64;
 
 /// What a clone is made of: where it begins, and the manifest of the timeline that it begins in.
 pub(crate) struct Source {
@@ -238,9 +236,10 @@ impl Volume {
         let now = self.shown();
         now.drain().await?;
         now.checkpoint().await?;
-        // Within an epoch the changes of a timeline have one row of numbers: what is opened again needs a new one.
-        let record = crate::volume::raise_epoch(&self.context, self.id, record.writer).await?;
-        *self.record.borrow_mut() = record.clone();
+        // From here on the one that is shown writes no manifest but the last.
+        let _still = now.checkpoints.take().await;
+        // In the epoch of now, so that an attempt that fails leaves what is shown as it is.
+        let (record, _) = Records::new(&*self.context.coord).load_volume(self.id).await?;
         let old =
             Self::open_timeline(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
         let (until_ms, now_id) = (self.window_end(), now.id);
@@ -329,15 +328,6 @@ pub(crate) async fn edit_closed(
         ..old
     };
     edit(&mut manifest);
-    for _ in 0..MAX_NUMBERS {
-        manifest.number += 1;
-        match put_manifest(&*pool.store, &manifest).await {
-            // An earlier try put one under this number that was never accepted.
-            Err(error) if error.kind() == ErrorKind::Corrupt => {}
-            Err(error) => return Err(error),
-            Ok(()) => return accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await,
-        }
-    }
-    let what = format!("timeline {timeline}: {MAX_NUMBERS} manifests of it were put and not accepted");
-    Err(EngineError::new(ErrorKind::Busy, what))
+    put_numbered(&*pool.store, &mut manifest).await?;
+    accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await
 }

@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use varve_coord::{ManifestRef, Records, VolumeRecord};
+use varve_coord::{CoordError, ManifestRef, Records, VolumeRecord};
 use varve_env::{ObjectStore, Payload, PutOutcome};
 use varve_format::ObjectName;
 use varve_format::manifest::{DeadObject, Manifest};
@@ -55,6 +55,13 @@ impl PoolStore {
     }
 }
 
+/// Manifests that a writer may have put in vain, one behind the other.
+const MAX_NUMBERS: u32 = 64;
+/// Tries to find out whether a transaction was applied whose answer was lost.
+const MAX_UNKNOWN: u32 = 16;
+/// Between two of them, longer each time.
+const UNKNOWN_WAIT: Duration = Duration::from_millis(50);
+
 /// Puts a manifest under its name, which was never used before.
 pub(crate) async fn put_manifest(store: &dyn ObjectStore, manifest: &Manifest) -> Result<()> {
     let (name, bytes) = (manifest.object_name().to_string(), Bytes::from(manifest.encode()));
@@ -63,6 +70,19 @@ pub(crate) async fn put_manifest(store: &dyn ObjectStore, manifest: &Manifest) -
         return Err(EngineError::corrupt(format!("{name}: another object stands under its name")));
     }
     Ok(())
+}
+
+/// Puts a manifest under the first number, behind its own, that an earlier try of this writer has not taken in vain.
+pub(crate) async fn put_numbered(store: &dyn ObjectStore, manifest: &mut Manifest) -> Result<()> {
+    for _ in 0..MAX_NUMBERS {
+        manifest.number += 1;
+        match put_manifest(store, manifest).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            done => return done,
+        }
+    }
+    let what = format!("timeline {}: {MAX_NUMBERS} manifests of it were put and not accepted", manifest.timeline);
+    Err(EngineError::new(ErrorKind::Busy, what))
 }
 
 /// The name of a manifest in the volume's record.
@@ -78,18 +98,52 @@ pub(crate) async fn accept(
     mut also: impl FnMut(&mut VolumeRecord) -> Result<()>,
 ) -> Result<VolumeRecord> {
     let (timeline, epoch, writer) = (manifest.timeline, manifest.epoch, manifest.writer);
-    let change = |record: &mut VolumeRecord| -> Result<()> {
+    let mut change = |record: &mut VolumeRecord| -> std::result::Result<(), Refused> {
         if record.epoch != epoch || record.writer != writer {
-            return Err(fenced(format!("volume {volume}: it was opened elsewhere, in epoch {}", record.epoch)));
+            let what = format!("volume {volume}: it was opened elsewhere, in epoch {}", record.epoch);
+            return Err(fenced(what).into());
         }
         let Some(entry) = record.timeline_mut(timeline) else {
-            return Err(fenced(format!("volume {volume}: timeline {timeline} is not part of it any more")));
+            let what = format!("volume {volume}: timeline {timeline} is not part of it any more");
+            return Err(fenced(what).into());
         };
+        if entry.manifest == Some(reference(manifest)) {
+            // No manifest has this name but this one: an earlier try was applied though its answer was lost.
+            return Ok(());
+        }
         entry.manifest = Some(reference(manifest));
-        also(record)
+        Ok(also(record)?)
     };
-    let (record, _, ()) = Records::new(&*context.coord).modify_volume(volume, change).await?;
-    Ok(record)
+    let records = Records::new(&*context.coord);
+    let mut tries = 0;
+    loop {
+        match records.modify_volume(volume, &mut change).await {
+            Ok((record, _, ())) => return Ok(record),
+            // A switch of what is shown must not be left open: whoever goes on with the old state would lose what is written to it.
+            Err(Refused::Coord(error)) if error.is_unknown() && tries < MAX_UNKNOWN => tries += 1,
+            Err(Refused::Coord(error)) => return Err(error.into()),
+            Err(Refused::Engine(error)) => return Err(error),
+        }
+        context.env.sleep(UNKNOWN_WAIT * tries).await;
+    }
+}
+
+/// Why a manifest was not accepted.
+enum Refused {
+    Coord(CoordError),
+    Engine(EngineError),
+}
+
+impl From<CoordError> for Refused {
+    fn from(error: CoordError) -> Self {
+        Self::Coord(error)
+    }
+}
+
+impl From<EngineError> for Refused {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
 }
 
 impl Timeline {

@@ -14,7 +14,7 @@ use crate::context::{Context, Turn, damaged};
 use crate::journal::Replayed;
 use crate::layer::{Layer, Piece, Sums};
 use crate::lineage::{Lineages, load_manifest, row_name, table_object};
-use crate::manifests::{PoolStore, accept, put_manifest};
+use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
 use crate::overlay::{Overlay, Stratum};
 use crate::read::load_segment_head;
@@ -241,8 +241,11 @@ impl Timeline {
         let mut data = self.data.borrow_mut();
         let counted = data.counted;
         let limit = |epoch: Epoch| {
-            let cut = manifest.cuts.iter().find(|cut| cut.epoch == epoch).map(|cut| cut.last);
-            cut.or((epoch == manifest.epoch).then_some(Sequence(u64::MAX)))
+            if epoch == manifest.epoch {
+                // Also where a cut names this epoch: a timeline that was hidden, put whole, and shown again within one epoch goes on from there.
+                return Some(Sequence(u64::MAX));
+            }
+            manifest.cuts.iter().filter(|cut| cut.epoch == epoch).map(|cut| cut.last).max()
         };
         let mut promised = manifest.cuts.iter().map(|cut| cut.last).max().unwrap_or_default();
         let mut changes: BTreeMap<Sequence, Replayed> = BTreeMap::new();
@@ -319,13 +322,11 @@ impl Timeline {
             data.last_root = RootNumber(old.last_root.0 + ROOT_GAP);
             data.previous_manifest = Some(old.object_name());
         }
-        let manifest = {
+        let mut manifest = {
             let mut data = self.data.borrow_mut();
-            data.manifest_number += 1;
             let row_end = data.counted_end.max(old.first_ordinal);
             let first_new = data.sealed.front().map_or(data.next_ordinal, |sealed| sealed.ordinal);
             let mut manifest = Manifest {
-                number: data.manifest_number,
                 epoch: self.epoch,
                 writer: self.writer,
                 written_ms: self.context.now_ms(),
@@ -340,8 +341,9 @@ impl Timeline {
             data.counted_end = first_new;
             manifest
         };
-        put_manifest(&*self.pool.store, &manifest).await?;
+        put_numbered(&*self.pool.store, &mut manifest).await?;
         accept(&self.context, self.volume, &manifest, |_: &mut VolumeRecord| Ok(())).await?;
+        self.data.borrow_mut().manifest_number = manifest.number;
         self.data.borrow_mut().manifest = manifest;
         Ok(())
     }
