@@ -363,15 +363,16 @@ fn what_was_never_accepted_does_not_hide_what_was() {
         write_some(&node, "v", &mut model, &mut rng);
         snapshot(&node, "v", "then");
         write_some(&node, "v", &mut model, &mut rng);
-        // A rollback and a clone whose last steps are refused, after their manifests were put.
-        let volume = node.volume("v");
-        until_it_puts(&node, async move { volume.rollback(&name("then")).await });
-        write_some(&node, "v", &mut model, &mut rng);
+        // A clone and a rollback whose last steps are refused, after their manifests were put.
         if reopened {
             let shard = node.shard();
             until_it_puts(&node, async move {
                 shard.clone_volume(&name("v"), None, name("never"), Overrides::default()).await.map(drop)
             });
+        }
+        let volume = node.volume("v");
+        until_it_puts(&node, async move { volume.rollback(&name("then")).await });
+        if reopened {
             // The next opening lets go of what they were to begin with.
             node.crash(CrashMode::Kill, InFlight::Lost);
             node.reopen();
