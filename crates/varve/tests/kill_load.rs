@@ -4,7 +4,7 @@
 //! when by `ram`; the rest is old or new by block; snapshots are exact. Segments and journal are as small as they may be,
 //! so that seals, checkpoints and laps of the journal lie under the kills.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod load;
 mod nbd;
@@ -218,6 +218,7 @@ impl Scene {
             let kills = round % 2 * (1 + self.random.below(3));
             self.restart(kills);
             self.recover();
+            self.check(&["check", "v"]);
             acknowledged = self.workers.iter().map(|worker| worker.changes).sum();
             println!("round {round}: {acknowledged} changes acknowledged, {:?}", self.space());
         }
@@ -234,6 +235,19 @@ impl Scene {
         self.workers.iter().for_each(|worker| worker.verify(&mut client));
         self.verify_snapshots(SNAPSHOTS);
         self.verify_clone();
+        self.check(&["check"]);
+        self.node.stop();
+        let data = self.node.data();
+        self.check(&["check", "--data", data.to_str().unwrap()]);
+    }
+
+    /// Every block that is kept proves itself, and every count is what a count gives.
+    fn check(&self, args: &[&str]) {
+        let report = self.node.varve(&[args, &["--json"]].concat()).json();
+        let volumes = report["volumes"].as_array().unwrap();
+        assert!(!volumes.is_empty() && volumes.iter().all(|volume| volume["errors_total"] == 0), "{report}");
+        // The clone has no block of its own.
+        assert!(volumes.iter().any(|volume| volume["blocks_verified"].as_u64() > Some(0)), "{report}");
     }
 
     fn space(&self) -> String {
