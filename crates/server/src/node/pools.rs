@@ -250,7 +250,8 @@ impl Pools {
         entries.iter().filter_map(|(name, entry)| Some((name.clone(), Arc::clone(entry.store.as_ref()?)))).collect()
     }
 
-    /// Looks at every open store, so that the state is not older than the period of these looks. Gives those that another cluster has taken over since, and why.
+    /// Looks at every open store, so that the state is not older than the period of these looks. Gives the pools that
+    /// another cluster has taken over since, and why.
     pub(super) async fn look(&self) -> Vec<(Name, String)> {
         let mut lost = Vec::new();
         for (record, _) in self.records().list_pools().await.unwrap_or_default() {
