@@ -113,105 +113,132 @@ fn names(imported: &Imported) -> Vec<String> {
     all
 }
 
+/// A node with a past: what its volumes and their snapshots hold, as plain bytes.
+struct Past {
+    node: Node,
+    rng: Rng,
+    v: Vec<u8>,
+    at_a: Vec<u8>,
+    at_b: Vec<u8>,
+    w: Vec<u8>,
+    x: Vec<u8>,
+    r: Vec<u8>,
+    then: Vec<u8>,
+    d: Vec<u8>,
+    later: Vec<u8>,
+}
+
+/// Volumes with snapshots and clones of clones, one that was rolled back, one that is deleted, one that is gone; all of it sealed.
+fn make_past(seed: u64) -> Past {
+    let mut rng = Rng::new(seed);
+    let node = start(seed);
+    let mut v = vec![0; SIZE];
+    node.create_volume("v", SIZE as u64);
+    write_some(&node, "v", &mut v, &mut rng);
+    snapshot(&node, "v", "a");
+    let at_a = v.clone();
+    write_some(&node, "v", &mut v, &mut rng);
+    if seed.is_multiple_of(2) {
+        let volume = node.volume("v");
+        node.must("merge", async move {
+            volume.seal().await?;
+            volume.checkpoint().await
+        });
+    }
+    clone(&node, "v", None, "w");
+    let mut w = v.clone();
+    write_some(&node, "w", &mut w, &mut rng);
+    clone(&node, "w", None, "x");
+    let x = w.clone();
+    write_some(&node, "v", &mut v, &mut rng);
+    snapshot(&node, "v", "b");
+    let at_b = v.clone();
+    for volume in ["r", "d", "g"] {
+        node.create_volume(volume, SIZE as u64);
+    }
+    let (mut r, mut d) = (vec![0; SIZE], vec![0; SIZE]);
+    write_some(&node, "r", &mut r, &mut rng);
+    snapshot(&node, "r", "then");
+    let then = r.clone();
+    write_some(&node, "r", &mut r, &mut rng);
+    write_some(&node, "d", &mut d, &mut rng);
+    let shard = node.shard();
+    node.must("delete", async move { shard.delete_volume(&name("g")).await });
+    node.world.run_for(Duration::from_secs(90)).unwrap();
+    let volume = node.volume("r");
+    node.must("rollback", async move { volume.rollback(&name("then")).await });
+    let shard = node.shard();
+    node.must("delete", async move { shard.delete_volume(&name("d")).await });
+    for volume in ["v", "w", "x", "r"] {
+        seal(&node, volume);
+    }
+    let later = v.clone();
+    Past { node, rng, v, at_a, at_b, w, x, r, then, d, later }
+}
+
+/// Writes what is only in the journal, and loses the node; with `counted`, after a start whose manifests count on that journal.
+fn lose(past: &mut Past, counted: bool) {
+    let Past { node, rng, later, .. } = past;
+    write_some(node, "v", later, rng);
+    node.crash(CrashMode::Kill, InFlight::Lost);
+    if counted {
+        // No segment is put any more, so the cut of this start counts on what only the journal has.
+        for _ in 0..40 {
+            node.server.fail(StoreOp::Put, "/seg/", 0, StoreFault::Error(StoreErrorKind::Unavailable));
+        }
+        node.reopen();
+        node.crash(CrashMode::Kill, InFlight::Lost);
+    }
+}
+
+/// What an import found is what was sealed; of what was only in the journal, each block is old or new.
+fn compare(past: &Past, other: &Node, counted: bool) {
+    let Past { v, later, .. } = past;
+    let found = other.read(&other.device("v"), 0, SIZE as u32).unwrap().unwrap();
+    if counted {
+        let block = |bytes: &[u8], at: usize| bytes[at..at + 4096].to_vec();
+        let old_or_new = |at: usize| block(&found, at) == block(v, at) || block(&found, at) == block(later, at);
+        assert!((0..SIZE).step_by(4096).all(old_or_new), "v is neither");
+        assert!(found != *later, "nothing was lost, so nothing was tried");
+    } else {
+        assert!(found == *v, "v is not what was sealed");
+    }
+    check(other, &other.device("w"), &past.w, "w");
+    check(other, &other.device("x"), &past.x, "x");
+    check(other, &other.device("r"), &past.then, "r");
+    check_snapshot(other, "v", "a", &past.at_a);
+    check_snapshot(other, "v", "b", &past.at_b);
+    check_snapshot(other, "r", "then", &past.then);
+    let volume = other.volume("r");
+    other.must("undo", async move { volume.undo_rollback().await });
+    check(other, &other.device("r"), &past.r, "r before its rollback");
+    let shard = other.shard();
+    other.must("undelete", async move { shard.undelete_volume(&name("d")).await });
+    check(other, &other.device("d"), &past.d, "d");
+}
+
 #[test]
 fn everything_sealed_comes_back() {
     for seed in 0..4u64 {
-        let mut rng = Rng::new(seed);
-        let mut node = start(seed);
-        let mut v = vec![0; SIZE];
-        node.create_volume("v", SIZE as u64);
-        write_some(&node, "v", &mut v, &mut rng);
-        snapshot(&node, "v", "a");
-        let at_a = v.clone();
-        write_some(&node, "v", &mut v, &mut rng);
-        if seed % 2 == 0 {
-            let volume = node.volume("v");
-            node.must("merge", async move {
-                volume.seal().await?;
-                volume.checkpoint().await
-            });
-        }
-        clone(&node, "v", None, "w");
-        let mut w = v.clone();
-        write_some(&node, "w", &mut w, &mut rng);
-        clone(&node, "w", None, "x");
-        let x = w.clone();
-        write_some(&node, "v", &mut v, &mut rng);
-        snapshot(&node, "v", "b");
-        let at_b = v.clone();
-        // A volume that was rolled back, one that is deleted, one that is gone.
-        for volume in ["r", "d", "g"] {
-            node.create_volume(volume, SIZE as u64);
-        }
-        let mut r = vec![0; SIZE];
-        write_some(&node, "r", &mut r, &mut rng);
-        snapshot(&node, "r", "then");
-        let then = r.clone();
-        write_some(&node, "r", &mut r, &mut rng);
-        let mut d = vec![0; SIZE];
-        write_some(&node, "d", &mut d, &mut rng);
-        let shard = node.shard();
-        node.must("delete", async move { shard.delete_volume(&name("g")).await });
-        node.world.run_for(Duration::from_secs(90)).unwrap();
-        let volume = node.volume("r");
-        node.must("rollback", async move { volume.rollback(&name("then")).await });
-        let shard = node.shard();
-        node.must("delete", async move { shard.delete_volume(&name("d")).await });
-        for volume in ["v", "w", "x", "r"] {
-            seal(&node, volume);
-        }
-        // These are only in the journal; a start on it makes its manifests count on them, and ends before they are put.
-        let mut later = v.clone();
-        write_some(&node, "v", &mut later, &mut rng);
-        node.crash(CrashMode::Kill, InFlight::Lost);
-        if seed >= 2 {
-            // No segment is put any more, so the cut of this start counts on what only the journal has.
-            for _ in 0..40 {
-                node.server.fail(StoreOp::Put, "/seg/", 0, StoreFault::Error(StoreErrorKind::Unavailable));
-            }
-            node.reopen();
-            node.crash(CrashMode::Kill, InFlight::Lost);
-        }
-        let mut other = node.stranger("other");
+        let counted = seed >= 2;
+        let mut past = make_past(seed);
+        lose(&mut past, counted);
+        let mut other = past.node.stranger("other");
         let imported = import_into(&mut other, 2).unwrap();
         assert_eq!(names(&imported), ["d", "r", "v", "w", "x"], "seed {seed}: {imported:?}");
         assert!(imported.failures.is_empty() && imported.known.is_empty(), "{imported:?}");
         assert_eq!(imported.owner, 2);
-        assert!(
-            imported
-                .volumes
-                .iter()
-                .all(|volume| volume.deleted == (volume.name.as_str() == "d") && volume.newest_ms > 0)
-        );
-        let found = other.read(&other.device("v"), 0, SIZE as u32).unwrap().unwrap();
-        if seed < 2 {
-            assert!(found == v, "seed {seed}: v is not what was sealed");
-        } else {
-            let old_or_new =
-                |at: usize| found[at..at + 4096] == v[at..at + 4096] || found[at..at + 4096] == later[at..at + 4096];
-            assert!((0..SIZE).step_by(4096).all(old_or_new), "seed {seed}: v is neither");
-            assert!(found != later, "seed {seed}: nothing was lost, so nothing was tried");
-        }
-        check(&other, &other.device("w"), &w, "w");
-        check(&other, &other.device("x"), &x, "x");
-        check(&other, &other.device("r"), &then, "r");
-        check_snapshot(&other, "v", "a", &at_a);
-        check_snapshot(&other, "v", "b", &at_b);
-        check_snapshot(&other, "r", "then", &then);
-        let volume = other.volume("r");
-        other.must("undo", async move { volume.undo_rollback().await });
-        check(&other, &other.device("r"), &r, "r before its rollback");
-        let shard = other.shard();
-        other.must("undelete", async move { shard.undelete_volume(&name("d")).await });
-        check(&other, &other.device("d"), &d, "d");
+        let told = |v: &varve_engine::ImportedVolume| v.deleted == (v.name.as_str() == "d") && v.newest_ms > 0;
+        assert!(imported.volumes.iter().all(told), "{imported:?}");
+        compare(&past, &other, counted);
         // It goes on: written, merged, killed, found.
-        let mut model = w.clone();
-        write_some(&other, "w", &mut model, &mut rng);
+        let mut model = past.w.clone();
+        write_some(&other, "w", &mut model, &mut past.rng);
         other.world.run_for(Duration::from_secs(120)).unwrap();
         other.crash(CrashMode::Lost, InFlight::Lost);
         other.reopen();
         check(&other, &other.device("w"), &model, "w after a power cut");
-        check_snapshot(&other, "v", "a", &at_a);
+        check_snapshot(&other, "v", "a", &past.at_a);
     }
 }
 
