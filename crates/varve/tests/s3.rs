@@ -5,12 +5,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod load;
 mod nbd;
 mod real;
 
+use load::{Promise, Random, Worker};
 use nbd::{Client, Command};
 use real::{DEADLINE, Node, Run, noise};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use varve_lab::process::wait_until;
 use varve_lab::seaweedfs::SeaweedFs;
 
@@ -214,4 +217,45 @@ fn a_kill_while_the_store_is_away_loses_nothing() {
     wait_until(DEADLINE, "the volume to be served", || Ok(served(&node))).unwrap();
     reads(&mut client(&node, "v"), 0, &first[..3 << 20]);
     reads(&mut client(&node, "v"), 3 * MIB, &second);
+}
+
+#[test]
+fn a_running_load_goes_on_while_the_store_is_away() {
+    let mut s3 = S3::start();
+    let mut node = Node::start(&["--store", &s3.url("disks/p", "right"), "--volume", "v:32M"]);
+    hurry(&node);
+    let seed = Random::seed();
+    println!("VARVE_SEED={seed}");
+    let mut worker = Worker::new(0, 32 << 20 >> 12, Promise::Acknowledged, seed);
+    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut loaded = client(&node, "v");
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                worker.step(&mut loaded, &done).unwrap();
+            }
+        });
+        let more = |changes: u64| {
+            let goal = done.load(Ordering::Relaxed) + changes;
+            let reached = || Ok(load.is_finished() || done.load(Ordering::Relaxed) >= goal);
+            wait_until(DEADLINE, "the load to go on", reached)
+        };
+        let mut away = || {
+            more(400)?;
+            s3.server.stop()?;
+            more(800)?;
+            s3.server.start_again()?;
+            more(400)
+        };
+        let survived = away();
+        stop.store(true, Ordering::Relaxed);
+        survived.unwrap();
+    });
+    worker.verify(&mut loaded);
+    until_stored(&node);
+    drop(loaded);
+    node.kill();
+    node.up();
+    worker.recover(&mut client(&node, "v"));
+    node.varve(&["check", "v"]).ok();
 }
