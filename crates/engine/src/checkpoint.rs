@@ -138,13 +138,13 @@ impl Timeline {
     }
 
     /// Puts an object of this writer until the store has answered that it is there.
-    pub async fn put_own(&self, name: &ObjectName, bytes: Vec<u8>) -> Result<u64> {
-        let payload = Payload::from(Bytes::from(bytes));
+    pub async fn put_own(&self, name: &ObjectName, parts: [Vec<u8>; 2]) -> Result<u64> {
+        let payload = Payload::new(parts.map(Bytes::from).to_vec());
         let (text, len) = (name.to_string(), payload.len());
         self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
             PutOutcome::Created => Ok(len),
             // Within one opening a number is used once, so only an earlier try of this very put can stand there: if it is the same.
-            PutOutcome::Exists if self.pool.store.get(&text, 0..len).await?[..] == payload.parts()[0][..] => Ok(len),
+            PutOutcome::Exists if is_same(&payload, &self.pool.store.get(&text, 0..len).await?) => Ok(len),
             PutOutcome::Exists => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
         })
         .await
@@ -162,7 +162,7 @@ impl Timeline {
         let turn = self.manifests.take().await;
         // In the turn: a hold that was accepted before it is seen, and none is accepted before this manifest.
         let dead_segments = self.take_dead_segments(&mut self.data.borrow_mut(), boundary);
-        let tables = self.put_tables(boundary, freed.runs, freed.kept_runs).await?;
+        let tables = self.put_tables(boundary, &freed).await?;
         let head = gathered.roots.last().copied();
         let edit = |manifest: &mut Manifest, data: &mut Data| {
             manifest.boundary = boundary;
@@ -182,7 +182,7 @@ impl Timeline {
             });
             manifest.table = tables.pages.clone();
             manifest.kills = tables.runs.clone();
-            manifest.node_kills = freed.node_kills.clone();
+            manifest.node_kills = tables.node_runs.clone();
             manifest.maps = freed.maps.clone();
             manifest.tables = tables.objects.clone();
             manifest.dead.extend(
@@ -207,6 +207,16 @@ impl Timeline {
         breathe().await;
         Ok(())
     }
+}
+
+/// Whether an object that was read back is the one that was to be put.
+fn is_same(payload: &Payload, mut found: &[u8]) -> bool {
+    let parts = payload.parts().iter().all(|part| {
+        let rest = found.strip_prefix(&part[..]);
+        found = rest.unwrap_or_default();
+        rest.is_some()
+    });
+    parts && found.is_empty()
 }
 
 /// Where a checkpoint ends.

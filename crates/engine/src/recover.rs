@@ -96,7 +96,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         pending: Vec::new(),
         manifest_number: manifest.number,
         last_root: manifest.last_root,
-        reconsider: !manifest.kills.is_empty(),
+        reconsider: !manifest.kills.is_empty() || manifest.node_kills.iter().any(|run| !run.passing),
         touched: context.env.now(),
         counted_bytes: 0,
         stopped: None,

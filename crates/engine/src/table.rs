@@ -18,6 +18,8 @@ pub(crate) struct SegmentTable {
     /// Where the pages of the last checkpoint are.
     pages: BTreeMap<u64, PageRef>,
     dirty: BTreeSet<u64>,
+    /// Kept with every change: a large volume has tens of thousands of segments, and is asked often.
+    totals: TableTotals,
 }
 
 /// Totals for people and tests.
@@ -35,17 +37,44 @@ pub struct TableTotals {
     pub bytes: u64,
 }
 
+impl TableTotals {
+    fn add(&mut self, entry: &TableEntry) {
+        self.segments += 1;
+        self.partly_dead += u64::from(entry.live.live() < entry.live.blocks());
+        self.blocks += u64::from(entry.live.blocks());
+        self.live_blocks += u64::from(entry.live.live());
+        self.bytes += entry.bytes;
+    }
+
+    fn subtract(&mut self, entry: &TableEntry) {
+        self.segments -= 1;
+        self.partly_dead -= u64::from(entry.live.live() < entry.live.blocks());
+        self.blocks -= u64::from(entry.live.blocks());
+        self.live_blocks -= u64::from(entry.live.live());
+        self.bytes -= entry.bytes;
+    }
+}
+
 impl SegmentTable {
     /// Takes a page in that a manifest refers to.
     pub fn load(&mut self, page: PageRef, entries: TablePage) {
         self.pages.insert(page.page, page);
-        self.entries.extend(entries);
+        for (ordinal, entry) in entries {
+            self.enter(ordinal, entry);
+        }
+    }
+
+    fn enter(&mut self, ordinal: Ordinal, entry: TableEntry) {
+        self.totals.add(&entry);
+        if let Some(before) = self.entries.insert(ordinal, entry) {
+            self.totals.subtract(&before);
+        }
     }
 
     /// Takes a segment in that counts from now on.
     pub fn insert(&mut self, ordinal: Ordinal, entry: TableEntry) {
         self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
-        self.entries.insert(ordinal, entry);
+        self.enter(ordinal, entry);
     }
 
     /// The entry of a segment.
@@ -65,6 +94,8 @@ impl SegmentTable {
         };
         let was = entry.live.clear(u32::from(block));
         if was {
+            self.totals.live_blocks -= 1;
+            self.totals.partly_dead += u64::from(entry.live.live() + 1 == entry.live.blocks());
             self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
         }
         Ok(was)
@@ -81,24 +112,25 @@ impl SegmentTable {
         dead.into_iter()
             .filter_map(|ordinal| {
                 self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
-                self.entries.remove(&ordinal).map(|entry| (ordinal, entry))
+                let entry = self.entries.remove(&ordinal)?;
+                self.totals.subtract(&entry);
+                Some((ordinal, entry))
             })
             .collect()
     }
 
-    /// Encodes the dirty pages as far as they lie below `boundary`; empty ones lose their reference. The caller puts them and then tells
+    /// The dirty pages that begin below `boundary`, in order. The caller puts what [`encode`](Self::encode) gives and then tells
     /// [`written`](Self::written).
-    pub fn dirty_pages(&self, boundary: Ordinal) -> Vec<(u64, Option<Vec<u8>>)> {
-        self.dirty
-            .iter()
-            .filter(|page| **page * PAGE_ORDINALS < boundary.0)
-            .map(|page| {
-                let first = page * PAGE_ORDINALS;
-                let range = Ordinal(first)..Ordinal((first + PAGE_ORDINALS).min(boundary.0));
-                let entries: Vec<_> = self.entries.range(range).map(|(o, e)| (*o, e)).collect();
-                (*page, (!entries.is_empty()).then(|| encode_page(*page, &entries)))
-            })
-            .collect()
+    pub fn dirty_pages(&self, boundary: Ordinal) -> Vec<u64> {
+        self.dirty.iter().copied().filter(|page| page * PAGE_ORDINALS < boundary.0).collect()
+    }
+
+    /// The bytes of a page as far as it lies below `boundary`; `None` for one that is empty, and loses its reference.
+    pub fn encode(&self, page: u64, boundary: Ordinal) -> Option<Vec<u8>> {
+        let first = page * PAGE_ORDINALS;
+        let range = Ordinal(first)..Ordinal((first + PAGE_ORDINALS).min(boundary.0));
+        let entries: Vec<_> = self.entries.range(range).map(|(o, e)| (*o, e)).collect();
+        (!entries.is_empty()).then(|| encode_page(page, &entries))
     }
 
     /// The pages stand at these places from now on; `None` for a page that is gone. A page with segments beyond `boundary` stays dirty.
@@ -127,14 +159,49 @@ impl SegmentTable {
     }
 
     /// Totals.
-    pub fn totals(&self) -> TableTotals {
-        self.entries.values().fold(TableTotals::default(), |mut t, entry| {
-            t.segments += 1;
-            t.partly_dead += u64::from(entry.live.live() < entry.live.blocks());
-            t.blocks += u64::from(entry.live.blocks());
-            t.live_blocks += u64::from(entry.live.live());
-            t.bytes += entry.bytes;
-            t
-        })
+    pub const fn totals(&self) -> TableTotals {
+        self.totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use varve_format::table::LiveBits;
+    use varve_types::{Epoch, Sequence, WriterId};
+
+    #[test]
+    fn totals_are_those_of_a_recount() {
+        let entry = |blocks| TableEntry {
+            epoch: Epoch(1),
+            writer: WriterId(2),
+            bytes: 100 + u64::from(blocks),
+            last: Sequence(3),
+            sealed_ms: 4,
+            live: LiveBits::all(blocks),
+        };
+        let check = |table: &SegmentTable| {
+            let mut again = TableTotals::default();
+            table.iter().for_each(|(_, entry)| again.add(entry));
+            assert_eq!(table.totals(), again);
+        };
+        let mut table = SegmentTable::default();
+        table.load(PageRef { page: 0, object: 1, index: 0 }, vec![(Ordinal(1), entry(2)), (Ordinal(2), entry(70))]);
+        table.insert(Ordinal(3), entry(1));
+        table.insert(Ordinal(3), entry(3));
+        check(&table);
+        for (ordinal, block) in [(1, 0), (2, 69), (1, 0), (3, 2), (1, 1)] {
+            table.clear(Ordinal(ordinal), block).unwrap();
+            check(&table);
+        }
+        assert_eq!(
+            table.totals(),
+            TableTotals { segments: 3, partly_dead: 3, blocks: 75, live_blocks: 71, bytes: 375 }
+        );
+        assert_eq!(table.take_dead(Ordinal(9), |_| false).len(), 1);
+        check(&table);
+        assert!(table.clear(Ordinal(1), 0).is_err() && table.clear(Ordinal(2), 70).is_err());
+        assert_eq!(table.dirty_pages(Ordinal(0)), [0u64; 0]);
+        assert!(table.dirty_pages(Ordinal(3)) == [0] && table.encode(0, Ordinal(2)).is_none());
     }
 }

@@ -10,7 +10,6 @@
 use crate::codec::{Decoder, Encoder};
 use crate::crc::crc;
 use crate::name::{ObjectKind, ObjectName};
-use crate::table::NodeKill;
 use crate::{FormatError, Lineage, NodePointer};
 use varve_types::{
     Epoch, MAX_VOLUME, Name, Ordinal, Overrides, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId,
@@ -144,6 +143,19 @@ pub struct RunRef {
     pub count: u64,
 }
 
+/// Where a run of node kills is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeRunRef {
+    /// Number of the table object.
+    pub object: u64,
+    /// Index of the record there.
+    pub index: u32,
+    /// Number of kills.
+    pub count: u64,
+    /// Whether nothing but the root of the manifest before keeps them: the next checkpoint asks them again.
+    pub passing: bool,
+}
+
 /// A map object: the nodes of one root, or a part of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapObject {
@@ -265,8 +277,8 @@ pub struct Manifest {
     pub table: Vec<PageRef>,
     /// Kills that wait for a snapshot or a hold to go.
     pub kills: Vec<RunRef>,
-    /// Node kills that wait.
-    pub node_kills: Vec<NodeKill>,
+    /// Node kills that wait: for a snapshot or a hold to go, or for the next checkpoint.
+    pub node_kills: Vec<NodeRunRef>,
     /// Map objects that still hold live nodes.
     pub maps: Vec<MapObject>,
     /// Table objects that pages or kill runs refer to.
@@ -352,7 +364,8 @@ impl Manifest {
         if self.table.iter().any(|page| !self.tables.iter().any(|t| t.number == page.object)) {
             return corrupt("a page of its table is in an object that it does not name");
         }
-        if self.kills.iter().any(|run| !self.tables.iter().any(|t| t.number == run.object)) {
+        let runs = self.kills.iter().map(|run| run.object).chain(self.node_kills.iter().map(|run| run.object));
+        if runs.into_iter().any(|object| !self.tables.iter().any(|t| t.number == object)) {
             return corrupt("a run of kills is in an object that it does not name");
         }
         Ok(())

@@ -70,9 +70,9 @@ impl PageBuilder {
         self.table.extend_from_slice(&identity(&self.name, index).bind(crc(record)).to_le_bytes());
         index
     }
-    /// Its name and its bytes.
+    /// Its name and its bytes: the header with the table, and behind it the records, which may be long and are not copied.
     #[must_use]
-    pub fn finish(self) -> (ObjectName, Vec<u8>) {
+    pub fn finish(self) -> (ObjectName, [Vec<u8>; 2]) {
         let mut e = Encoder::new();
         e.raw(MAGIC);
         e.u32(VERSION);
@@ -89,8 +89,7 @@ impl PageBuilder {
         let sum = crc(&bytes);
         bytes[12..16].copy_from_slice(&sum.to_le_bytes());
         bytes.extend_from_slice(&self.table);
-        bytes.extend_from_slice(&self.records);
-        (self.name, bytes)
+        (self.name, [bytes, self.records])
     }
 }
 
@@ -235,7 +234,8 @@ mod tests {
         for (i, record) in records.iter().enumerate() {
             assert_eq!(builder.push(record), i as u32);
         }
-        let (_, bytes) = builder.finish();
+        let (_, parts) = builder.finish();
+        let bytes = parts.concat();
         let check = |bytes: &[u8]| -> Result<(), FormatError> {
             let table = PageTable::decode(&name, bytes)?;
             for (i, record) in records.iter().enumerate() {

@@ -9,17 +9,21 @@ use super::merge::Gathered;
 use crate::Result;
 use crate::context::damaged;
 use crate::lineage::{load_record, table_object};
+use crate::signal::breathe;
 use crate::timeline::{Data, Timeline, is_kept};
-use std::collections::BTreeSet;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use varve_format::manifest::{MapObject, PageRef, RunRef, TableObject};
+use varve_format::manifest::{MapObject, NodeRunRef, PageRef, RunRef, TableObject};
 use varve_format::page::PageBuilder;
-use varve_format::table::{Kill, NodeKill, decode_kills, encode_kills};
+use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills, encode_kills, encode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::{Ordinal, RootNumber};
 
 /// Kills of a run: a run is read and written whole.
 const RUN_KILLS: usize = 1 << 20;
+/// Kills asked between two looks at other tasks.
+const SLICE: usize = 4096;
 
 /// What is decided of kills.
 pub(super) struct Freed {
@@ -27,7 +31,10 @@ pub(super) struct Freed {
     pub runs: Vec<Vec<Kill>>,
     /// Runs that stay as they are.
     pub kept_runs: Vec<RunRef>,
-    pub node_kills: Vec<NodeKill>,
+    /// New runs of node kills, sorted; and whether only the next checkpoint is waited for.
+    pub node_runs: Vec<(Vec<NodeKill>, bool)>,
+    /// Runs of node kills that stay as they are.
+    pub kept_node_runs: Vec<NodeRunRef>,
     pub maps: Vec<MapObject>,
     pub dead: Vec<ObjectName>,
 }
@@ -36,9 +43,20 @@ pub(super) struct Freed {
 pub(super) struct Tables {
     pub pages: Vec<PageRef>,
     pub runs: Vec<RunRef>,
+    pub node_runs: Vec<NodeRunRef>,
     pub objects: Vec<TableObject>,
     pub dead: Vec<ObjectName>,
     pub places: Vec<(u64, Option<PageRef>)>,
+}
+
+/// Roots that stay for longer than until the next checkpoint: of snapshots, also of those that have just got theirs, and of holds. Sorted.
+fn kept_roots(data: &Data, gathered: &Gathered) -> Vec<RootNumber> {
+    let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));
+    let holds = data.manifest.holds.iter().map(|h| h.base_number);
+    let fresh = gathered.roots.iter().filter(|root| data.snapshots.iter().any(|s| root.snapshot == Some(s.id)));
+    let mut kept: Vec<_> = snapshots.chain(holds).chain(fresh.map(|root| root.number)).collect();
+    kept.sort_unstable();
+    kept
 }
 
 /// Whether some kept root `r` has birth ≤ r < death. `kept` is sorted.
@@ -50,63 +68,35 @@ fn node_is_kept(kept: &[RootNumber], kill: &NodeKill) -> bool {
 impl Timeline {
     /// Decides what of the gathered kills, and of those that waited, is free.
     pub(super) async fn free(self: &Rc<Self>, gathered: &mut Gathered) -> Result<Freed> {
-        let (mut kills, reconsider, runs) = {
+        let mut kills = std::mem::take(&mut gathered.kills);
+        let mut nodes = std::mem::take(&mut gathered.node_kills);
+        let (reconsider, runs, node_runs) = {
             let mut data = self.data.borrow_mut();
             let reconsider = std::mem::take(&mut data.reconsider);
-            (std::mem::take(&mut gathered.kills), reconsider, data.manifest.kills.clone())
+            (reconsider, data.manifest.kills.clone(), data.manifest.node_kills.clone())
         };
-        let mut kept_runs = Vec::new();
+        let (mut kept_runs, mut kept_node_runs) = (Vec::new(), Vec::new());
         for run in runs {
             if !reconsider {
                 kept_runs.push(run);
                 continue;
             }
-            kills.extend(self.persist("a get", async || self.load_run(run).await).await?);
+            let bytes = self.persist("a get", async || self.load_run(run.object, run.index).await).await?;
+            kills.extend(decode_kills(&bytes).map_err(damaged("a run of kills"))?);
         }
-        let mut data = self.data.borrow_mut();
-        let kept = data.kept_boundaries();
-        let mut waiting = Vec::new();
-        for kill in kills {
-            if is_kept(&kept, &kill) {
-                waiting.push(kill);
-            } else {
-                data.table.clear(kill.ordinal, kill.block)?;
-            }
-        }
-        waiting.sort_unstable();
-        let (node_kills, maps, dead) = self.free_nodes(&data, gathered);
-        let runs = waiting.chunks(RUN_KILLS).map(<[Kill]>::to_vec).collect();
-        Ok(Freed { runs, kept_runs, node_kills, maps, dead })
-    }
-
-    async fn load_run(&self, run: RunRef) -> Result<Vec<Kill>> {
-        let name = table_object(&self.data.borrow().manifest, run.object)?;
-        let bytes = load_record(&self.pool.store, &name, run.index).await?;
-        decode_kills(&bytes).map_err(damaged(name))
-    }
-
-    fn free_nodes(&self, data: &Data, gathered: &Gathered) -> (Vec<NodeKill>, Vec<MapObject>, Vec<ObjectName>) {
-        // Snapshots, holds, and the newest two manifests: the one in force and the one that is being written.
-        let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));
-        let holds = data.manifest.holds.iter().map(|h| h.base_number);
-        let newest = gathered.roots.last().map(|root| root.number);
-        let fresh = gathered.roots.iter().filter(|root| data.snapshots.iter().any(|s| root.snapshot == Some(s.id)));
-        let kept = snapshots.chain(holds).chain([data.manifest.root_number]).chain(newest);
-        let mut kept: Vec<_> = kept.chain(fresh.map(|root| root.number)).collect();
-        kept.sort_unstable();
-        let mut maps: Vec<_> = data.manifest.maps.iter().chain(&gathered.maps).copied().collect();
-        let mut waiting = Vec::new();
-        for kill in data.manifest.node_kills.iter().chain(&gathered.node_kills) {
-            if node_is_kept(&kept, kill) {
-                waiting.push(*kill);
+        for run in node_runs {
+            if !reconsider && !run.passing {
+                kept_node_runs.push(run);
                 continue;
             }
-            let (root, part) = (kill.node.root(), kill.node.part());
-            if let Some(map) = maps.iter_mut().find(|m| m.root == root && m.part == part) {
-                map.live = map.live.saturating_sub(1);
-            }
+            let bytes = self.persist("a get", async || self.load_run(run.object, run.index).await).await?;
+            nodes.extend(decode_node_kills(&bytes).map_err(damaged("a run of node kills"))?);
         }
-        let dead = maps.iter().filter(|m| m.live == 0).map(|m| ObjectName {
+        let waiting = self.free_blocks(kills).await?;
+        let runs = waiting.chunks(RUN_KILLS).map(<[Kill]>::to_vec).collect();
+        let (node_runs, maps) = self.free_nodes(nodes, gathered).await;
+        let (maps, dead): (Vec<_>, Vec<_>) = maps.into_iter().partition(|map| map.live > 0);
+        let dead = dead.into_iter().map(|m| ObjectName {
             timeline: self.id,
             kind: ObjectKind::Map,
             number: u64::from(m.root.0),
@@ -114,9 +104,67 @@ impl Timeline {
             epoch: m.epoch,
             writer: m.writer,
         });
-        let dead = dead.collect();
-        maps.retain(|m| m.live > 0);
-        (waiting, maps, dead)
+        Ok(Freed { runs, kept_runs, node_runs, kept_node_runs, maps, dead: dead.collect() })
+    }
+
+    async fn load_run(&self, object: u64, index: u32) -> Result<Bytes> {
+        let name = table_object(&self.data.borrow().manifest, object)?;
+        load_record(&self.pool.store, &name, index).await
+    }
+
+    /// Frees blocks that no boundary keeps, in slices; gives the others, sorted. Boundaries that come meanwhile lie behind every death.
+    async fn free_blocks(&self, kills: Vec<Kill>) -> Result<Vec<Kill>> {
+        let kept = self.data.borrow().kept_boundaries();
+        let mut waiting = Vec::new();
+        for slice in kills.chunks(SLICE) {
+            {
+                let mut data = self.data.borrow_mut();
+                for kill in slice {
+                    if is_kept(&kept, kill) {
+                        waiting.push(*kill);
+                    } else {
+                        data.table.clear(kill.ordinal, kill.block)?;
+                    }
+                }
+            }
+            breathe().await;
+        }
+        waiting.sort_unstable();
+        Ok(waiting)
+    }
+
+    /// Frees nodes that no root keeps, in slices; gives runs of the others, and the map objects with what is live in them now.
+    async fn free_nodes(
+        &self,
+        nodes: Vec<NodeKill>,
+        gathered: &Gathered,
+    ) -> (Vec<(Vec<NodeKill>, bool)>, Vec<MapObject>) {
+        let (kept, passing, old) = {
+            let data = self.data.borrow();
+            (kept_roots(&data, gathered), [data.manifest.root_number], data.manifest.maps.clone())
+        };
+        let maps = old.into_iter().chain(gathered.maps.iter().copied());
+        let mut maps: BTreeMap<_, _> = maps.map(|map| ((map.root, map.part), map)).collect();
+        // Most nodes go at the checkpoint after the one that replaced them. They stand apart, so that the runs of snapshots are let be.
+        let (mut long, mut short) = (Vec::new(), Vec::new());
+        for slice in nodes.chunks(SLICE) {
+            for kill in slice {
+                if node_is_kept(&kept, kill) {
+                    long.push(*kill);
+                } else if node_is_kept(&passing, kill) {
+                    short.push(*kill);
+                } else if let Some(map) = maps.get_mut(&(kill.node.root(), kill.node.part())) {
+                    map.live = map.live.saturating_sub(1);
+                }
+            }
+            breathe().await;
+        }
+        let mut runs = Vec::new();
+        for (mut kills, passing) in [(long, false), (short, true)] {
+            kills.sort_unstable();
+            runs.extend(kills.chunks(RUN_KILLS).map(|run| (run.to_vec(), passing)));
+        }
+        (runs, maps.into_values().collect())
     }
 
     pub(super) fn take_dead_segments(&self, data: &mut Data, boundary: Ordinal) -> Vec<ObjectName> {
@@ -137,12 +185,7 @@ impl Timeline {
     }
 
     /// Puts the dirty pages of the segment table and the new runs as one object.
-    pub(super) async fn put_tables(
-        self: &Rc<Self>,
-        boundary: Ordinal,
-        runs: Vec<Vec<Kill>>,
-        mut kept_runs: Vec<RunRef>,
-    ) -> Result<Tables> {
+    pub(super) async fn put_tables(self: &Rc<Self>, boundary: Ordinal, freed: &Freed) -> Result<Tables> {
         let (number, dirty, old) = {
             let data = self.data.borrow();
             (data.manifest_number + 1, data.table.dirty_pages(boundary), data.manifest.tables.clone())
@@ -150,18 +193,24 @@ impl Timeline {
         let name = self.object(ObjectKind::Table, number, 0);
         let mut builder = PageBuilder::new(name);
         let mut places = Vec::new();
-        for (page, bytes) in dirty {
-            let place = bytes.map(|bytes| PageRef { page, object: number, index: builder.push(&bytes) });
-            places.push((page, place));
+        for page in dirty {
+            let bytes = self.data.borrow().table.encode(page, boundary);
+            places.push((page, bytes.map(|bytes| PageRef { page, object: number, index: builder.push(&bytes) })));
+            breathe().await;
         }
-        for run in runs {
+        let (mut kept_runs, mut node_runs) = (freed.kept_runs.clone(), freed.kept_node_runs.clone());
+        for run in &freed.runs {
             kept_runs.push(RunRef {
                 object: number,
-                index: builder.push(&encode_kills(&run)),
+                index: builder.push(&encode_kills(run)),
                 first_birth: run.first().map_or(Ordinal(0), |kill| kill.ordinal),
                 last_death: run.iter().map(|kill| kill.death).max().unwrap_or_default(),
                 count: run.len() as u64,
             });
+        }
+        for (run, passing) in &freed.node_runs {
+            let index = builder.push(&encode_node_kills(run));
+            node_runs.push(NodeRunRef { object: number, index, count: run.len() as u64, passing: *passing });
         }
         let mut objects = old;
         if !builder.is_empty() {
@@ -181,8 +230,8 @@ impl Timeline {
             }
             pages.into_values().collect::<Vec<_>>()
         };
-        let used: BTreeSet<u64> =
-            pages.iter().map(|p| p.object).chain(kept_runs.iter().map(|run| run.object)).collect();
+        let runs = kept_runs.iter().map(|run| run.object).chain(node_runs.iter().map(|run| run.object));
+        let used: BTreeSet<u64> = pages.iter().map(|p| p.object).chain(runs).collect();
         let (objects, gone): (Vec<_>, Vec<_>) = objects.into_iter().partition(|t| used.contains(&t.number));
         let dead = gone.into_iter().map(|t| ObjectName {
             timeline: self.id,
@@ -192,6 +241,6 @@ impl Timeline {
             epoch: t.epoch,
             writer: t.writer,
         });
-        Ok(Tables { pages, runs: kept_runs, objects, dead: dead.collect(), places })
+        Ok(Tables { pages, runs: kept_runs, node_runs, objects, dead: dead.collect(), places })
     }
 }

@@ -6,13 +6,12 @@
 //! nothing here is optional, so that a manifest cut short is never taken for an older one.
 
 use super::{
-    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, PageRef, Reclaim, RunRef, SnapshotEntry, TableObject,
-    TimelineState,
+    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, SnapshotEntry,
+    TableObject, TimelineState,
 };
 use crate::codec::{Decoder, Encoder};
 use crate::mark::decode_name;
 use crate::name::{ObjectKind, ObjectName};
-use crate::table::{decode_node_kills, encode_node_kills};
 use crate::{FormatError, Lineage, NodePointer};
 use varve_types::{Epoch, Name, Ordinal, Overrides, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId};
 
@@ -226,7 +225,12 @@ impl Manifest {
             e.varint(r.last_death.0);
             e.varint(r.count);
         });
-        e.blob(&encode_node_kills(&self.node_kills));
+        e.list(&self.node_kills, |e, r| {
+            e.varint(r.object);
+            e.varint(u64::from(r.index));
+            e.varint(r.count);
+            e.u8(u8::from(r.passing));
+        });
         e.list(&self.maps, |e, m| {
             e.varint(u64::from(m.root.0));
             e.u8(m.part);
@@ -269,7 +273,10 @@ impl Manifest {
                 count: d.varint()?,
             })
         })?;
-        self.node_kills = decode_node_kills(d.blob(super::MAX_MANIFEST as usize)?)?;
+        self.node_kills = d.list(|d| {
+            let (object, index, count) = (d.varint()?, d.varint32()?, d.varint()?);
+            Ok(NodeRunRef { object, index, count, passing: d.flag()? })
+        })?;
         self.maps = d.list(get_map)?;
         self.tables = d.list(|d| {
             let number = d.varint()?;

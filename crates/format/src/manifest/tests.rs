@@ -49,7 +49,7 @@ fn full() -> Manifest {
     m.tables = vec![TableObject { number: 11, epoch, writer, bytes: 10 }];
     m.table = vec![PageRef { page: 0, object: 11, index: 0 }, PageRef { page: 1024, object: 11, index: 1 }];
     m.kills = vec![RunRef { object: 11, index: 2, first_birth: Ordinal(1), last_death: Ordinal(9), count: 3 }];
-    m.node_kills = vec![NodeKill { node, death: RootNumber(4) }];
+    m.node_kills = vec![NodeRunRef { object: 11, index: 3, count: 5, passing: true }];
     m.maps = vec![MapObject { root: RootNumber(3), part: 0, epoch, writer, records: 10, live: 4, bytes: 999 }];
     let name = ObjectName { timeline, kind: ObjectKind::Segment, number: 4, part: 0, epoch, writer };
     m.dead = vec![DeadObject { name, since: 11 }];
