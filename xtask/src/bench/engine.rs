@@ -2,40 +2,42 @@
 //! Rows that no disk here is large enough for: they come from a program that drives the engine over a store whose
 //! contents are computed.
 //!
-//! The program is an example target named `bench_map` of any package of the workspace. Each round runs it once, built as a
-//! release; the last line that it prints is a JSON object of row keys and numbers. Keys that are no rows are an error, so that
-//! a row which was renamed on one side alone does not vanish quietly.
+//! The program is an example target named `bench_map` of any package of the workspace. It runs once, built as a release: it
+//! takes its own medians, and a tebibyte takes minutes. The last line that it prints is a JSON object of row keys and numbers.
+//! Keys that are no rows are an error, so that a row which was renamed on one side alone does not vanish quietly.
 
 use super::goals::OURS;
-use super::groups::ROWS;
+use super::groups::{ENGINE, ROWS};
 use super::stats::{Samples, short};
 use crate::process::output;
 use crate::repo::{self, Metadata};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 /// The program's name.
 const PROGRAM: &str = "bench_map";
+/// The volume that the rows speak of.
+const SIZE: &str = "1T";
 /// Building it, and one run of it.
-const DEADLINE: Duration = Duration::from_secs(3600);
+const DEADLINE: Duration = Duration::from_secs(2 * 3600);
 
-/// Runs the program, if there is one.
-pub fn measure(metadata: &Metadata, rounds: u32, samples: &mut Samples) -> Result<()> {
+/// Runs the program, if there is one; its journal lies in `directory`.
+pub fn measure(metadata: &Metadata, directory: &Path, samples: &mut Samples) -> Result<()> {
     let Some(package) = metadata.packages.iter().find(|package| package.targets_of("example").contains(&PROGRAM))
     else {
-        println!("engine: no package has an example {PROGRAM}; its rows are left out");
+        println!("{ENGINE}: no package has an example {PROGRAM}; its rows are left out");
         return Ok(());
     };
-    for round in 0..rounds {
-        let mut command = repo::cargo();
-        command.args(["run", "--quiet", "--release", "--package", &package.name, "--example", PROGRAM]);
-        let values = parse(&output(&mut command, DEADLINE)?)?;
-        let shown: Vec<String> = values.iter().map(|(row, value)| format!("{row} {}", short(*value))).collect();
-        println!("engine {}/{rounds} {}", round + 1, shown.join("  "));
-        for (row, value) in values {
-            samples.add(row, OURS, round, value);
-        }
+    let mut command = repo::cargo();
+    command.args(["run", "--quiet", "--release", "--package", &package.name, "--example", PROGRAM]);
+    command.args(["--", "--size", SIZE]).env("TMPDIR", directory);
+    let values = parse(&output(&mut command, DEADLINE)?)?;
+    let shown: Vec<String> = values.iter().map(|(row, value)| format!("{row} {}", short(*value))).collect();
+    println!("{ENGINE} {}", shown.join("  "));
+    for (row, value) in values {
+        samples.add(row, OURS, 0, value);
     }
     Ok(())
 }

@@ -43,6 +43,11 @@ impl Ground {
         Ok(Self { directory, size, seconds, varve, raw_is_filled: Cell::new(false) })
     }
 
+    /// The run's directory, on the disk that is measured.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// An empty directory for one turn of one target; the last one's is removed.
     pub fn scratch(&self, kind: Kind) -> Result<PathBuf> {
         let path = self.directory.join(kind.name());

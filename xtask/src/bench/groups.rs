@@ -27,7 +27,7 @@ const fn row(key: &'static str, title: &'static str, unit: &'static str, more_is
 }
 
 /// Every row.
-pub const ROWS: [Row; 23] = [
+pub const ROWS: [Row; 24] = [
     row("write_qd1", "4 KiB random write, QD1", "IOPS", true),
     row("write_qd1_p99", "4 KiB random write, QD1, 99th percentile", "µs", false),
     row("read_hit_qd1", "4 KiB random read from RAM, QD1", "IOPS", true),
@@ -51,6 +51,7 @@ pub const ROWS: [Row; 23] = [
     row("map_bytes_ratio", "map bytes put, of data bytes, random overwrite of 1 TiB", "ratio", false),
     row("map_ram_random", "RAM of the map, 1 TiB written at random", "MiB", false),
     row("map_ram_sequential", "RAM of the map, 1 TiB written in sequence", "MiB", false),
+    row("map_stall", "longest time without a look at requests, random overwrite of 1 TiB", "ms", false),
 ];
 
 /// Values of one turn: key of the row, value.
@@ -67,7 +68,7 @@ pub struct Group {
 }
 
 /// The group whose rows come from a program of the engine's; see [`super::engine`].
-pub const ENGINE: &str = "engine";
+pub const ENGINE: &str = "map";
 
 const SERVERS: &[Kind] = &[Kind::Varve, Kind::NbdkitMemory, Kind::NbdkitFile, Kind::QemuStorageDaemon];
 

@@ -80,7 +80,7 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     if groups.iter().any(|group| group.name == groups::ENGINE) {
-        engine::measure(&metadata, options.rounds, &mut samples)?;
+        engine::measure(&metadata, ground.directory(), &mut samples)?;
     }
     drop(ground);
 
