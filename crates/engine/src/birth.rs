@@ -262,7 +262,11 @@ impl Volume {
         let record = old.write_manifest(edit, also).await?;
         *self.record.borrow_mut() = record;
         self.show(old);
-        self.edit_closed(now_id, |m| m.state = TimelineState::Hidden { until_ms }).await
+        // The undo is done. An import goes by the show number, so what the manifest of the hidden one says is for people.
+        if let Err(error) = self.edit_closed(now_id, |m| m.state = TimelineState::Hidden { until_ms }).await {
+            tracing::warn!(timeline = %now_id, %error, "the manifest of a hidden timeline does not say so yet");
+        }
+        Ok(())
     }
 
     /// Begins an attempt to show another timeline: gives the show number for that one's manifest.

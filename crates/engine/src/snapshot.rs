@@ -231,6 +231,12 @@ impl Volume {
         let timeline = self.shown();
         if info.timeline == timeline.id {
             let entry = timeline.entry_of(info.id).await?;
+            if entry.root.is_none() {
+                // A view stands on the snapshot's own root: any other may be freed by the checkpoints to come, while somebody still reads.
+                let done = timeline.checkpoint().await;
+                // Where no checkpoint can be made none will free anything either.
+                done.or_else(|error| timeline.data.borrow().no_checkpoints.as_ref().map_or(Err(error), |_| Ok(())))?;
+            }
             return Ok(timeline.view(&timeline.base_of(entry.boundary), entry.size));
         }
         let manifest = crate::lineage::newest_manifest(&self.context, &self.pool.store, info.timeline).await?;
