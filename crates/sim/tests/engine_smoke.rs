@@ -18,7 +18,7 @@ fn node() -> Node {
 }
 
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| ((i / 7 + 1) * (seed + 3) >> 3) as u8 | 1).collect()
+    (0..len as u64).map(|i| (((i / 7 + 1) * (seed + 3)) >> 3) as u8 | 1).collect()
 }
 
 #[test]
