@@ -86,9 +86,10 @@ fn stages(ci: bool, metadata: &Metadata, nextest: bool) -> Vec<Stage> {
             needed: true,
         },
         fmt(),
-        tidy_stage(),
         clippy(deadline("clippy", ci)),
         build(nextest, deadline("build", ci)),
+        // Behind the build: it asks the program for its references.
+        tidy_stage(),
         unit(nextest, profile, deadline("unit", ci)),
     ];
     let mut packages: Vec<_> = metadata.packages.iter().filter(|p| !p.targets_of("test").is_empty()).collect();
