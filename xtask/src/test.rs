@@ -2,7 +2,7 @@
 //! `cargo xtask test`: everything, in the order in which a failure is cheapest to learn of.
 //!
 //! The stages before the integration tests are fixed; the integration tests are one stage for each crate that has any, so
-//! that a table shows where the time goes. Each has a share of the half hour in [`SHARES`]; at twice its share it is ended and
+//! that a table shows where the time goes. Each has a share of the half hour in [`SHARES`]; at three times its share it is ended and
 //! fails by name, instead of eating the time of all that follow. `--ci` sets the profile of the runner and the deadline of the
 //! whole; without it a stage may take six times its share, for a machine that does other things too.
 
@@ -71,7 +71,7 @@ pub fn run(options: &Options) -> Result<bool> {
 /// When a stage is ended, in seconds.
 fn deadline(name: &str, ci: bool) -> u64 {
     let share = SHARES.iter().find(|(stage, _)| *stage == name).map_or(OTHER_S, |(_, seconds)| *seconds);
-    if ci { 2 * share } else { 6 * share }
+    if ci { 3 * share } else { 6 * share }
 }
 
 /// Every stage of a run.
