@@ -43,6 +43,15 @@ impl EngineError {
     pub const fn kind(&self) -> ErrorKind {
         self.kind
     }
+    /// Whether trying again may help, sooner or later. Of what is invalid only a refusal of the store: credentials and rights are mended by people,
+    /// while a format that is not known stays unknown.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self.kind {
+            ErrorKind::Unavailable | ErrorKind::NoSpace | ErrorKind::Busy => true,
+            ErrorKind::Invalid => self.source.as_ref().is_some_and(|source| source.is::<varve_env::StoreError>()),
+            _ => false,
+        }
+    }
 }
 
 impl From<varve_env::StoreError> for EngineError {

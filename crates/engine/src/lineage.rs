@@ -141,20 +141,57 @@ pub(crate) fn map_object(manifest: &Manifest, root: RootNumber, part: u8) -> Res
     })
 }
 
+/// Manifests that may be accepted, one after the other, while one is being loaded.
+const MAX_NEWER: u32 = 8;
+
 /// The manifest of a timeline that coordination accepted last.
+///
+/// # Errors
+/// `Corrupt` when the store does not have it.
 pub(crate) async fn newest_manifest(
     context: &Context,
     store: &Arc<dyn ObjectStore>,
     timeline: TimelineId,
 ) -> Result<Manifest> {
+    let found = newest_manifest_if_there(context, store, timeline).await?;
+    found.map_err(|accepted| {
+        let name = manifest_name(timeline, accepted);
+        EngineError::corrupt(format!("an object that is needed is missing: {name}"))
+    })
+}
+
+/// The same; where the store does not have it, what coordination calls it: the objects of a deleted timeline go before its record does.
+pub(crate) async fn newest_manifest_if_there(
+    context: &Context,
+    store: &Arc<dyn ObjectStore>,
+    timeline: TimelineId,
+) -> Result<std::result::Result<Manifest, ManifestRef>> {
     let records = Records::new(&*context.coord);
-    let volume = records.find_timeline(timeline).await?;
-    let (record, _) = records.load_volume(volume).await?;
-    let accepted = record.timeline(timeline).and_then(|t| t.manifest);
-    let Some(accepted) = accepted else {
-        return Err(EngineError::corrupt(format!("timeline {timeline}: coordination names no manifest of it")));
-    };
-    load_manifest(store, timeline, accepted).await
+    let mut missing = None;
+    for _ in 0..MAX_NEWER {
+        let volume = records.find_timeline(timeline).await?;
+        let (record, _) = records.load_volume(volume).await?;
+        let accepted = record.timeline(timeline).and_then(|t| t.manifest);
+        let Some(accepted) = accepted else {
+            return Err(EngineError::corrupt(format!("timeline {timeline}: coordination names no manifest of it")));
+        };
+        match load_manifest(store, timeline, accepted).await {
+            Ok(manifest) => return Ok(Ok(manifest)),
+            // Others may have been accepted, and this one deleted, since coordination was asked.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if missing.replace(accepted) == Some(accepted) {
+                    return Ok(Err(accepted));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(EngineError::new(ErrorKind::Busy, format!("timeline {timeline}: its manifests change all the time")))
+}
+
+fn manifest_name(timeline: TimelineId, named: ManifestRef) -> ObjectName {
+    let ManifestRef { number, epoch, writer } = named;
+    ObjectName { timeline, kind: ObjectKind::Manifest, number, part: 0, epoch, writer }
 }
 
 /// Loads a manifest and checks that it is the one that was named.
@@ -163,8 +200,7 @@ pub(crate) async fn load_manifest(
     timeline: TimelineId,
     wanted: ManifestRef,
 ) -> Result<Manifest> {
-    let ManifestRef { number, epoch, writer } = wanted;
-    let name = ObjectName { timeline, kind: ObjectKind::Manifest, number, part: 0, epoch, writer };
+    let name = manifest_name(timeline, wanted);
     let text = name.to_string();
     let bytes = store.get_head(&text, MAX_MANIFEST).await?;
     let manifest = Manifest::decode(&bytes).map_err(damaged(&text))?;
@@ -198,6 +234,25 @@ pub(crate) fn table_object(manifest: &Manifest, number: u64) -> Result<ObjectNam
 /// Bytes of a page object that a first get asks for: the table of some thousand records.
 const FIRST_GET: u64 = 64 << 10;
 
+/// Reads a range that the object has if it is whole.
+///
+/// # Errors
+/// `Corrupt` when it ends before: a store calls that a wrong request, like one without rights.
+pub(crate) async fn get_range(store: &dyn ObjectStore, name: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+    let end = range.end;
+    let error = match store.get(name, range).await {
+        Ok(bytes) => return Ok(bytes),
+        Err(error) => error,
+    };
+    if error.kind() == ErrorKind::Invalid
+        && let Ok(info) = store.head(name).await
+        && info.size < end
+    {
+        return Err(EngineError::corrupt(format!("{name}: it has {} bytes and should have {end} at least", info.size)));
+    }
+    Err(error.into())
+}
+
 /// Loads one record of a page object, and proves it.
 pub(crate) async fn load_record(store: &Arc<dyn ObjectStore>, name: &ObjectName, index: u32) -> Result<Bytes> {
     let text = name.to_string();
@@ -211,7 +266,7 @@ pub(crate) async fn load_record(store: &Arc<dyn ObjectStore>, name: &ObjectName,
     let bytes = if range.end <= head.len() as u64 {
         head.slice(range.start as usize..range.end as usize)
     } else {
-        store.get(&text, range).await?
+        get_range(&**store, &text, range).await?
     };
     table.verify(index, &bytes).map_err(damaged(&text))?;
     Ok(bytes)

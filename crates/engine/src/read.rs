@@ -9,7 +9,7 @@
 use crate::cache::CacheKey;
 use crate::context::{Head, damaged};
 use crate::layer::Piece;
-use crate::lineage::{load_record, map_object};
+use crate::lineage::{get_range, load_record, map_object};
 use crate::map::NodePath;
 use crate::timeline::{Found, Timeline};
 use crate::{EngineError, Result, StatusExtent, Submit};
@@ -184,7 +184,8 @@ impl Timeline {
         let (text, timeline, ordinal) = (head.name.to_string(), head.name.timeline, Ordinal(head.name.number));
         if head.codec == Codec::Raw {
             let begin = head.data_offset + u64::from(first) * RAW_BLOCK as u64;
-            let bytes = self.pool.store.get(&text, begin..begin + u64::from(count) * RAW_BLOCK as u64).await?;
+            let range = begin..begin + u64::from(count) * RAW_BLOCK as u64;
+            let bytes = get_range(&*self.pool.store, &text, range).await?;
             return (0..count)
                 .map(|i| {
                     let at = i as usize * RAW_BLOCK;
@@ -195,7 +196,7 @@ impl Timeline {
         }
         let (from, to) = (first / CHUNK_BLOCKS, (first + count - 1) / CHUNK_BLOCKS);
         let (begin, end) = (head.chunk(from).0.start, head.chunk(to).0.end);
-        let bytes = self.pool.store.get(&text, begin..end).await?;
+        let bytes = get_range(&*self.pool.store, &text, begin..end).await?;
         let mut blocks = Vec::new();
         for chunk in from..=to {
             let (range, first, count) = head.chunk(chunk);
@@ -233,7 +234,16 @@ impl Timeline {
 
     /// Loads a node of the map into the tree.
     pub async fn load_node(&self, path: NodePath) -> Result<()> {
-        let (name, bytes) = self.node_bytes(path.pointer).await?;
+        let mut tries = 0;
+        let (name, bytes) = loop {
+            match self.node_bytes(path.pointer).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.lineages.forget(self.lineages.timeline(path.pointer.lineage())?);
+                    self.again(&mut tries, crate::recover::missing_is_corrupt(error))?;
+                }
+                done => break done?,
+            }
+        };
         self.data.borrow_mut().tree.install(path, &bytes).map_err(damaged(name))
     }
 

@@ -13,7 +13,7 @@
 use crate::context::{Context, Turn, damaged};
 use crate::journal::Replayed;
 use crate::layer::{Layer, Piece, Sums};
-use crate::lineage::{Lineages, load_manifest, row_name, table_object};
+use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object};
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
 use crate::overlay::{Overlay, Stratum};
@@ -58,10 +58,10 @@ pub(crate) struct Opening {
 /// Opens a timeline; `tail` are the records of the journal that name it, in any order.
 pub(crate) async fn open(opening: Opening, tail: Vec<Replayed>) -> Result<Rc<Timeline>> {
     let store = Arc::clone(&opening.pool.store);
-    let mut old = load_manifest(&store, opening.timeline, opening.manifest).await?;
+    let mut old = load_manifest(&store, opening.timeline, opening.manifest).await.map_err(missing_is_corrupt)?;
     old.show_number = old.show_number.max(opening.show_number);
     let timeline = assemble(opening, old.clone());
-    timeline.load_table(&old).await?;
+    timeline.load_table(&old).await.map_err(missing_is_corrupt)?;
     timeline.load_inherited(&old).await?;
     timeline.load_rows(&old).await?;
     timeline.load_tail(&old, tail)?;
@@ -139,7 +139,7 @@ impl Timeline {
             };
             let text = name.to_string();
             let range = table.range(page.index).map_err(damaged(&text))?;
-            let bytes = self.pool.store.get(&text, range).await?;
+            let bytes = get_range(&*self.pool.store, &text, range).await?;
             table.verify(page.index, &bytes).map_err(damaged(&text))?;
             let entries = decode_page(page.page, &bytes).map_err(damaged(&text))?;
             self.data.borrow_mut().table.load(*page, entries);

@@ -228,7 +228,7 @@ impl Timeline {
         loop {
             self.data.borrow().check()?;
             match step().await {
-                Err(error) if may_pass(error.kind()) => {
+                Err(error) if error.may_pass() => {
                     tracing::warn!(timeline = %self.id, %error, "{what} failed and is tried again");
                 }
                 done => return done,
@@ -253,11 +253,6 @@ impl Timeline {
             ))),
         }
     }
-}
-
-/// Whether an error of a store or of coordination may pass: also one of credentials or rights, which people mend.
-const fn may_pass(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unavailable | ErrorKind::NoSpace | ErrorKind::Busy | ErrorKind::Invalid)
 }
 
 /// The error of a volume that another node or process has taken over.

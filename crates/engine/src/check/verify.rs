@@ -8,13 +8,14 @@
 use super::objects::{Objects, record_of};
 use super::{CheckReport, Progress, Subject};
 use crate::context::Head;
-use crate::lineage::{map_object, table_object};
+use crate::lineage::{get_range, map_object, table_object};
 use crate::read::load_segment_head;
 use crate::signal::breathe;
 use crate::timeline::Timeline;
 use crate::{EngineError, Result};
 use std::rc::Rc;
 use varve_format::ObjectName;
+use varve_format::segment::SEGMENT_HEADER;
 use varve_format::table::TableEntry;
 
 /// Blocks read at a time: whole chunks.
@@ -63,6 +64,14 @@ async fn segment(timeline: &Timeline, name: &ObjectName, entry: &TableEntry, rep
             entry.live.blocks()
         );
         return Err(EngineError::corrupt(text));
+    }
+    // No checksum covers the few bytes between index and data, and nobody reads them; they are zero all the same.
+    let padding = SEGMENT_HEADER as u64 + u64::from(header.index_len)..header.data_offset();
+    if !padding.is_empty() {
+        let bytes = get_range(&*timeline.pool.store, &name.to_string(), padding).await?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Err(EngineError::corrupt(format!("{name}: the padding behind its index is not zero")));
+        }
     }
     let head = Head::new(*name, &header, &index.chunks);
     let mut at = 0;

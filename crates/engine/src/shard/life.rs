@@ -7,6 +7,7 @@
 
 use super::Shard;
 use crate::birth::{edit_closed, start};
+use crate::lineage::newest_manifest_if_there;
 use crate::manifests::{PoolStore, put_manifest, reference};
 use crate::timeline::Data;
 use crate::volume::Volume;
@@ -222,12 +223,9 @@ impl Shard {
         let (pool, _) = self.pool(&record.pool)?;
         let mut births = Vec::new();
         for timeline in &record.timelines {
-            let manifest = match crate::lineage::newest_manifest(&self.context, &pool.store, timeline.id).await {
-                Ok(manifest) => manifest,
-                // An earlier try came so far.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
+            let found = newest_manifest_if_there(&self.context, &pool.store, timeline.id).await?;
+            // Else an earlier try came so far.
+            let Ok(manifest) = found else { continue };
             for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
                 if self.is_held(hold, timeline.id).await? {
                     return Ok(());
@@ -239,11 +237,10 @@ impl Shard {
         // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
         let mut record = crate::volume::raise_epoch(&self.context, record.id, record.writer).await?;
         for id in record.timelines.iter().map(|t| t.id).collect::<Vec<_>>() {
-            match edit_closed(&self.context, &pool, &record, id, |m| m.state = TimelineState::Tombstone).await {
-                Ok(new) => record = new,
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+            if newest_manifest_if_there(&self.context, &pool.store, id).await?.is_err() {
+                continue;
             }
+            record = edit_closed(&self.context, &pool, &record, id, |m| m.state = TimelineState::Tombstone).await?;
             let tombstone = record.timeline(id).and_then(|t| t.manifest);
             remove_objects(&pool, id, tombstone.map(|m| m.number)).await?;
         }
