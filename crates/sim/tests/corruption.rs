@@ -51,9 +51,10 @@ fn stored(compression: Compression) -> Stored {
     });
     write(&node, &mut array, 128 << 10, 8 << 10, 3);
     let shard = node.shard();
-    node.must("clone", async move {
-        shard.clone_volume(&name("v"), None, name("w"), Overrides::default()).await.map(drop)
-    });
+    node.must(
+        "clone",
+        async move { shard.clone_volume(&name("v"), None, name("w"), Overrides::default()).await.map(drop) },
+    );
     wanted.insert(("w".to_owned(), None), array.clone());
     write(&node, &mut array, 400 << 10, 20 << 10, 4);
     wanted.insert(("v".to_owned(), None), array);
@@ -164,7 +165,10 @@ fn spoilt_objects_are_named_and_never_believed() {
     let compression = Compression::Lz4;
     let needed = needed(compression);
     for kind in ["/seg/", "/map/", "/tab/", "/man/"] {
-        assert!(needed.iter().any(|object| object.contains(kind)), "an object of the kind {kind} is needed: {needed:?}");
+        assert!(
+            needed.iter().any(|object| object.contains(kind)),
+            "an object of the kind {kind} is needed: {needed:?}"
+        );
     }
     let mut rng = Rng::new(5);
     for object in stored(compression).node.server.names() {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One volume on a shard of the real world: a journal in a file, coordination in a file, a store whose segments are computed.
+//! One volume on a shard of the real world: a journal in a file, coordination in a file, a store whose segments are
+//! computed.
 //!
-//! A rig writes generated segments, takes snapshots and clones by the clock, and proves with samples that what the map says is what was written last. Its files lie in a
-//! directory of its own, which goes with it.
+//! A rig writes generated segments, takes snapshots and clones by the clock, and proves with samples that what the
+//! map says is what was written last. Its files lie in a directory of its own, which goes with it.
 
 use crate::pattern::{Order, Pattern, SEGMENT_BLOCKS, bytes_of, find, mix};
 use crate::store::GeneratedStore;
