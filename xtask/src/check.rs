@@ -18,9 +18,9 @@ pub fn fmt() -> Stage {
 }
 
 /// The rules of the tree.
-pub fn tidy_stage() -> Stage {
+pub fn tidy_stage(deadline_s: u64) -> Stage {
     let work = Work::Function(Box::new(tidy::run));
-    Stage { name: "tidy".to_owned(), work, deadline: Duration::from_secs(60), needed: false }
+    Stage { name: "tidy".to_owned(), work, deadline: Duration::from_secs(deadline_s), needed: false }
 }
 
 /// Lints, as errors.
@@ -54,7 +54,7 @@ pub fn stage(name: &str, command: Command, deadline_s: u64) -> Stage {
 /// Runs the stages up to the first failure.
 pub fn run() -> Result<bool> {
     let start = Instant::now();
-    let stages = [fmt(), tidy_stage(), clippy(1800), unit(repo::has_nextest(), "default", 1800)];
+    let stages = [fmt(), tidy_stage(900), clippy(1800), unit(repo::has_nextest(), "default", 1800)];
     for stage in stages {
         let outcome: Outcome = run_stage(stage, Duration::MAX);
         if !outcome.ok() {

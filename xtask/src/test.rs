@@ -24,7 +24,7 @@ const CI_TOTAL_S: u64 = 44 * 60;
 const SHARES: [(&str, u64); 17] = [
     ("provision", 150),
     ("fmt", 10),
-    ("tidy", 10),
+    ("tidy", 60),
     ("clippy", 200),
     ("build", 320),
     ("unit", 90),
@@ -89,7 +89,7 @@ fn stages(ci: bool, metadata: &Metadata, nextest: bool) -> Vec<Stage> {
         clippy(deadline("clippy", ci)),
         build(nextest, deadline("build", ci)),
         // Behind the build: it asks the program for its references.
-        tidy_stage(),
+        tidy_stage(deadline("tidy", ci)),
         unit(nextest, profile, deadline("unit", ci)),
     ];
     let mut packages: Vec<_> = metadata.packages.iter().filter(|p| !p.targets_of("test").is_empty()).collect();
@@ -170,7 +170,7 @@ mod tests {
         for nextest in [false, true] {
             let names: Vec<String> = stages(true, &metadata, nextest).into_iter().map(|stage| stage.name).collect();
             let expected =
-                ["provision", "fmt", "tidy", "clippy", "build", "unit", "tests of engine", "tests of varve", "docs"];
+                ["provision", "fmt", "clippy", "build", "tidy", "unit", "tests of engine", "tests of varve", "docs"];
             assert_eq!(names, expected);
         }
     }
