@@ -8,6 +8,7 @@
 use crate::EngineError;
 use crate::cache::BlockCache;
 use crate::journal::Journal;
+use crate::lineage::PageTables;
 use crate::signal::Signal;
 use crate::timeline::Timeline;
 use std::cell::{Cell, RefCell};
@@ -108,6 +109,7 @@ pub(crate) struct Context {
     pub coord: Arc<dyn Coord>,
     pub cache: RefCell<BlockCache>,
     pub heads: RefCell<HeadCache>,
+    pub tables: RefCell<PageTables>,
     pub limits: Limits,
     /// Bytes of layers in RAM.
     pub layer_ram: Cell<u64>,

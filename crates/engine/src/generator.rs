@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Segments that nobody wrote: how a measuring program fills a volume that no disk at hand could hold.
 //!
-//! A generated segment enters where a put one does, at the end of the row of sealed layers, and counts, waits for a full overlay and causes checkpoints as that does. So the
-//! map, the segment table, the kills and the checkpoints are those of a volume that was written; only layer and journal are passed by, and the program's own store
+//! A generated segment enters where a put one does, at the end of the row of sealed layers, and counts, waits for
+//! a full overlay and causes checkpoints as that does. So the
+//! map, the segment table, the kills and the checkpoints are those of a volume that was written; only layer and
+//! journal are passed by, and the program's own store
 //! answers for the object's bytes. Built with the feature `generator` alone, which nothing that ships turns on.
 //!
-//! Always holds: a generated segment takes the next ordinal and as many sequence numbers as it has blocks, so rows and ranges stay unbroken.
+//! Always holds: a generated segment takes the next ordinal and as many sequence numbers as it has blocks, so rows
+//! and ranges stay unbroken.
 //!
 //! After a crash a generated segment is found again like any other: by its name, in the store.
 
@@ -22,7 +25,8 @@ use varve_format::segment::{Codec, SegmentFacts, SegmentHeader, SegmentIndex, en
 use varve_types::{Ordinal, Sequence};
 
 impl Volume {
-    /// Takes in a segment of raw blocks that stands in the store under the name that `announce` is told the facts of, and waits until it counts. Its blocks can be
+    /// Takes in a segment of raw blocks that stands in the store under the name that `announce` is told the facts
+    /// of, and waits until it counts. Its blocks can be
     /// read from then on.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use crate::context::{Context, damaged};
 use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use varve_coord::{ManifestRef, Records};
@@ -253,15 +253,80 @@ pub(crate) async fn get_range(store: &dyn ObjectStore, name: &str, range: std::o
     Err(error.into())
 }
 
-/// Loads one record of a page object, and proves it.
-pub(crate) async fn load_record(store: &Arc<dyn ObjectStore>, name: &ObjectName, index: u32) -> Result<Bytes> {
+/// Tables of page objects that records were read of last. Objects never change, so nor does what is kept here; without it, each cold node of a
+/// large map would cost the table of tens of thousands of others.
+#[derive(Default)]
+pub(crate) struct PageTables {
+    /// The one used last stands behind.
+    tables: VecDeque<(ObjectName, Rc<PageTable>)>,
+    records: u64,
+}
+
+/// Most tables kept, and most records in all of them together, of 8 bytes each.
+const MAX_TABLES: usize = 256;
+const MAX_TABLE_RECORDS: u64 = 2 << 20;
+
+impl PageTables {
+    fn get(&mut self, name: &ObjectName) -> Option<Rc<PageTable>> {
+        let at = self.tables.iter().rposition(|(known, _)| known == name)?;
+        let found = self.tables.remove(at)?;
+        self.tables.push_back(found.clone());
+        Some(found.1)
+    }
+
+    fn insert(&mut self, name: ObjectName, table: Rc<PageTable>) {
+        self.records += u64::from(table.count());
+        self.tables.push_back((name, table));
+        while self.tables.len() > 1 && (self.tables.len() > MAX_TABLES || self.records > MAX_TABLE_RECORDS) {
+            if let Some((_, oldest)) = self.tables.pop_front() {
+                self.records -= u64::from(oldest.count());
+            }
+        }
+    }
+}
+
+/// Loads the table of a page object. Gives what was read with it as well: the beginning of the object.
+async fn load_page_table(store: &Arc<dyn ObjectStore>, name: &ObjectName) -> Result<(PageTable, Bytes)> {
     let text = name.to_string();
     let mut head = store.get_head(&text, FIRST_GET).await?;
     let count = PageTable::decode_header(name, &head).map_err(damaged(&text))?;
     if table_len(count) > head.len() as u64 {
         head = store.get_head(&text, table_len(count)).await?;
     }
-    let table = PageTable::decode(name, &head).map_err(damaged(&text))?;
+    Ok((PageTable::decode(name, &head).map_err(damaged(&text))?, head))
+}
+
+/// Loads one record of a page object, and proves it.
+pub(crate) async fn load_record(store: &Arc<dyn ObjectStore>, name: &ObjectName, index: u32) -> Result<Bytes> {
+    let (table, head) = load_page_table(store, name).await?;
+    record_of(store, name, &table, &head, index).await
+}
+
+/// The same for an object of which other records are likely to be asked soon: a map's.
+pub(crate) async fn load_node_record(
+    context: &Context,
+    store: &Arc<dyn ObjectStore>,
+    name: &ObjectName,
+    index: u32,
+) -> Result<Bytes> {
+    let known = context.tables.borrow_mut().get(name);
+    if let Some(table) = known {
+        return record_of(store, name, &table, &Bytes::new(), index).await;
+    }
+    let (table, head) = load_page_table(store, name).await?;
+    let table = Rc::new(table);
+    context.tables.borrow_mut().insert(*name, Rc::clone(&table));
+    record_of(store, name, &table, &head, index).await
+}
+
+async fn record_of(
+    store: &Arc<dyn ObjectStore>,
+    name: &ObjectName,
+    table: &PageTable,
+    head: &Bytes,
+    index: u32,
+) -> Result<Bytes> {
+    let text = name.to_string();
     let range = table.range(index).map_err(damaged(&text))?;
     let bytes = if range.end <= head.len() as u64 {
         head.slice(range.start as usize..range.end as usize)

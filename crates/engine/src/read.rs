@@ -9,7 +9,7 @@
 use crate::cache::CacheKey;
 use crate::context::{Head, damaged};
 use crate::layer::Piece;
-use crate::lineage::{get_range, load_record, map_object};
+use crate::lineage::{get_range, load_node_record, map_object};
 use crate::map::NodePath;
 use crate::timeline::{Found, Timeline};
 use crate::{EngineError, Result, StatusExtent, Submit};
@@ -255,7 +255,7 @@ impl Timeline {
         } else {
             self.lineages.map_object(&self.context, &self.pool.store, timeline, node).await?
         };
-        let bytes = load_record(&self.pool.store, &name, u32::from(node.record())).await?;
+        let bytes = load_node_record(&self.context, &self.pool.store, &name, u32::from(node.record())).await?;
         Ok((name, bytes))
     }
 

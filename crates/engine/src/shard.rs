@@ -12,6 +12,7 @@ pub use life::NewVolume;
 use crate::cache::{BlockCache, CacheCounts};
 use crate::context::{Context, HeadCache, Limits};
 use crate::journal::{Journal, Replayed, replay};
+use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
 use crate::signal::Signal;
 use crate::volume::Volume;
@@ -107,6 +108,7 @@ impl Shard {
             coord,
             cache: RefCell::new(BlockCache::new(limits.cache_ram)),
             heads: RefCell::new(HeadCache::default()),
+            tables: RefCell::new(PageTables::default()),
             limits,
             layer_ram: Cell::new(0),
             relieved: Signal::default(),

@@ -49,7 +49,8 @@ pub(super) struct Tables {
     pub places: Vec<(u64, Option<PageRef>)>,
 }
 
-/// Roots that stay for longer than until the next checkpoint: of snapshots, also of those that have just got theirs, and of holds. Sorted.
+/// Roots that stay for longer than until the next checkpoint: of snapshots, also of those that have just got
+/// theirs, and of holds. Sorted.
 fn kept_roots(data: &Data, gathered: &Gathered) -> Vec<RootNumber> {
     let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));
     let holds = data.manifest.holds.iter().map(|h| h.base_number);
@@ -112,7 +113,8 @@ impl Timeline {
         load_record(&self.pool.store, &name, index).await
     }
 
-    /// Frees blocks that no boundary keeps, in slices; gives the others, sorted. Boundaries that come meanwhile lie behind every death.
+    /// Frees blocks that no boundary keeps, in slices; gives the others, sorted. Boundaries that come meanwhile
+    /// lie behind every death.
     async fn free_blocks(&self, kills: Vec<Kill>) -> Result<Vec<Kill>> {
         let kept = self.data.borrow().kept_boundaries();
         let mut waiting = Vec::new();
@@ -133,7 +135,8 @@ impl Timeline {
         Ok(waiting)
     }
 
-    /// Frees nodes that no root keeps, in slices; gives runs of the others, and the map objects with what is live in them now.
+    /// Frees nodes that no root keeps, in slices; gives runs of the others, and the map objects with what is live
+    /// in them now.
     async fn free_nodes(
         &self,
         nodes: Vec<NodeKill>,
@@ -145,7 +148,8 @@ impl Timeline {
         };
         let maps = old.into_iter().chain(gathered.maps.iter().copied());
         let mut maps: BTreeMap<_, _> = maps.map(|map| ((map.root, map.part), map)).collect();
-        // Most nodes go at the checkpoint after the one that replaced them. They stand apart, so that the runs of snapshots are let be.
+        // Most nodes go at the checkpoint after the one that replaced them. They stand apart, so that the runs of
+        // snapshots are let be.
         let (mut long, mut short) = (Vec::new(), Vec::new());
         for slice in nodes.chunks(SLICE) {
             for kill in slice {

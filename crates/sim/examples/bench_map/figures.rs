@@ -1,42 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The figures: which volumes are written how, and what is read off them.
+//! The measurements: a volume full at random, and one written in sequence.
 //!
-//! Each figure is a row of a key and a number, in the unit that `docs/benchmarks.md` gives the key. A volume is filled, overwritten and
-//! measured once for all the rows that it can give, since filling it is what takes the time. Nothing here is kept: a run that is cut off
-//! leaves no file behind, and its rows are not told.
+//! Each owns its rig, so that nothing of one is in the memory of the next. Progress goes to the error output, for
+//! people; rows are what counts. Every
+//! volume is verified by samples before its rows are given: a figure of a map that is wrong is no figure.
 
 use crate::pattern::Order;
 use crate::rig::{Outcome, Rig};
 use std::io::Write as _;
 use std::time::Instant;
-use varve_types::{format_size, parse_size};
-
-const SMALL: u64 = 1 << 30;
-
-/// What the command line asks for.
-pub(crate) struct Arguments {
-    size: u64,
-    rounds: u64,
-}
-
-impl Arguments {
-    /// Reads the command line.
-    pub(crate) fn parse(mut from: impl Iterator<Item = String>) -> Outcome<Self> {
-        let mut this = Self { size: 64 << 30, rounds: 20 };
-        while let Some(argument) = from.next() {
-            let mut value = || from.next().ok_or_else(|| format!("{argument} needs a value"));
-            match argument.as_str() {
-                "--size" => this.size = parse_size(&value()?)?,
-                "--rounds" => this.rounds = value()?.parse()?,
-                _ => return Err(format!("what is {argument:?}? There are --size SIZE and --rounds N").into()),
-            }
-        }
-        if !this.size.is_power_of_two() || this.size < SMALL || this.rounds == 0 {
-            return Err("the size is a power of two, at least 1G, and there is a round".into());
-        }
-        Ok(this)
-    }
-}
+use varve_types::format_size;
 
 fn say(text: &str) {
     // Progress that nobody can be told of is no reason to stop.
@@ -59,12 +32,12 @@ fn tell_ram(rig: &Rig, when: &str) -> Outcome<()> {
 }
 
 /// Rows of the result.
-type Rows = Vec<(&'static str, f64)>;
+pub type Rows = Vec<(&'static str, f64)>;
 
 const MIB: f64 = 1048576.0;
 
 /// A volume full at random, overwritten at random: its rows, or only the times of the small one.
-async fn random(size: u64, rounds: u64, full: bool) -> Outcome<Rows> {
+pub async fn random(size: u64, rounds: u64, part: u64, full: bool) -> Outcome<Rows> {
     let mut rows = Rows::new();
     let mut rig = Rig::new(size).await?;
     let segments = rig.segments();
@@ -75,7 +48,7 @@ async fn random(size: u64, rounds: u64, full: bool) -> Outcome<Rows> {
     let (filled, start) = (rig.map_ram(), Instant::now());
     rig.store.take_put();
     rig.take_stall();
-    let data = rig.write(Order::Uniform, 0..segments).await?;
+    let data = rig.write(Order::Uniform, 0..(segments / part).max(1)).await?;
     let last = rig.merge().await?;
     let (put, stall) = (rig.store.take_put(), rig.take_stall());
     tell_ram(&rig, &format!("{title} overwritten in {:.1} s", start.elapsed().as_secs_f64()))?;
@@ -94,6 +67,15 @@ async fn random(size: u64, rounds: u64, full: bool) -> Outcome<Rows> {
     say(&format!("{title}: checkpoint of {rounds} snapshots {merged:.2} s; then snapshot {again}, clone {kept}"));
     say(&format!("{title}: {manifests} bytes of manifests for {} snapshots and clones", 2 * rounds));
     rig.verify().await?;
+    let opened = rig.reopen().await?;
+    let start = Instant::now();
+    rig.verify().await?;
+    let first = start.elapsed().as_secs_f64();
+    rig.write(Order::Uniform, segments + 2 * more..segments + 3 * more).await?;
+    let cold = rig.merge().await?;
+    say(&format!(
+        "{title}: opened again in {opened:.2} s, samples read in {first:.2} s, a checkpoint without a node in RAM {cold:.2} s"
+    ));
     if full {
         rows.push(("snapshot_full_map", snapshot.median_ms.max(again.median_ms)));
         rows.push(("clone_full_map", clone.median_ms.max(kept.median_ms)));
@@ -109,7 +91,7 @@ async fn random(size: u64, rounds: u64, full: bool) -> Outcome<Rows> {
 }
 
 /// A volume written in sequence.
-async fn sequence(size: u64) -> Outcome<Rows> {
+pub async fn sequence(size: u64) -> Outcome<Rows> {
     let mut rig = Rig::new(size).await?;
     let segments = rig.segments();
     rig.write(Order::Sequence, 0..segments).await?;
@@ -119,12 +101,4 @@ async fn sequence(size: u64) -> Outcome<Rows> {
     let ram = rig.map_ram();
     rig.end().await?;
     Ok(vec![("map_ram_sequential", ram as f64 / MIB)])
-}
-
-/// Takes all figures.
-pub(crate) async fn measure(arguments: &Arguments) -> Outcome<Rows> {
-    let mut rows = random(SMALL, arguments.rounds, false).await?;
-    rows.extend(sequence(arguments.size).await?);
-    rows.extend(random(arguments.size, arguments.rounds, true).await?);
-    Ok(rows)
 }

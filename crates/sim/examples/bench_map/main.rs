@@ -3,12 +3,13 @@
 //! are computed.
 //!
 //! ```text
-//! cargo run --release -p varve-sim --example bench_map -- [--size 64G] [--rounds 20]
+//! cargo run --release -p varve-sim --example bench_map -- [--size 64G] [--rounds 20] [--part 1]
 //! ```
-//! The volume is filled in an order without any order, overwritten once at random, and then snapshots and clones
-//! are taken by the clock; the same with 1 GiB shows whether size matters. Another one is written in sequence. The
-//! engine, its journal and coordination are the real ones; a manifest is synced to a file as a directory store
-//! would do. Samples prove that what is read is what was written last.
+//! The volume is filled in an order without any order, overwritten once at random (or one part of so many), and
+//! then snapshots and clones are taken by the clock; the same with 1 GiB shows
+//! whether size matters. Another one is written in sequence. The engine, its journal and coordination are the real
+//! ones; a manifest is synced to
+//! a file as a directory store would do. Samples prove that what is read is what was written last.
 //!
 //! Progress goes to the error output. The last line of the output is a JSON object whose keys `docs/benchmarks.md`
 //! explains.
@@ -18,10 +19,45 @@ mod pattern;
 mod rig;
 mod store;
 
-use figures::{Arguments, measure};
+use figures::{Rows, random, sequence};
 use rig::Outcome;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use varve_types::parse_size;
+
+const SMALL: u64 = 1 << 30;
+
+struct Arguments {
+    size: u64,
+    rounds: u64,
+    part: u64,
+}
+
+impl Arguments {
+    fn parse(mut from: impl Iterator<Item = String>) -> Outcome<Self> {
+        let mut this = Self { size: 64 << 30, rounds: 20, part: 1 };
+        while let Some(argument) = from.next() {
+            let mut value = || from.next().ok_or_else(|| format!("{argument} needs a value"));
+            match argument.as_str() {
+                "--size" => this.size = parse_size(&value()?)?,
+                "--part" => this.part = value()?.parse()?,
+                "--rounds" => this.rounds = value()?.parse()?,
+                _ => return Err(format!("what is {argument:?}? There are --size SIZE, --rounds N and --part N").into()),
+            }
+        }
+        if !this.size.is_power_of_two() || this.size < SMALL || this.rounds == 0 || this.part == 0 {
+            return Err("the size is a power of two, at least 1G; there is a round and a part".into());
+        }
+        Ok(this)
+    }
+}
+
+async fn measure(arguments: &Arguments) -> Outcome<Rows> {
+    let mut rows = random(SMALL, arguments.rounds, 1, false).await?;
+    rows.extend(sequence(arguments.size).await?);
+    rows.extend(random(arguments.size, arguments.rounds, arguments.part, true).await?);
+    Ok(rows)
+}
 
 fn main() -> Outcome<()> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What generated segments hold: which blocks of the volume, and which bytes.
 //!
-//! All of it is a function of a few numbers, so that nothing has to be kept: the store makes the index of a segment, and the bytes of each of its blocks, anew whenever
+//! All of it is a function of a few numbers, so that nothing has to be kept: the store makes the index of a
+//! segment, and the bytes of each of its blocks, anew whenever
 //! it is asked for them.
 
 use std::ops::Range;
@@ -33,7 +34,8 @@ pub struct Pattern {
     pub number: u64,
 }
 
-/// A number whose bits all depend on all bits of `x` (the finisher of SplitMix64, by Steele, Lea and Flood, OOPSLA 2014).
+/// A number whose bits all depend on all bits of `x` (the finisher of SplitMix64, by Steele, Lea and Flood, OOPSLA
+/// 2014).
 pub const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One volume on a shard of the real world: a journal in a file, coordination in a file, a store whose segments are
-//! computed.
+//! One volume on a shard of the real world: a journal in a file, coordination in a file, a store whose segments
+//! are computed.
 //!
 //! A rig writes generated segments, takes snapshots and clones by the clock, and proves with samples that what the
-//! map says is what was written last. Its files lie in a directory of its own, which goes with it.
+//! map says is what was written last.
+//! It can end its shard and start another on the same journal, coordination and store: what the map says must be
+//! the same again.
+//!
+//! Its files lie in a directory of its own, which goes with it.
 
 use crate::pattern::{Order, Pattern, SEGMENT_BLOCKS, bytes_of, find, mix};
 use crate::store::GeneratedStore;
@@ -53,19 +57,27 @@ impl Times {
     }
 }
 
-/// See the module.
-pub struct Rig {
+/// What ends with a shard.
+struct Live {
     shard: Rc<Shard>,
-    /// The store.
-    pub store: Arc<GeneratedStore>,
     volume: Rc<Volume>,
     device: Device,
+}
+
+/// See the module.
+pub struct Rig {
+    env: Rc<RealEnv>,
+    coord: Arc<dyn Coord>,
+    /// `None` only while one shard follows another.
+    live: Option<Live>,
+    /// The store.
+    pub store: Arc<GeneratedStore>,
     blocks: u64,
     /// Block of the volume → (ordinal, block of the segment), once it was written.
     samples: BTreeMap<u64, Option<(u64, u64)>>,
     names: u64,
     stall: Rc<Cell<Duration>>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 fn name(text: &str) -> Outcome<Name> {
@@ -97,16 +109,17 @@ impl Rig {
             created_ms: 0,
         };
         Records::new(&*coord).create_pool(&pool).await?;
-        let shard = Shard::create(env, disk, coord, Limits::default()).await?;
+        let shard = Shard::create(env.clone(), disk, Arc::clone(&coord), Limits::default()).await?;
         shard.add_pool(name("default")?, PoolStore::new(store.clone(), 1), Overrides::default());
         let new = NewVolume { name: name("v")?, pool: name("default")?, size, settings: Overrides::default() };
         let volume = shard.create_volume(new).await?;
         let (device, _) = volume.device("bench".to_owned()).await?;
+        let live = Some(Live { shard, volume, device });
         let blocks = size / BLOCK;
         let samples = (0..SAMPLES).map(|i| (mix(!i) & (blocks - 1), None)).collect();
         let stall = Rc::new(Cell::new(Duration::ZERO));
         tokio::task::spawn_local(watch(Rc::downgrade(&stall)));
-        Ok(Self { shard, store, volume, device, blocks, samples, names: 0, stall, _directory: directory })
+        Ok(Self { env, coord, live, store, blocks, samples, names: 0, stall, directory })
     }
 
     /// Segments that are as large as the volume.
@@ -123,13 +136,14 @@ impl Rig {
             let places: Vec<_> =
                 self.samples.keys().filter_map(|block| Some((*block, find(&index, *block)?))).collect();
             data += index.extents.iter().map(|extent| extent.blocks * BLOCK).sum::<u64>();
+            let volume = Rc::clone(&self.live().volume);
             let (store, samples) = (&self.store, &mut self.samples);
             let announce = |facts: &_| {
                 let facts: &varve_format::segment::SegmentFacts = facts;
                 store.announce(facts, pattern);
                 samples.extend(places.into_iter().map(|(block, at)| (block, Some((facts.ordinal.0, at)))));
             };
-            self.volume.take_generated(index, announce).await?;
+            volume.take_generated(index, announce).await?;
             // A front end returns to its loop after each batch.
             tokio::task::yield_now().await;
         }
@@ -139,13 +153,13 @@ impl Rig {
     /// Merges everything into the map. Gives the time it took, in seconds.
     pub async fn merge(&self) -> Outcome<f64> {
         let start = Instant::now();
-        self.volume.merge_all().await?;
+        self.live().volume.merge_all().await?;
         Ok(start.elapsed().as_secs_f64())
     }
 
     /// Bytes of the map in RAM.
     pub fn map_ram(&self) -> usize {
-        self.volume.counts().map_ram_bytes
+        self.live().volume.counts().map_ram_bytes
     }
 
     /// The longest time for which the shard did nothing else, since the last call, in milliseconds.
@@ -160,24 +174,63 @@ impl Rig {
             self.names += 1;
             // Something to flush, and a block that the clone must not share.
             let block = mix(self.names) & (self.blocks - 1);
-            finish(self.device.write(block * BLOCK, Bytes::from(vec![7; BLOCK as usize]), false)).await?;
-            self.device.commit()?;
-            self.samples.remove(&block);
+            self.write_block(block).await?;
             let (snapshot, clone) = (name(&format!("s{}", self.names))?, name(&format!("c{}", self.names))?);
             let start = Instant::now();
-            self.volume.snapshot(snapshot.clone()).await?;
+            self.live().volume.snapshot(snapshot.clone()).await?;
             taken.push(start.elapsed());
             self.until_stored(&snapshot).await?;
             let start = Instant::now();
-            self.shard.clone_volume(&name("v")?, Some(&snapshot), clone, Overrides::default()).await?;
+            self.live().shard.clone_volume(&name("v")?, Some(&snapshot), clone, Overrides::default()).await?;
             cloned.push(start.elapsed());
         }
         Ok((Times::of(taken), Times::of(cloned)))
     }
 
+    fn live(&self) -> &Live {
+        self.live.as_ref().expect("a rig is open but while it is opened again")
+    }
+
+    async fn write_block(&mut self, block: u64) -> Outcome<()> {
+        let device = &self.live().device;
+        finish(device.write(block * BLOCK, Bytes::from(vec![7; BLOCK as usize]), false)).await?;
+        device.commit()?;
+        self.samples.remove(&block);
+        Ok(())
+    }
+
+    /// Ends the shard and starts another, on the same journal. Gives the time until every volume was open, in
+    /// seconds.
+    pub async fn reopen(&mut self) -> Outcome<f64> {
+        if let Some(live) = self.live.take() {
+            live.shard.stop().await?;
+        }
+        // The tasks of the old shard end with their next look at it, and the lock of the journal with the last of
+        // them.
+        let (journal, patience) = (self.directory.path().join("journal"), Instant::now());
+        let disk = loop {
+            match FileDisk::open(&journal) {
+                Ok(disk) => break Rc::new(disk),
+                Err(error) if patience.elapsed() > PATIENCE => return Err(error.into()),
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        let start = Instant::now();
+        let shard = Shard::open(self.env.clone(), disk, Arc::clone(&self.coord), Limits::default()).await?;
+        shard.add_pool(name("default")?, PoolStore::new(self.store.clone(), 1), Overrides::default());
+        if let Some((volume, error)) = shard.open_all().await?.into_iter().next() {
+            return Err(format!("volume {volume} does not open: {error}").into());
+        }
+        let opened = start.elapsed().as_secs_f64();
+        let volume = shard.find(&name("v")?)?;
+        let (device, _) = volume.device("bench".to_owned()).await?;
+        self.live = Some(Live { shard, volume, device });
+        Ok(opened)
+    }
+
     async fn until_stored(&self, snapshot: &Name) -> Outcome<()> {
         let start = Instant::now();
-        while !self.volume.find_snapshot(snapshot).await?.stored {
+        while !self.live().volume.find_snapshot(snapshot).await?.stored {
             if start.elapsed() > PATIENCE {
                 return Err(format!("the data of snapshot {snapshot} are not put").into());
             }
@@ -191,7 +244,7 @@ impl Rig {
         for (block, written) in &self.samples {
             let Some((ordinal, at)) = *written else { continue };
             let mut out = BytesMut::new();
-            let later = finish(self.device.read(block * BLOCK, BLOCK as u32, &mut out)).await?;
+            let later = finish(self.live().device.read(block * BLOCK, BLOCK as u32, &mut out)).await?;
             if [&out[..], &later[..]].concat() != bytes_of(ordinal, at, *block) {
                 return Err(format!("block {block} is not block {at} of segment {ordinal}").into());
             }
@@ -201,7 +254,7 @@ impl Rig {
 
     /// Ends the shard.
     pub async fn end(self) -> Outcome<()> {
-        Ok(self.shard.stop().await?)
+        Ok(self.live().shard.stop().await?)
     }
 }
 

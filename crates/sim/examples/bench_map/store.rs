@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A store whose segments are computed: it holds a tebibyte without having it.
 //!
-//! What the engine puts is kept in RAM, and deleted when the engine deletes it. Manifests are written to a file and synced as well, as a directory store would, because
-//! what waits for a manifest waits for that. A generated segment is known by its facts and its pattern alone. Bytes put are counted by kind.
+//! What the engine puts is kept in RAM, and deleted when the engine deletes it. Manifests are written to a file
+//! and synced as well, as a directory store would, because
+//! what waits for a manifest waits for that. A generated segment is known by its facts and its pattern alone.
+//! Bytes put are counted by kind.
 //!
 //! Nothing outlives the program.
 
