@@ -33,7 +33,7 @@ const WINDOW: u64 = 8 << 20;
 /// # Errors
 /// `Corrupt` where neither superblock can be read; `Invalid` for an unknown version.
 pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<Journal>, Vec<Replayed>)> {
-    let superblock = read_superblock(&*disk).await?;
+    let (superblock, damaged) = read_superblock(&*disk).await?;
     if superblock.ring + RING_START > disk.len() {
         return Err(EngineError::corrupt("journal: its file is shorter than its superblock says"));
     }
@@ -41,8 +41,11 @@ pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<J
     disk.sync().await.map_err(|error| io_failed("sync", &error))?;
     let mut reader =
         Reader { disk: &*disk, id: superblock.journal, ring: superblock.ring, window: Bytes::new(), start: 0 };
-    let limit = superblock.trim + superblock.ring;
-    let reach = MAX_UNSYNCED.min(superblock.ring / 4) + 4 * MAX_RECORD;
+    // Beside a superblock that can not be read this one may be the older, behind whose trim all may be overwritten already. The newer one's trim lies
+    // less than a ring ahead, so everything is within two.
+    let (laps, reach) =
+        if damaged { (2, 2 * superblock.ring) } else { (1, MAX_UNSYNCED.min(superblock.ring / 4) + 4 * MAX_RECORD) };
+    let limit = superblock.trim + laps * superblock.ring;
     let mut found: Vec<Replayed> = Vec::new();
     let (mut position, mut end) = (superblock.trim, superblock.trim);
     while position < limit && position <= end + reach {
@@ -62,7 +65,8 @@ pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<J
     Ok((journal, found))
 }
 
-async fn read_superblock(disk: &dyn Disk) -> Result<Superblock> {
+/// The newer superblock, and whether the other can not be read.
+async fn read_superblock(disk: &dyn Disk) -> Result<(Superblock, bool)> {
     let mut best: Option<Superblock> = None;
     let mut failure = None;
     for place in 0..2 {
@@ -78,7 +82,7 @@ async fn read_superblock(disk: &dyn Disk) -> Result<Superblock> {
         }
     }
     match (best, failure) {
-        (Some(best), _) => Ok(best),
+        (Some(best), failure) => Ok((best, failure.is_some())),
         (None, Some(error)) => Err(EngineError::caused(error.kind(), "journal: no superblock can be read", error)),
         (None, None) => Err(EngineError::corrupt("journal: no superblock can be read")),
     }
