@@ -21,6 +21,8 @@ impl Part for Pointer {
 
 /// Entries of a stratum at which no further segment counts: a root has less than 2^22 new nodes.
 const MAX_STRATUM: usize = 2 << 20;
+/// Strata, each of which becomes a root: half the root numbers that an owner has.
+const MAX_STRATA: usize = crate::timeline::ROOT_GAP as usize / 2;
 
 /// Entries between two boundaries.
 #[derive(Clone, Debug, Default)]
@@ -109,9 +111,10 @@ impl Overlay {
         self.active.map.len() + self.frozen.iter().map(|s| s.map.len()).sum::<usize>()
     }
 
-    /// Whether the last stratum has as many entries as one root may have: it takes none until it is frozen.
+    /// Whether the last stratum has as many entries as one root may have, or a checkpoint would need more root numbers than an owner has: no
+    /// segment counts then until a checkpoint has made room.
     pub fn is_full(&self) -> bool {
-        self.active.map.len() >= MAX_STRATUM
+        self.active.map.len() >= MAX_STRATUM || self.frozen.len() >= MAX_STRATA
     }
 
     /// Whether nothing would change if a checkpoint were made.
