@@ -60,6 +60,8 @@ pub struct Shard {
     /// Records of the journal that wait for their timelines to be opened.
     tails: RefCell<BTreeMap<TimelineId, (u64, Vec<Replayed>)>>,
     stopping: Cell<bool>,
+    /// Whether somebody looks what windows have ended.
+    sweeping: Cell<bool>,
     stopped: Signal,
 }
 
@@ -120,6 +122,7 @@ impl Shard {
             volumes: RefCell::new(BTreeMap::new()),
             tails: RefCell::new(tails),
             stopping: Cell::new(false),
+            sweeping: Cell::new(false),
             stopped: Signal::default(),
         });
         let weak = Rc::downgrade(&this);
@@ -133,14 +136,14 @@ impl Shard {
                     return;
                 }
                 ticks += 1;
-                shard.tick(ticks.is_multiple_of(SWEEP_TICKS)).await;
+                shard.tick(ticks.is_multiple_of(SWEEP_TICKS));
             }
         }));
         this
     }
 
     /// The chores of a moment.
-    async fn tick(self: &Rc<Self>, sweep: bool) {
+    fn tick(self: &Rc<Self>, sweep: bool) {
         let volumes: Vec<_> = self.volumes.borrow().values().cloned().collect();
         for volume in volumes {
             let timeline = volume.shown();
@@ -149,8 +152,15 @@ impl Shard {
             timeline.checkpoint_if_quiet();
             timeline.start_deletes();
         }
-        if sweep && let Err(error) = self.sweep().await {
-            tracing::warn!(%error, "what windows have ended could not be looked at; it will be tried again");
+        if sweep && !self.sweeping.replace(true) {
+            // Beside the other chores: a store that is away must not keep layers from being sealed.
+            let this = Rc::clone(self);
+            self.context.env.spawn(Box::pin(async move {
+                if let Err(error) = this.sweep().await {
+                    tracing::warn!(%error, "what windows have ended could not be looked at; it will be tried again");
+                }
+                this.sweeping.set(false);
+            }));
         }
     }
 
