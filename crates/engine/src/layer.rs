@@ -35,7 +35,7 @@ impl Sums {
 /// What stands at a run of blocks of a layer.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece {
-    /// Bytes in RAM; `place` is where the same bytes begin in the journal, 0 if they are not in it.
+    /// Bytes in RAM; `place` is where the same bytes begin in the journal; beyond all that is ever flushed if they are in none.
     Data { data: Bytes, sums: Sums, place: u64 },
     /// Bytes in the journal only, from this position on.
     Journal { place: u64, sums: Sums },
@@ -183,7 +183,7 @@ impl Layer {
         let mut kept = 0;
         for (blocks, piece) in self.map.values_mut() {
             if let Piece::Data { sums, place, .. } = piece {
-                if *place != 0 && *place + blocks * BLOCK <= flushed {
+                if *place + blocks * BLOCK <= flushed {
                     *piece = Piece::Journal { place: *place, sums: sums.clone() };
                 } else {
                     kept += blocks * BLOCK;

@@ -18,7 +18,7 @@ use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
 use crate::overlay::{Overlay, Stratum};
 use crate::read::load_segment_head;
-use crate::seal::{PutSegment, seal};
+use crate::seal::{MOST_RUNS, PutSegment, seal};
 use crate::signal::Signal;
 use crate::table::SegmentTable;
 use crate::timeline::{Data, NUMBER_GAP, ROOT_GAP, Timeline};
@@ -101,7 +101,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         counted_bytes: 0,
         stopped: None,
         no_checkpoints: None,
-        busy: BTreeSet::new(),
+        busy: Vec::new(),
         previous_manifest: None,
         deleted: BTreeSet::new(),
         deleting: false,
@@ -291,9 +291,12 @@ impl Timeline {
             Body::Write { start, crcs } => {
                 let piece = Piece::Journal { place, sums: Sums::new(&crcs) };
                 data.open.insert(sequence, pin, now, start, crcs.len() as u64, piece);
-                ends = data.open.blocks() * BLOCK >= data.settings.segment_size;
+                ends = data.open.blocks() * BLOCK >= data.settings.segment_size || data.open.runs() >= MOST_RUNS;
             }
-            Body::Hole { start, blocks } => data.open.insert(sequence, pin, now, start, blocks, Piece::Hole),
+            Body::Hole { start, blocks } => {
+                data.open.insert(sequence, pin, now, start, blocks, Piece::Hole);
+                ends = data.open.runs() >= MOST_RUNS;
+            }
             Body::Mark(mark) => {
                 match &mark {
                     Mark::Size { size, .. } => data.size = *size,

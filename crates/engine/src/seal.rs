@@ -26,7 +26,7 @@ use varve_format::{ObjectKind, ObjectName};
 use varve_types::{BLOCK, Compression, MAX_SEGMENT_BLOCKS, Ordinal};
 
 /// Runs of a layer at which it is sealed whatever its size: its index stays small.
-const MAX_RUNS: usize = MAX_SEGMENT_BLOCKS as usize;
+pub(crate) const MOST_RUNS: usize = MAX_SEGMENT_BLOCKS as usize / 2;
 /// A layer that was overwritten again and again is sealed when so many times its size came in.
 const MAX_OVERWRITE: u64 = 2;
 /// Blocks gathered between two looks at other tasks.
@@ -58,9 +58,7 @@ impl Timeline {
             let data = self.data.borrow();
             let size = data.settings.segment_size;
             let blocks = (size / BLOCK).min(u64::from(MAX_SEGMENT_BLOCKS) - u64::from(MAX_RECORD_BLOCKS));
-            data.open.blocks() >= blocks
-                || data.open.taken() >= size * MAX_OVERWRITE
-                || data.open.runs() >= MAX_RUNS / 2
+            data.open.blocks() >= blocks || data.open.taken() >= size * MAX_OVERWRITE || data.open.runs() >= MOST_RUNS
         };
         if full {
             self.seal_now();

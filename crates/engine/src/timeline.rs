@@ -24,6 +24,7 @@ use crate::table::SegmentTable;
 use crate::{EngineError, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_format::manifest::{Manifest, SnapshotEntry};
@@ -105,7 +106,7 @@ pub(crate) struct Data {
     pub deleted: BTreeSet<ObjectName>,
     pub deleting: bool,
     /// Blocks that are being read, modified and written.
-    pub busy: BTreeSet<u64>,
+    pub busy: Vec<Range<u64>>,
 }
 
 /// See the module.

@@ -16,8 +16,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::Manifest;
-use varve_format::mark::Mark;
-use varve_types::{BLOCK, ErrorKind, Name, Overrides, Sequence, Settings, SnapshotId, TimelineId, VolumeId, WriterId};
+use varve_types::{BLOCK, ErrorKind, Name, Overrides, Settings, SnapshotId, TimelineId, VolumeId, WriterId};
 
 /// Somebody who uses a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,7 +263,6 @@ impl Volume {
         let timeline = self.shown();
         let old = self.size();
         if size < old {
-            let cut_from = size.next_multiple_of(BLOCK).min(old);
             if !force && timeline.has_data(size, old).await? {
                 let text = format!(
                     "volume {}: there are data behind {size} bytes that a shrink would cut; force it to lose them",
@@ -272,14 +270,7 @@ impl Volume {
                 );
                 return Err(EngineError::new(ErrorKind::Conflict, text));
             }
-            // What is cut reads as zeroes if the volume ever grows again.
-            if cut_from > size {
-                let rest = vec![0; (cut_from - size) as usize];
-                timeline.write_waiting(size, rest.into(), false).await?;
-            }
-            if old > cut_from {
-                timeline.discard_now(cut_from, old - cut_from).await?;
-            }
+            return timeline.cut(size).await;
         }
         if size > old {
             // Whatever a shrink may have left behind the end does not come back.
@@ -287,10 +278,7 @@ impl Volume {
                 .discard_now(old.next_multiple_of(BLOCK), size.next_multiple_of(BLOCK) - old.next_multiple_of(BLOCK))
                 .await?;
         }
-        timeline.room_for_mark().await?;
-        timeline.make_mark(|sequence: Sequence| Mark::Size { sequence, size })?;
-        timeline.data.borrow_mut().size = size;
-        timeline.flush_waiting().await
+        timeline.set_size(size).await
     }
 
     /// Changes settings of the volume while it runs.

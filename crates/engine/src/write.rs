@@ -13,6 +13,7 @@ use crate::layer::{Piece, Sums};
 use crate::timeline::{Data, NUMBER_GAP, Timeline, blocks_of};
 use crate::{EngineError, Result, Submit};
 use bytes::{Bytes, BytesMut};
+use std::ops::Range;
 use std::rc::Rc;
 use varve_format::crc::crc;
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS, write_header_len};
@@ -21,6 +22,9 @@ use varve_types::{Ack, BLOCK, Sequence};
 
 /// Bytes of a change that are made in one step.
 const MAX_PIECE: usize = MAX_RECORD_BLOCKS as usize * BLOCK as usize;
+
+/// Place of data that are in no journal: beyond all that will ever be flushed.
+const NO_PLACE: u64 = u64::MAX >> 1;
 
 /// A change to be made: whole blocks.
 pub(crate) enum Op {
@@ -84,7 +88,7 @@ impl Timeline {
         if matches!(op, Op::Write(data) if data.len() > 4 * MAX_PIECE) {
             return false;
         }
-        let free = data.busy.is_empty() || data.busy.range(start..start + blocks).next().is_none();
+        let free = !is_busy(&data, &(start..start + blocks));
         free && self.has_room(&data, op) && self.context.journal.failure().is_none()
     }
 
@@ -124,7 +128,7 @@ impl Timeline {
         let mut data = self.data.borrow_mut();
         let sequence = data.last.next();
         let (place, pin) = match self.context.journal.failure() {
-            Some(_) => (0, None),
+            Some(_) => (NO_PLACE, None),
             None => {
                 let stamp = self.stamp(&data, sequence);
                 let appended = self.context.journal.append_write(stamp, start, bytes.clone(), sums)?;
@@ -196,6 +200,8 @@ impl Timeline {
     pub async fn write_waiting(self: &Rc<Self>, offset: u64, data: Bytes, fua: bool) -> Result<()> {
         let (start, end) = (offset / BLOCK, blocks_of(offset + data.len() as u64));
         let busy = self.busy(start, end - start).await;
+        // The volume may have become smaller meanwhile.
+        self.check_range(offset, data.len() as u64)?;
         let whole = self.complete(offset, data).await?;
         self.change(start, end - start, Op::Write(whole)).await?;
         drop(busy);
@@ -221,6 +227,35 @@ impl Timeline {
             whole.resize(whole.len() + (back - inside) as usize, 0);
         }
         Ok(whole.freeze())
+    }
+
+    /// Makes the volume end at `size`, which is less than it has. What is cut reads as zeroes if it ever grows again.
+    pub async fn cut(self: &Rc<Self>, size: u64) -> Result<()> {
+        let end = blocks_of(self.data.borrow().size);
+        let (block, front) = (size / BLOCK, size % BLOCK);
+        // Until the new size is set nobody changes what is cut: whoever waits for it finds then that it lies beyond the end.
+        let busy = self.busy(block, end - block).await;
+        let mut first = block;
+        if front > 0 {
+            let mut whole = BytesMut::from(&self.read_waiting(block * BLOCK, front).await?[..]);
+            whole.resize(BLOCK as usize, 0);
+            self.change(block, 1, Op::Write(whole.freeze())).await?;
+            first += 1;
+        }
+        if first < end {
+            self.change(first, end - first, Op::Hole).await?;
+        }
+        self.set_size(size).await?;
+        drop(busy);
+        Ok(())
+    }
+
+    /// Gives the volume a size. Answered once that is on stable media.
+    pub async fn set_size(self: &Rc<Self>, size: u64) -> Result<()> {
+        self.room_for_mark().await?;
+        self.make_mark(|sequence| Mark::Size { sequence, size })?;
+        self.data.borrow_mut().size = size;
+        self.flush_waiting().await
     }
 
     /// Makes whole blocks a hole.
@@ -252,6 +287,12 @@ impl Timeline {
             Box::pin(self.write_waiting(last * BLOCK, zeroes(end - last * BLOCK), false)).await?;
         }
         let busy = self.busy(first, last - first).await;
+        self.check_range(offset, len)?;
+        if last * BLOCK > end && self.data.borrow().size > end {
+            // It has grown meanwhile, and its last block may hold more than the end of the range.
+            drop(busy);
+            return Box::pin(self.discard_waiting(offset, len, fua)).await;
+        }
         self.change(first, last - first, Op::Hole).await?;
         drop(busy);
         self.finish(fua).await
@@ -284,7 +325,7 @@ impl Timeline {
     pub async fn room(self: &Rc<Self>, op: &Op) -> Result<()> {
         loop {
             self.data.borrow().check()?;
-            if self.context.journal.failure().is_some() || self.has_room(&self.data.borrow(), op) {
+            if self.has_room(&self.data.borrow(), op) {
                 return Ok(());
             }
             self.context.make_room();
@@ -366,31 +407,34 @@ impl Timeline {
 
     /// Takes blocks for a change that has to wait; whoever wants them later waits until they are given back.
     pub async fn busy(self: &Rc<Self>, start: u64, blocks: u64) -> Busy {
-        // Only the first and the last block can be written in part: only they are read before they are written.
-        let edges = if blocks == 1 { vec![start] } else { vec![start, start + blocks - 1] };
+        // All of them, though only the first and the last can be written in part: what is read of a block in the middle by somebody else must not
+        // stand behind this change and undo it.
+        let range = start..start + blocks;
         self.changed
             .until(|| {
                 let mut data = self.data.borrow_mut();
-                let free = data.busy.range(start..start + blocks).next().is_none();
-                free.then(|| data.busy.extend(&edges))
+                (!is_busy(&data, &range)).then(|| data.busy.push(range.clone()))
             })
             .await;
-        Busy { timeline: Rc::clone(self), edges }
+        Busy { timeline: Rc::clone(self), range }
     }
+}
+
+/// Whether any of these blocks is being changed. Those that are do not overlap.
+fn is_busy(data: &Data, range: &Range<u64>) -> bool {
+    data.busy.iter().any(|busy| busy.start < range.end && range.start < busy.end)
 }
 
 /// Blocks that are being changed; given back when dropped.
 pub(crate) struct Busy {
     timeline: Rc<Timeline>,
-    edges: Vec<u64>,
+    range: Range<u64>,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut data = self.timeline.data.borrow_mut();
-        for block in &self.edges {
-            data.busy.remove(block);
-        }
+        data.busy.retain(|range| *range != self.range);
         drop(data);
         self.timeline.changed.ring();
     }
