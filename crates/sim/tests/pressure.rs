@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The engine where something is short or broken: RAM, room in the journal, the journal itself, root numbers; and requests that overlap.
+
+mod node;
+
+use node::{Node, finish, name, wait};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+use varve_engine::{BlockDevice, Device};
+use varve_env::{Env, StoreErrorKind};
+use varve_format::journal::Superblock;
+use varve_sim::{CrashMode, InFlight, SimOptions, StoreFault, StoreOp};
+
+const MIB: u64 = 1 << 20;
+
+fn node(journal: u64) -> Node {
+    Node::new(SimOptions { most_steps: 20_000_000, ..SimOptions::seed(11) }, journal)
+}
+
+fn pattern(seed: u64, len: u64) -> Vec<u8> {
+    (0..len).map(|i| ((i / 512 + 1) * (2 * seed + 3) % 251 + 1) as u8).collect()
+}
+
+fn write(node: &Node, device: &Rc<Device>, array: &mut [u8], offset: u64, len: u64, seed: u64) {
+    let data = pattern(seed, len);
+    array[offset as usize..(offset + len) as usize].copy_from_slice(&data);
+    node.write(device, offset, data, false).expect("alive").expect("a write");
+}
+
+fn same(node: &Node, device: &Rc<Device>, array: &[u8], what: &str) {
+    for (n, wanted) in array.chunks(MIB as usize).enumerate() {
+        let bytes = node.read(device, n as u64 * MIB, wanted.len() as u32).expect("alive").expect("a read");
+        let at = bytes.iter().zip(wanted).position(|(found, wanted)| found != wanted);
+        assert_eq!(at, None, "{what}: MiB {n}");
+    }
+}
+
+#[test]
+fn what_no_journal_has_is_not_given_up_in_ram() {
+    let mut node = node(16 * MIB);
+    node.limits.layer_ram = 256 << 10;
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", 4 * MIB);
+    let device = node.device("v");
+    let mut array = vec![0; 4 << 20];
+    write(&node, &device, &mut array, 0, MIB / 2, 1);
+    node.flush(&device).expect("alive").expect("a flush");
+    node.disk.fail_sync(0);
+    write(&node, &device, &mut array, MIB, 4096, 2);
+    // The journal fails on the way; the flush is answered by the store.
+    node.flush(&device).expect("alive").expect("a flush");
+    assert!(node.shard().counts().journal_failed);
+    // Many at once, because each waits for the store.
+    node.server.away_for(Duration::from_secs(60));
+    let answered = Rc::new(Cell::new(0));
+    for n in 0..48u64 {
+        let (offset, data) = (MIB + n * 65_536, pattern(3 + n, 61_440));
+        array[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
+        let (device, answered) = (Rc::clone(&device), Rc::clone(&answered));
+        node.env.spawn(Box::pin(async move {
+            finish(&device, device.write(offset, data.into(), false)).await.expect("a write");
+            answered.set(answered.get() + 1);
+        }));
+    }
+    node.world.run_for(Duration::from_secs(30)).expect("the world runs");
+    assert_eq!(answered.get(), 0, "nothing is promised that is nowhere but in RAM");
+    let ram = node.shard().counts().layer_ram_bytes;
+    assert!((256 << 10..=384 << 10).contains(&ram), "{ram} bytes of layers in RAM");
+    node.world.run_for(Duration::from_secs(120)).expect("the world runs");
+    assert_eq!((answered.get(), node.volume("v").stopped().map(|why| why.to_string())), (48, None));
+    same(&node, &device, &array, "with a failed journal");
+    drop(device);
+    node.crash(CrashMode::Lost, InFlight::Lost);
+    node.reopen();
+    let device = node.device("v");
+    same(&node, &device, &array, "after a power cut");
+}
+
+#[test]
+fn a_store_that_is_away_costs_journal_and_not_writes() {
+    let mut node = node(64 * MIB);
+    node.limits.layer_ram = 512 << 10;
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", 16 * MIB);
+    let device = node.device("v");
+    let mut array = vec![0; 16 << 20];
+    let away = node.world.now();
+    node.server.away_for(Duration::from_secs(3600));
+    for n in 0..16 {
+        write(&node, &device, &mut array, n * MIB, MIB, n);
+    }
+    assert!(node.world.now() - away < Duration::from_secs(60), "writes wait for the store");
+    same(&node, &device, &array, "while the store is away");
+    node.server.away_for(Duration::ZERO);
+    let volume = node.volume("v");
+    node.must("seal", async move { volume.seal().await });
+    same(&node, &device, &array, "put");
+}
+
+#[test]
+fn a_request_larger_than_what_may_be_unsynced_passes() {
+    let node = node(9 * MIB);
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", 32 * MIB);
+    let device = node.device("v");
+    let mut array = vec![0; 32 << 20];
+    write(&node, &device, &mut array, 0, 32 * MIB, 1);
+    same(&node, &device, &array, "written");
+}
+
+/// A node whose newest superblock has a trim far ahead of the older one's, and most of what lies between is overwritten.
+fn far_trims(array: &mut [u8]) -> Node {
+    let node = node(32 * MIB);
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", 28 * MIB);
+    let device = node.device("v");
+    // The first segment is refused again and again, so all that wait behind it count at once, and the trim jumps.
+    for _ in 0..10 {
+        let refused = StoreFault::Error(StoreErrorKind::Unavailable);
+        node.server.fail(StoreOp::Put, "/seg/0000000000000000.", 0, refused);
+    }
+    for n in 0..26 {
+        write(&node, &device, array, n * MIB, MIB, n);
+    }
+    node.world.run_for(Duration::from_secs(120)).expect("the world runs");
+    let volume = node.volume("v");
+    node.must("seal", async move { volume.seal().await });
+    node.server.away_for(Duration::from_secs(3600));
+    for n in 0..24 {
+        write(&node, &device, array, n * MIB, MIB, 100 + n);
+    }
+    node.flush(&device).expect("alive").expect("a flush");
+    node
+}
+
+#[test]
+fn a_spoilt_superblock_loses_nothing() {
+    for slot in 0..2 {
+        let mut array = vec![0; 28 << 20];
+        let mut node = far_trims(&mut array);
+        let trim = |slot: u64| {
+            let bytes = node.disk.contents(slot * 4096..(slot + 1) * 4096);
+            Superblock::decode(&bytes).expect("it is whole").trim
+        };
+        assert!(trim(0).abs_diff(trim(1)) > 16 * MIB, "the trim was meant to jump: {} and {}", trim(0), trim(1));
+        node.disk.flip_bit(slot * 4096 + 40, 3);
+        node.crash(CrashMode::Lost, InFlight::Lost);
+        node.server.away_for(Duration::ZERO);
+        node.reopen();
+        let device = node.device("v");
+        same(&node, &device, &array, &format!("without superblock {slot}"));
+        write(&node, &device, &mut array, 0, 8 * MIB, 7);
+        same(&node, &device, &array, &format!("gone on without superblock {slot}"));
+    }
+}
+
+#[test]
+fn requests_that_overlap_lose_only_what_they_share() {
+    let mut node = node(9 * MIB);
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", MIB);
+    let device = node.device("v");
+    let mut array = vec![0; 1 << 20];
+    write(&node, &device, &mut array, 0, MIB, 1);
+    let volume = node.volume("v");
+    node.must("seal", async move { volume.seal().await });
+    drop(device);
+    for round in 0..20u64 {
+        // Cold, so that what is read of blocks takes its time.
+        node.crash(CrashMode::Kill, InFlight::Lost);
+        node.reopen();
+        let device = node.device("v");
+        let (first, second) = (pattern(50 + round, 3 * 4096 - 1024), pattern(90 + round, 512));
+        let (a, b) = (first.clone(), second.clone());
+        let both = Rc::clone(&device);
+        node.must("both", async move {
+            let one = both.write(512, a.into(), false);
+            let other = both.write(4096 + 1024, b.into(), false);
+            futures_util::future::try_join(finish(&both, one), finish(&both, other)).await?;
+            wait(both.flush()).await
+        });
+        let mut wanted = array.clone();
+        wanted[512..3 * 4096 - 512].copy_from_slice(&first);
+        let found = node.read(&device, 0, MIB as u32).expect("alive").expect("a read");
+        let shared = 4096 + 1024..4096 + 1536;
+        let got = found[shared.clone()].to_vec();
+        assert!(got == second || got == wanted[shared.clone()], "round {round}: the shared sector is neither");
+        wanted[shared].copy_from_slice(&got);
+        let at = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted);
+        assert_eq!(at, None, "round {round}: the other sectors");
+        array.copy_from_slice(&wanted);
+    }
+}
+
+#[test]
+fn very_many_snapshots_between_two_checkpoints_are_no_end() {
+    let mut node = node(16 * MIB);
+    node.limits.overlay_entries = usize::MAX;
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", MIB);
+    let volume = node.volume("v");
+    let writer = Rc::clone(&volume);
+    node.must("snapshots", async move {
+        let (device, _) = writer.device("test".to_owned()).await?;
+        for n in 0..1500u64 {
+            let submit = device.write(n % 200 * 4096, vec![(n % 250 + 1) as u8; 4096].into(), false);
+            finish(&device, submit).await?;
+            writer.snapshot(name(&format!("s{n}"))).await?;
+        }
+        writer.seal().await?;
+        writer.checkpoint().await?;
+        writer.checkpoint().await
+    });
+    assert!(volume.degraded().is_none(), "{:?}", volume.degraded());
+    let report = node.must("check", async move { volume.check(&|_, _| {}).await });
+    assert_eq!(report.problems, []);
+    node.crash(CrashMode::Lost, InFlight::Lost);
+    node.reopen();
+}
