@@ -5,6 +5,9 @@
 //! waiting way: runs that lie together in a segment are fetched with one ranged get, verified block by block, put
 //! into the cache and copied. What was looked up may move on while a read waits: an object that is gone makes it
 //! look up again.
+//!
+//! A store that is away is waited for, like a disk that spins up: a guest that was answered an error would take its file
+//! system for broken, and the rest of a partly written block could not be read.
 
 use crate::cache::CacheKey;
 use crate::context::{Head, damaged};
@@ -111,10 +114,10 @@ impl Timeline {
                     out.extend_from_slice(&bytes[skip..skip + take]);
                 }
                 Found::Cold(path) => {
-                    self.load_node(path).await?;
+                    self.persist("a get", async || self.load_node(path).await).await?;
                     continue;
                 }
-                Found::Stored(pointer) => match self.fetch(pointer, run).await {
+                Found::Stored(pointer) => match self.persist("a get", async || self.fetch(pointer, run).await).await {
                     Ok(blocks) => {
                         for (i, bytes) in (0..run).zip(blocks) {
                             let (skip, take) = window(block + i, 1, offset, end);
@@ -277,7 +280,7 @@ impl Timeline {
             let (found, run) = self.data.borrow().find(block, end.div_ceil(BLOCK) - block);
             let hole = match found {
                 Found::Cold(path) => {
-                    self.load_node(path).await?;
+                    self.persist("a get", async || self.load_node(path).await).await?;
                     continue;
                 }
                 Found::Layer(Piece::Hole) | Found::Nothing => true,
