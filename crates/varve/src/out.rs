@@ -3,7 +3,7 @@
 //!
 //! Tables are for eyes and may change; JSON is for programs and keeps to the documents of the API. Sizes are in binary units, moments in UTC.
 //!
-//! Everything goes through [`print`], which takes a reader that went away (`varve … | head`) for a reason to stop and not for an error.
+//! Everything goes through [`print()`], which takes a reader that went away (`varve … | head`) for a reason to stop and not for an error.
 
 use crate::failure::{Failure, Result};
 use serde::Serialize;
