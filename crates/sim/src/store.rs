@@ -2,7 +2,7 @@
 //! Object stores: a server that outlives processes, and a client for each process.
 //!
 //! [`StoreServer`] holds the objects, the faults to come, the counters and the log; [`SimStore`] is the
-//! [`ObjectStore`] of one process. A request travels half its latency, takes effect at the server, and its answer travels the other half. A
+//! `ObjectStore` of one process. A request travels half its latency, takes effect at the server, and its answer travels the other half. A
 //! put that has been sent takes effect whatever becomes of the process: when its time comes, unless
 //! [`StoreServer::settle`] decides otherwise. So a caller can never conclude from a missing answer that nothing happened, or that
 //! nothing will. (A delete takes effect only while its sender lives: one that lands late harms nobody, since no name is used twice.)
