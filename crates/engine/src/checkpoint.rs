@@ -10,11 +10,16 @@
 //! stratum is merged leaf by leaf in slices; reads go on between them, and see the same, because the strata stay in
 //! the overlay until the manifest is accepted.
 //!
+//! Of a large hole only the topmost nodes of what it covers are noted; what is below is worked off by later checkpoints: see [`reclaim`].
+//!
 //! A block that was replaced is freed iff no kept boundary b has birth < b ≤ death; a node iff no kept root r has
 //! birth ≤ r < death.
 
 mod free;
 mod merge;
+mod reclaim;
+
+pub(crate) use reclaim::covered_bytes;
 
 use crate::context::Held;
 use crate::overlay::Stratum;
@@ -100,7 +105,12 @@ impl Timeline {
     }
 
     /// The same for who has the turn already. Without `merge` it only frees what nothing keeps any more, and leaves the overlay as it is.
-    pub async fn checkpoint_in_turn(self: &Rc<Self>, _turn: &Held<'_>, merge: bool) -> Result<()> {
+    pub async fn checkpoint_in_turn(self: &Rc<Self>, turn: &Held<'_>, merge: bool) -> Result<()> {
+        self.run_checkpoint(turn, merge, Gathered::default()).await
+    }
+
+    /// The same, with kills that were gathered before.
+    async fn run_checkpoint(self: &Rc<Self>, _turn: &Held<'_>, merge: bool, gathered: Gathered) -> Result<()> {
         let (strata, point) = {
             let mut data = self.data.borrow_mut();
             data.check()?;
@@ -118,7 +128,7 @@ impl Timeline {
             }
         };
         self.count_ready();
-        let done = self.merge_and_write(&strata, point).await;
+        let done = self.merge_and_write(&strata, point, gathered).await;
         self.count_ready();
         if let Err(error) = &done {
             // Half of it is done in RAM: only what is in the store can be built upon.
@@ -127,8 +137,12 @@ impl Timeline {
         done
     }
 
-    async fn merge_and_write(self: &Rc<Self>, strata: &[Arc<Stratum>], point: Point) -> Result<()> {
-        let mut gathered = Gathered::default();
+    async fn merge_and_write(
+        self: &Rc<Self>,
+        strata: &[Arc<Stratum>],
+        point: Point,
+        mut gathered: Gathered,
+    ) -> Result<()> {
         for stratum in strata {
             let root = self.merge(stratum, &mut gathered).await?;
             gathered.roots.push(root);
@@ -174,7 +188,9 @@ impl Timeline {
             }
             manifest.last_root = data.last_root;
             note_roots(&mut manifest.snapshots, &gathered.roots);
-            manifest.inherited.clear();
+            if !strata.is_empty() {
+                manifest.inherited.clear();
+            }
             manifest.cuts.retain_mut(|cut| {
                 // Rows below the boundary are in the table; of each closed epoch the last row stays, for its cut.
                 cut.first = cut.first.max(boundary.min(cut.end));
@@ -185,6 +201,7 @@ impl Timeline {
             manifest.node_kills = tables.node_runs.clone();
             manifest.maps = freed.maps.clone();
             manifest.tables = tables.objects.clone();
+            manifest.reclaim = gathered.queue.apply(&manifest.reclaim);
             manifest.dead.extend(
                 freed
                     .dead

@@ -34,11 +34,24 @@ pub struct Limits {
     pub delete_grace_ms: u64,
     /// Segments of a volume that are built and put at the same time.
     pub puts: usize,
+    /// Subtrees of the map of this level and above that a hole covers whole are cut out unread and worked off in the background: 0 for 2 MiB,
+    /// 1 for 1 GiB, 2 for 512 GiB; 4 for none.
+    pub reclaim_level: u8,
+    /// Nodes of such subtrees that are worked off for one manifest: 512 blocks each.
+    pub reclaim_nodes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { layer_ram: 512 << 20, cache_ram: 256 << 20, overlay_entries: 4 << 20, delete_grace_ms: 10_000, puts: 2 }
+        Self {
+            layer_ram: 512 << 20,
+            cache_ram: 256 << 20,
+            overlay_entries: 4 << 20,
+            delete_grace_ms: 10_000,
+            puts: 2,
+            reclaim_level: 1,
+            reclaim_nodes: 2048,
+        }
     }
 }
 

@@ -319,6 +319,52 @@ pub(crate) async fn load_node_record(
     record_of(store, name, &table, &head, index).await
 }
 
+/// Records closer together than this are read with one get, the bytes between them too.
+const NEAR_BYTES: u64 = 32 << 10;
+/// Most bytes read with one get, if there is more than one record in them.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// Loads several records of a map object, whose indexes grow, and proves them. Those that lie together come with one get.
+pub(crate) async fn load_node_records(
+    context: &Context,
+    store: &Arc<dyn ObjectStore>,
+    name: &ObjectName,
+    indexes: &[u32],
+) -> Result<Vec<Bytes>> {
+    let known = context.tables.borrow_mut().get(name);
+    let table = match known {
+        Some(table) => table,
+        None => {
+            let table = Rc::new(load_page_table(store, name).await?.0);
+            context.tables.borrow_mut().insert(*name, Rc::clone(&table));
+            table
+        }
+    };
+    let text = name.to_string();
+    let places = indexes.iter().map(|index| Ok((*index, table.range(*index).map_err(damaged(&text))?)));
+    let places = places.collect::<Result<Vec<_>>>()?;
+    let mut records = Vec::with_capacity(places.len());
+    let mut rest = &places[..];
+    while let Some((_, first)) = rest.first() {
+        let mut end = first.end;
+        let together = rest.iter().take_while(|(_, place)| {
+            let near = place.start <= end + NEAR_BYTES
+                && (place.start == first.start || place.end - first.start <= MOST_BYTES);
+            end = if near { place.end } else { end };
+            near
+        });
+        let (group, behind) = rest.split_at(together.count());
+        let bytes = get_range(&**store, &text, first.start..end).await?;
+        for (index, place) in group {
+            let record = bytes.slice((place.start - first.start) as usize..(place.end - first.start) as usize);
+            table.verify(*index, &record).map_err(damaged(&text))?;
+            records.push(record);
+        }
+        rest = behind;
+    }
+    Ok(records)
+}
+
 async fn record_of(
     store: &Arc<dyn ObjectStore>,
     name: &ObjectName,

@@ -150,6 +150,7 @@ impl Shard {
             timeline.seal_if_old();
             timeline.checkpoint_if_due();
             timeline.checkpoint_if_quiet();
+            timeline.reclaim_if_due();
             timeline.start_deletes();
         }
         if sweep && !self.sweeping.replace(true) {

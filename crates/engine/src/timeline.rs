@@ -105,6 +105,8 @@ pub(crate) struct Data {
     /// Objects that were deleted and that the last manifest still lists.
     pub deleted: BTreeSet<ObjectName>,
     pub deleting: bool,
+    /// Whether the reclaim queue is being worked off, or can not be.
+    pub reclaiming: bool,
     /// Blocks that are being read, modified and written.
     pub busy: Vec<Range<u64>>,
 }

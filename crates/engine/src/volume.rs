@@ -63,6 +63,8 @@ pub struct VolumeCounts {
     pub manifest_number: u64,
     /// Objects that wait to be deleted.
     pub dead_objects: usize,
+    /// Bytes of the volume that were discarded in large pieces and whose blocks are not yet freed, or kept for snapshots alone: at most so many.
+    pub reclaim_bytes: u64,
 }
 
 /// See the module.
@@ -202,6 +204,7 @@ impl Volume {
             map_ram_bytes: data.tree.bytes_in_ram(),
             manifest_number: data.manifest.number,
             dead_objects: data.manifest.dead.iter().filter(|dead| !data.deleted.contains(&dead.name)).count(),
+            reclaim_bytes: crate::checkpoint::covered_bytes(&data.manifest.reclaim),
         }
     }
 

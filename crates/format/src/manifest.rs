@@ -10,7 +10,8 @@
 use crate::codec::{Decoder, Encoder};
 use crate::crc::crc;
 use crate::name::{ObjectKind, ObjectName};
-use crate::{FormatError, Lineage, NodePointer};
+use crate::node::MAX_LEVEL;
+use crate::{FormatError, Lineage, NODE_ENTRIES, NodePointer};
 use varve_types::{
     Epoch, MAX_VOLUME, Name, Ordinal, Overrides, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId,
 };
@@ -212,6 +213,14 @@ pub struct Reclaim {
     pub death_root: RootNumber,
 }
 
+impl Reclaim {
+    /// Whether a map can have a node of that level there.
+    fn is_aligned(&self) -> bool {
+        let span = (NODE_ENTRIES as u64) << (9 * u32::from(self.level.min(MAX_LEVEL)));
+        self.level <= MAX_LEVEL && self.first_block.is_multiple_of(span)
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
@@ -367,6 +376,9 @@ impl Manifest {
         let runs = self.kills.iter().map(|run| run.object).chain(self.node_kills.iter().map(|run| run.object));
         if runs.into_iter().any(|object| !self.tables.iter().any(|t| t.number == object)) {
             return corrupt("a run of kills is in an object that it does not name");
+        }
+        if self.reclaim.iter().any(|r| r.node.is_absent() || r.node.lineage() != self.own || !r.is_aligned()) {
+            return corrupt("a subtree to be worked off is none of its own map");
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ pub(crate) const FORM_FULL: u8 = 2;
 pub(crate) const FORM_SPARSE: u8 = 3;
 
 /// Largest level of an interior node.
-const MAX_LEVEL: u8 = 3;
+pub(crate) const MAX_LEVEL: u8 = 3;
 
 pub(crate) fn corrupt(reason: impl Into<String>) -> FormatError {
     FormatError::new(WHAT, reason)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the kept trees of a timeline reach: a bit for every block of its own segments, a bit for every node of its
-//! own map.
+//! own map. Subtrees that wait to be worked off count like trees that are kept.
 //!
 //! A node that one tree has led to need not be entered again from another: its place in all trees is the same, and
 //! so is all below it. A hold sees its base root *under* the entries up to its boundary, so what those cover of the
@@ -12,14 +12,14 @@ use crate::Result;
 use crate::context::damaged;
 use crate::extent::At;
 use crate::lineage::map_object;
-use crate::map::{Step, Tree, Walk};
+use crate::map::{NodePath, Step, Tree, Walk};
 use crate::read::load_segment_head;
 use crate::signal::breathe;
 use crate::timeline::Timeline;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use varve_format::manifest::{Hold, Manifest};
+use varve_format::manifest::{Hold, Manifest, Reclaim};
 use varve_format::table::{LiveBits, TableEntry};
 use varve_format::{Lineage, NodePointer, Pointer};
 use varve_types::{Ordinal, RootNumber};
@@ -81,6 +81,11 @@ impl Reach {
         for (_, root) in m.snapshots.iter().filter_map(|s| s.root) {
             self.walk(root, &nothing, m, objects, report).await?;
         }
+        for Reclaim { node, level, first_block, .. } in &m.reclaim {
+            // No root holds it, but nothing below it was told as a kill, so all of it counts.
+            let top = NodePath { level: *level, first_block: *first_block, pointer: *node };
+            self.walk_tree(&Tree::below(top), &nothing, m, objects, report).await?;
+        }
         for hold in &m.holds {
             let entries = self.entries_of(timeline, hold, subject, report).await?;
             for (_, len, pointer) in entries.map.iter() {
@@ -132,11 +137,24 @@ impl Reach {
         report: &mut CheckReport,
     ) -> Result<()> {
         let tree = if root.is_absent() { Tree::empty() } else { Tree::cold(root) };
+        self.walk_tree(&tree, over, manifest, objects, report).await
+    }
+
+    async fn walk_tree(
+        &mut self,
+        tree: &Tree,
+        over: &Entries,
+        manifest: &Manifest,
+        objects: &mut Objects,
+        report: &mut CheckReport,
+    ) -> Result<()> {
         let mut walk = Walk::from(0);
         let mut steps = 0u32;
         loop {
-            match walk.step(&tree) {
+            match walk.step(tree) {
                 Step::End => return Ok(()),
+                // It stands above a subtree alone, and in no store.
+                Step::Node(path) if path.pointer.is_absent() => {}
                 Step::Node(path) if path.pointer.lineage() != self.own => walk.skip(&path),
                 Step::Node(path) => {
                     let key = (path.pointer.root(), path.pointer.part());

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Merging a stratum into the tree, leaf by leaf, and writing the root that results.
 //!
+//! A hole that covers a large subtree whole does not walk it: the subtree is cut out and queued (see [`super::reclaim`]). So what a hole costs here,
+//! and what is gathered for it, has a bound that does not grow with the hole.
+//!
 //! Between two leaves other tasks of the shard run, and reads see the same as before: the stratum stays in the overlay,
 //! above the tree. What is replaced is gathered as kills; nothing is freed here. The nodes of a root go into map objects of
 //! their own, at most 65,536 each, whose bytes are kept until the store has them. A crash leaves objects that no manifest
 //! names, and that the next opening removes.
 
-use crate::map::{Change, Kills, WriteCursor, first_of, span};
+use super::reclaim::{MAX_QUEUE, QueueChange};
+use crate::map::{Change, Kills, NodePath, ROOT_LEVEL, WriteCursor, first_of, span};
 use crate::overlay::Stratum;
 use crate::signal::breathe;
 use crate::timeline::{ROOT_GAP, Timeline};
 use crate::{EngineError, Result};
 use std::rc::Rc;
-use varve_format::manifest::MapObject;
+use varve_format::manifest::{MapObject, Reclaim};
 use varve_format::page::{MAX_RECORDS, PageBuilder};
 use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, NodePointer, ObjectKind, Pointer};
@@ -37,6 +41,7 @@ pub(super) struct Gathered {
     pub kills: Vec<Kill>,
     pub node_kills: Vec<NodeKill>,
     pub maps: Vec<MapObject>,
+    pub queue: QueueChange,
 }
 
 /// Takes what the tree tells; drops what belongs to ancestors.
@@ -58,6 +63,19 @@ impl Kills for Sink<'_> {
             self.into.node_kills.push(NodeKill { node, death: self.death_root });
         }
     }
+    fn subtree(&mut self, top: NodePath, death: Ordinal) {
+        // Below an ancestor's node there is nothing of our own.
+        if top.pointer.lineage() == self.own {
+            let NodePath { level, first_block, pointer: node } = top;
+            let death_root = self.death_root;
+            self.into.queue.detached.push(Reclaim { node, level, first_block, death, death_root });
+        }
+    }
+}
+
+/// Whether both are holes of one timeline.
+fn is_same_hole(one: Pointer, other: Pointer) -> bool {
+    one.is_hole() && other.is_hole() && one.lineage() == other.lineage()
 }
 
 impl Timeline {
@@ -75,7 +93,15 @@ impl Timeline {
         let mut changes: Vec<Change> = Vec::new();
         let mut leaf = u64::MAX;
         let mut done = 0usize;
-        for (start, len, pointer) in stratum.map.iter() {
+        let mut runs = stratum.map.iter().map(|(start, len, pointer)| (start, len, *pointer)).peekable();
+        while let Some((start, mut len, mut pointer)) = runs.next() {
+            // A large discard comes in pieces. No boundary lies within a stratum, so it is all one which of its segments a block died by.
+            while let Some((_, more, next)) =
+                runs.next_if(|(at, _, next)| *at == start + len && is_same_hole(pointer, *next))
+            {
+                len += more;
+                pointer = pointer.max(next);
+            }
             let (mut at, end) = (start, start + len);
             while at < end {
                 if pointer.is_hole() && at == first_of(0, at) && end - at >= span(0) {
@@ -131,8 +157,11 @@ impl Timeline {
         let (mut at, end) = (start, start + blocks);
         while at < end {
             let removed = {
+                let mut data = self.data.borrow_mut();
+                let waiting = data.manifest.reclaim.len() + gathered.queue.detached.len();
+                let whole_level = if waiting < MAX_QUEUE { self.context.limits.reclaim_level } else { ROOT_LEVEL + 1 };
                 let mut sink = Sink { own: self.own, death_root: number, into: gathered };
-                self.data.borrow_mut().tree.remove_range(at, end - at, death, SLICE, &mut sink)
+                data.tree.remove_range(at..end, death, whole_level, SLICE, &mut sink)
             };
             at = removed.next_block;
             match removed.cold {

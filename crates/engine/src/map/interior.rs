@@ -142,6 +142,13 @@ impl Ledger {
         }
     }
 
+    /// A clean subtree is cut out.
+    pub(super) fn leave_clean(&mut self, slot: &Slot) {
+        if let Slot::Loaded { node, .. } = slot {
+            self.leave_all(node);
+        }
+    }
+
     /// A clean subtree leaves RAM.
     fn leave_all(&mut self, node: &Node) {
         self.loaded_nodes -= 1;
@@ -232,6 +239,12 @@ impl Interior {
 
     /// The slot at an absent place becomes a new dirty node of `level`.
     pub(super) fn insert(&mut self, at: usize, level: u8, ledger: &mut Ledger) -> &mut Slot {
+        let slot = Slot::fresh(level, ledger);
+        self.insert_slot(at, slot, ledger)
+    }
+
+    /// An absent place takes a slot, which the ledger counts already.
+    pub(super) fn insert_slot(&mut self, at: usize, slot: Slot, ledger: &mut Ledger) -> &mut Slot {
         let rank = self.rank(at);
         let capacity = self.slots.capacity();
         if self.slots.len() == capacity {
@@ -240,21 +253,27 @@ impl Interior {
         }
         self.resized(capacity, ledger);
         self.present[at / 64] |= 1 << (at % 64);
-        self.slots.insert(rank, Slot::fresh(level, ledger));
+        self.slots.insert(rank, slot);
         &mut self.slots[rank]
     }
 
     /// The place becomes absent; the node there is dirty and empty.
     pub(super) fn remove(&mut self, at: usize, ledger: &mut Ledger) {
+        let slot = self.take(at, ledger);
+        ledger.leave_empty(&slot);
+    }
+
+    /// The place becomes absent; what stood there is the caller's to count.
+    pub(super) fn take(&mut self, at: usize, ledger: &mut Ledger) -> Slot {
         let rank = self.rank(at);
         let slot = self.slots.remove(rank);
-        ledger.leave_empty(&slot);
         self.present[at / 64] &= !(1 << (at % 64));
         let capacity = self.slots.capacity();
         if self.slots.len() < capacity / 4 {
             self.slots.shrink_to(capacity / 2);
         }
         self.resized(capacity, ledger);
+        slot
     }
 
     fn resized(&self, before: usize, ledger: &mut Ledger) {

@@ -7,14 +7,17 @@
 //!
 //! Level 0 is the leaves (512 blocks each), levels 1 to 3 are interior (512 children each), so a tree covers 2^36 blocks. A subtree without
 //! blocks does not exist: its place is absent. A node in the store is never changed; changing a clean node makes it and all nodes above it
-//! dirty, and each such node, and each block that is replaced, is told once to the [`Kills`] of the caller. So between two roots
+//! dirty, and each such node, and each block that is replaced, is told once to the [`Kills`] of the caller. A clean subtree that a large hole
+//! covers may be told as one, unread, by its topmost node. So between two roots
 //!
-//! - every node that the older root holds is held by the newer one too, or was told as a node kill, and not both;
-//! - every block of the older root is in the newer one at the same place, or was told as a kill.
+//! - every node that the older root holds is held by the newer one too, or was told as a node kill or lies in a subtree that was told, and
+//!   only one of these;
+//! - every block of the older root is in the newer one at the same place, or was told as a kill or lies in a subtree that was told.
 //!
 //! Nothing here survives a crash, and nothing needs to: the tree is built again from the root that the manifest names, and the overlay from
 //! the segments behind it.
 
+mod detach;
 mod interior;
 #[cfg(test)]
 mod model_tests;
@@ -24,6 +27,7 @@ mod tree;
 mod walk;
 mod write;
 
+pub use detach::{Content, look_into};
 pub use tree::Tree;
 pub use walk::{Step, Walk};
 pub use write::{WriteCursor, Written};
@@ -113,4 +117,7 @@ pub trait Kills {
     fn blocks(&mut self, first: Pointer, blocks: u32, death: Ordinal);
     /// The root that is written next does not hold this node.
     fn node(&mut self, node: NodePointer);
+    /// The root that is written next does not hold this node nor anything below it; all blocks below it were removed by segment `death`. None of
+    /// them, and none of the nodes, is told alone.
+    fn subtree(&mut self, top: NodePath, death: Ordinal);
 }

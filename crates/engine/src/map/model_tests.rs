@@ -2,7 +2,10 @@
 //! The tree against a plain ordered map: lookups, kills, copy-on-write, and that each node is held or killed, once.
 
 use super::interior::Ledger;
-use super::{BLOCK_END, Change, Kills, Lookup, NodePath, ROOT_LEVEL, Step, Tree, Walk, WriteCursor, first_of, span};
+use super::{
+    BLOCK_END, Change, Content, Kills, Lookup, NodePath, ROOT_LEVEL, Step, Tree, Walk, WriteCursor, first_of,
+    look_into, span,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use varve_format::{Lineage, NodePointer, Pointer};
@@ -18,6 +21,29 @@ type Model = BTreeMap<u64, Pointer>;
 struct Told {
     blocks: Vec<(Pointer, Ordinal)>,
     nodes: Vec<NodePointer>,
+    /// Subtrees, each with the number of blocks that were told before.
+    subtrees: Vec<(usize, NodePath, Ordinal)>,
+}
+
+impl Told {
+    /// Tells everything in the subtrees one by one, as if they had been walked.
+    fn expand(&mut self, store: &BTreeMap<NodePointer, Vec<u8>>) {
+        for (at, top, death) in self.subtrees.drain(..).rev() {
+            let mut blocks = Vec::new();
+            let mut open = vec![top];
+            while let Some(path) = open.pop() {
+                self.nodes.push(path.pointer);
+                match look_into(&path, &store[&path.pointer]).unwrap() {
+                    Content::Children(children) => open.extend(children.into_iter().rev()),
+                    Content::Runs(runs) => blocks.extend(
+                        runs.into_iter()
+                            .flat_map(|(first, len)| (0..u64::from(len)).map(move |i| (first.advance(i), death))),
+                    ),
+                }
+            }
+            self.blocks.splice(at..at, blocks);
+        }
+    }
 }
 
 impl Kills for Told {
@@ -29,14 +55,18 @@ impl Kills for Told {
         assert!(!node.is_absent());
         self.nodes.push(node);
     }
+    fn subtree(&mut self, top: NodePath, death: Ordinal) {
+        assert!(!top.pointer.is_absent() && first_of(top.level, top.first_block) == top.first_block);
+        self.subtrees.push((self.blocks.len(), top, death));
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Op {
     /// (leaf, changes of it: start within the leaf, blocks, what).
     Apply(usize, Vec<(u64, u32, What)>),
-    /// From this place in a leaf to that in another.
-    Remove(usize, u64, usize, u64, usize),
+    /// From this place in a leaf to that in another; subtrees from this level on whole; so many nodes at a time.
+    Remove(usize, u64, usize, u64, u8, usize),
     /// Write a root in slices of so many nodes, with lookups between.
     Write(usize),
     /// What was written has come to the store.
@@ -65,7 +95,8 @@ fn any_op() -> impl Strategy<Value = Op> {
     let leaf = 0..LEAVES.len();
     prop_oneof![
         12 => (leaf.clone(), proptest::collection::vec(change, 1..6)).prop_map(|(leaf, changes)| Op::Apply(leaf, changes)),
-        2 => (leaf.clone(), 0..512_u64, leaf.clone(), 0..513_u64, 1..5_usize).prop_map(|(a, b, c, d, most)| Op::Remove(a, b, c, d, most)),
+        2 => (leaf.clone(), prop_oneof![0..512_u64, Just(0)], leaf.clone(), prop_oneof![0..513_u64, Just(512)], 0..6_u8, 1..5_usize)
+            .prop_map(|(a, b, c, d, level, most)| Op::Remove(a, b, c, d, level, most)),
         4 => (1..6_usize).prop_map(Op::Write),
         2 => Just(Op::Stored),
         4 => (0..4_u8, leaf).prop_map(|(level, leaf)| Op::Evict(level, leaf)),
@@ -96,7 +127,8 @@ impl World {
         assert!(self.unstored.is_none_or(|root| path.pointer.root() < root), "{path:?} can not be loaded");
     }
 
-    fn take(&mut self, told: Told, expected: &[(Pointer, Ordinal)]) {
+    fn take(&mut self, mut told: Told, expected: &[(Pointer, Ordinal)]) {
+        told.expand(&self.store);
         assert_eq!(told.blocks, expected);
         for node in told.nodes {
             assert!(self.store.contains_key(&node), "only nodes that were written are killed");
@@ -152,14 +184,14 @@ impl World {
         }
     }
 
-    fn remove(&mut self, start: u64, end: u64, most: usize) {
+    fn remove(&mut self, start: u64, end: u64, level: u8, most: usize) {
         self.ordinal += 1;
         let death = Ordinal(self.ordinal);
         let mut told = Told::default();
         let mut next = start;
         let mut calls = 0;
         while next < end {
-            let removed = self.tree.remove_range(next, end - next, death, most, &mut told);
+            let removed = self.tree.remove_range(next..end, death, level, most, &mut told);
             calls += 1;
             assert!(removed.next_block > next || removed.cold.is_some());
             assert!(calls < 1000, "only what exists is walked");
@@ -306,9 +338,9 @@ proptest! {
         for op in ops {
             match op {
                 Op::Apply(leaf, changes) => world.apply(leaf, &changes),
-                Op::Remove(a, b, c, d, most) => {
+                Op::Remove(a, b, c, d, level, most) => {
                     let (one, other) = (LEAVES[a] * 512 + b, LEAVES[c] * 512 + d);
-                    world.remove(one.min(other), one.max(other), most);
+                    world.remove(one.min(other), one.max(other), level, most);
                 }
                 Op::Write(most) => world.write(most),
                 Op::Stored => world.stored(),
@@ -334,7 +366,7 @@ proptest! {
         for (root, model) in &world.roots {
             prop_assert!(world.read_root(*root).1 == *model, "an old root is what it was");
         }
-        world.remove(0, BLOCK_END, 3);
+        world.remove(0, BLOCK_END, ROOT_LEVEL + 1, 3);
         prop_assert_eq!((world.tree.root_pointer(), world.tree.loaded_nodes(), world.tree.dirty_nodes()), (Some(NodePointer::absent()), 0, 0));
         prop_assert_eq!(world.tree.bytes_in_ram(), size_of::<Tree>());
         world.write(1);
@@ -400,6 +432,9 @@ impl Kills for Rows {
     fn node(&mut self, node: NodePointer) {
         panic!("{node:?} was never written");
     }
+    fn subtree(&mut self, top: NodePath, _: Ordinal) {
+        panic!("{top:?} was never written");
+    }
 }
 
 #[test]
@@ -452,6 +487,61 @@ fn nodes_stay_in_ram_until_they_are_in_the_store() {
     tree.stored();
     tree.evict(ROOT_LEVEL, 0);
     assert_eq!((tree.loaded_nodes(), tree.root_pointer()), (0, Some(root)));
+    assert_eq!(tree.bytes_in_ram(), size_of::<Tree>());
+}
+
+#[test]
+fn a_large_hole_takes_subtrees_out_without_looking_into_them() {
+    let (mut store, mut tree) = (BTreeMap::new(), Tree::empty());
+    for leaf in (0..3 * 512).step_by(7) {
+        set(&mut tree, leaf * 512, 2, data(leaf + 1, 0));
+    }
+    set(&mut tree, span(2) + 5, 1, data(9, 9));
+    let root = write(&mut tree, 1, &mut store);
+    // From the middle of one subtree to the end of the third.
+    let (from, end) = (span(1) - 512, 3 * span(1));
+    let mut cold = Tree::cold(root);
+    let (mut told, mut next, mut loads) = (Told::default(), from, 0);
+    while next < end {
+        let removed = cold.remove_range(next..end, Ordinal(7), 1, 64, &mut told);
+        next = removed.next_block;
+        if let Some(path) = removed.cold {
+            loads += 1;
+            cold.install(path, &store[&path.pointer]).unwrap();
+        }
+    }
+    assert_eq!(loads, 3 + 1, "the path, and the leaf in front");
+    let tops: Vec<_> = told.subtrees.iter().map(|(_, top, death)| (top.level, top.first_block, *death)).collect();
+    assert_eq!(tops, [(1, span(1), Ordinal(7)), (1, 2 * span(1), Ordinal(7))]);
+    assert_eq!(cold.lookup(span(1)), Lookup::Absent { blocks: span(2) - span(1) });
+    // What is told of it is what a walk of the subtree alone finds.
+    let top = told.subtrees[0].1;
+    let (nodes, model) = read_tree(&Tree::below(top), &store, 0);
+    assert!(nodes.contains(&top.pointer) && nodes.len() == 1 + model.len() / 2);
+    assert!(model.range(..span(1)).next().is_none() && model.range(2 * span(1)..).next().is_none());
+    told.subtrees.truncate(1);
+    (told.blocks, told.nodes) = (Vec::new(), Vec::new());
+    told.subtrees[0].0 = 0;
+    told.expand(&store);
+    assert!(told.blocks.iter().map(|(pointer, _)| *pointer).eq(model.into_values()));
+    assert!(told.nodes.into_iter().collect::<BTreeSet<_>>() == nodes);
+}
+
+#[test]
+fn what_is_dirty_is_not_cut_out_but_walked() {
+    let (mut store, mut tree) = (BTreeMap::new(), Tree::empty());
+    for leaf in 0..4 {
+        set(&mut tree, leaf * 512, 1, data(1, leaf as u16));
+    }
+    write(&mut tree, 1, &mut store);
+    tree.stored();
+    set(&mut tree, 512, 1, data(2, 0));
+    let mut told = Told::default();
+    let removed = tree.remove_range(0..BLOCK_END, Ordinal(3), 0, 64, &mut told);
+    assert_eq!(removed.next_block, BLOCK_END);
+    assert_eq!(told.subtrees.len(), 3, "three leaves are clean");
+    assert_eq!(told.blocks, [(data(2, 0), Ordinal(3))]);
+    assert_eq!(tree.root_pointer(), Some(NodePointer::absent()));
     assert_eq!(tree.bytes_in_ram(), size_of::<Tree>());
 }
 

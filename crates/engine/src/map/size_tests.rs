@@ -2,7 +2,7 @@
 //! What a map takes in RAM, written at random and in sequence.
 
 use super::interior::{Ledger, Slot};
-use super::{Change, Kills, Tree};
+use super::{Change, Kills, NodePath, Tree};
 use varve_format::{Lineage, NodePointer, Pointer};
 use varve_types::Ordinal;
 
@@ -14,6 +14,7 @@ struct Nothing;
 impl Kills for Nothing {
     fn blocks(&mut self, _: Pointer, _: u32, _: Ordinal) {}
     fn node(&mut self, _: NodePointer) {}
+    fn subtree(&mut self, _: NodePath, _: Ordinal) {}
 }
 
 fn report(what: &str, tree: &Tree, part: u64) -> usize {

@@ -7,6 +7,7 @@
 
 use super::interior::{Ledger, Node, Slot};
 use super::{Applied, BLOCK_END, Change, Kills, Lookup, NodePath, ROOT_LEVEL, Removed, entry_of, first_of, span};
+use std::ops::Range;
 use varve_format::{FormatError, Leaf, Lineage, NODE_ENTRIES, NodePointer, Pointer};
 use varve_types::Ordinal;
 
@@ -184,23 +185,30 @@ impl Tree {
         Ok(Applied { changed_blocks })
     }
 
-    /// Removes the blocks `start_block..start_block + blocks`; `death` is the ordinal of the segment that removed them. Looks at no more than
-    /// `most_nodes` (at least 1) leaves and gaps, so a large range takes several calls, each from where the last one stopped. Must not be
-    /// called while a root is being written.
+    /// Removes the blocks of a range; `death` is the ordinal of the segment that removed them. Looks at no more than
+    /// `most_nodes` (at least 1) leaves, gaps and subtrees, so a large range takes several calls, each from where the last one stopped. Clean
+    /// subtrees of `whole_level` and above that lie in the range whole are cut out unread; none is where that is above [`ROOT_LEVEL`]. Must not
+    /// be called while a root is being written.
     pub fn remove_range(
         &mut self,
-        start_block: u64,
-        blocks: u64,
+        range: Range<u64>,
         death: Ordinal,
+        whole_level: u8,
         most_nodes: usize,
         sink: &mut impl Kills,
     ) -> Removed {
-        let end = start_block.saturating_add(blocks).min(BLOCK_END);
+        assert!(!self.writing, "the tree stays as it is while a root is being written");
+        let Range { start: start_block, end } = range;
+        let end = end.min(BLOCK_END);
         let pointer = Pointer::hole(Lineage(0), death);
         let mut next = start_block;
         for _ in 0..most_nodes.max(1) {
             if next >= end {
                 break;
+            }
+            if let Some(behind) = self.detach(next, end, whole_level, death, sink) {
+                next = behind;
+                continue;
             }
             match self.place(next) {
                 Place::Absent { end } => next = end,

@@ -83,3 +83,24 @@ fn a_newer_version_is_refused_by_name() {
     let error = Manifest::decode(&bytes).unwrap_err().to_string();
     assert!(error.contains("version 9"), "{error}");
 }
+
+#[test]
+fn a_subtree_to_be_worked_off_is_of_its_own_map_and_in_its_place() {
+    let good = full();
+    let own = good.reclaim[0].node;
+    let other = NodePointer::new(Lineage(0), own.root(), own.index());
+    for (node, level, first_block, fine) in [
+        (own, 3, 0, true),
+        (own, 0, 512, true),
+        (own, 1, 1 << 18, true),
+        (own, 4, 0, false),
+        (own, 0, 511, false),
+        (own, 1, 512, false),
+        (other, 1, 0, false),
+        (NodePointer::absent(), 1, 0, false),
+    ] {
+        let mut manifest = good.clone();
+        manifest.reclaim[0] = Reclaim { node, level, first_block, ..good.reclaim[0] };
+        assert_eq!(Manifest::decode(&manifest.encode()).is_ok(), fine, "{node:?}, {level}, {first_block}");
+    }
+}

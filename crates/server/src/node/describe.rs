@@ -112,6 +112,7 @@ pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, Con
             live_bytes: counts.table.live_blocks * BLOCK,
             stored_bytes: counts.table.bytes,
             dirty_bytes: counts.unsealed_bytes,
+            reclaim_bytes: counts.reclaim_bytes,
             segments: counts.table.segments,
         },
         created_ms: open.created_ms(),

@@ -71,6 +71,9 @@ const VOLUME_GAUGES: &[Family<VolumeRow>] = &[
     ("volume_overlay_entries", "Entries that wait for a checkpoint", |v| v.counts.overlay_entries as u64),
     ("volume_map_ram_bytes", "Bytes of its map in RAM", |v| v.counts.map_ram_bytes as u64),
     ("volume_dead_objects", "Objects that wait to be deleted", |v| v.counts.dead_objects as u64),
+    ("volume_reclaim_bytes", "Bytes discarded in large pieces and not looked through yet, at most", |v| {
+        v.counts.reclaim_bytes
+    }),
 ];
 
 const VOLUME_COUNTERS: &[Family<VolumeRow>] = &[

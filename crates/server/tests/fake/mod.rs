@@ -159,7 +159,7 @@ impl State {
                 state: TimelineState::Shown,
                 hidden_until_ms: None,
             }],
-            space: Space { live_bytes, stored_bytes: live_bytes / 2, dirty_bytes: 0, segments: 1 },
+            space: Space { live_bytes, stored_bytes: live_bytes / 2, dirty_bytes: 0, reclaim_bytes: 0, segments: 1 },
             created_ms: CREATED_MS,
             snapshots: v.snapshots.iter().filter(|(snapshot, _)| !snapshot.hidden).count() as u64,
             origin: v.origin.clone(),

@@ -35,6 +35,7 @@ fn all() -> bool {
 fn new_node(seed: u64) -> Node {
     let mut node = Node::new(SimOptions::seed(seed), 9 << 20);
     node.limits.overlay_entries = 24;
+    node.limits.reclaim_nodes = 1;
     node.pool = Overrides { segment_size: Some(64 << 10), undelete_window_ms: Some(20_000), ..Overrides::default() };
     node
 }

@@ -13,7 +13,8 @@ use varve_env::Env;
 use varve_sim::{CrashMode, SimEnv};
 use varve_types::{Overrides, TimelineId};
 
-const SIZE: u64 = 1 << 20;
+/// More than a leaf of the map covers.
+const SIZE: u64 = (2 << 20) + (512 << 10);
 const KIB: u64 = 1024;
 
 /// A step of the story.
@@ -68,6 +69,14 @@ const STORY: &[Step] = &[
     Step::Write("v", 300 * KIB, 4 * KIB),
     Step::Seal("w"),
     Step::Checkpoint("w"),
+    Step::Write("v", 2100 * KIB, 24 * KIB),
+    Step::Seal("v"),
+    Step::Checkpoint("v"),
+    // A leaf is cut out whole; snapshot b keeps a part of it.
+    Step::Zero("v", 0, 2048 * KIB),
+    Step::Seal("v"),
+    Step::Checkpoint("v"),
+    Step::Wait(2_500),
     Step::Delete("x"),
     Step::Write("v", 0, 300 * KIB),
     Step::Flush("v"),

@@ -81,6 +81,8 @@ impl Model {
         node.limits.overlay_entries = 16 + rng.below(400) as usize;
         node.limits.layer_ram = (64 << 10) << rng.below(6);
         node.limits.puts = 1 + rng.below(4) as usize;
+        node.limits.reclaim_level = (seed % 3) as u8;
+        node.limits.reclaim_nodes = 1 + (seed % 7) as usize;
         node.limits.cache_ram = (256 << 10) << rng.below(4);
         node.pool = Overrides {
             segment_size: Some((16 << 10) << rng.below(5)),

@@ -20,7 +20,15 @@ pub type Run<T> = Result<T, RunError>;
 
 /// Small bounds, so that everything that happens seldom happens often.
 pub fn small_limits() -> Limits {
-    Limits { layer_ram: 1 << 20, cache_ram: 1 << 20, overlay_entries: 64, delete_grace_ms: 10, puts: 2 }
+    Limits {
+        layer_ram: 1 << 20,
+        cache_ram: 1 << 20,
+        overlay_entries: 64,
+        delete_grace_ms: 10,
+        puts: 2,
+        reclaim_level: 0,
+        reclaim_nodes: 3,
+    }
 }
 
 /// Settings of the pool: small segments. They are the pool's because a manifest takes only what a person may set.

@@ -255,6 +255,9 @@ fn show(volume: &Volume) -> String {
         format!("{} in {}", format_size(space.stored_bytes), out::count(space.segments, "segment")),
     );
     table.pair("not in the store yet", format_size(space.dirty_bytes));
+    if space.reclaim_bytes > 0 {
+        table.pair("discarded, not freed yet", format!("up to {}", format_size(space.reclaim_bytes)));
+    }
     for timeline in volume.timelines.iter().filter(|timeline| timeline.state != TimelineState::Shown) {
         let until =
             timeline.hidden_until_ms.map_or("kept for others".to_owned(), |ms| format!("until {}", out::moment(ms)));

@@ -130,6 +130,9 @@ pub struct Space {
     pub stored_bytes: u64,
     /// Bytes written that the store does not have yet.
     pub dirty_bytes: u64,
+    /// Bytes of the volume that were discarded in large pieces and are still being looked through: at most so many of `live_bytes` are of them.
+    #[serde(default)]
+    pub reclaim_bytes: u64,
     /// Segments in the store.
     pub segments: u64,
 }
