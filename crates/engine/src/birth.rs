@@ -7,7 +7,7 @@
 //! still in the epoch in which the hold was made.
 
 use crate::context::Context;
-use crate::manifests::{PoolStore, accept, put_manifest, put_numbered, reference};
+use crate::manifests::{PoolStore, put_manifest, reference};
 use crate::overlay::{Overlay, Stratum};
 use crate::recover::{Opening, assemble};
 use crate::snapshot::Base;
@@ -79,6 +79,18 @@ impl Source {
     }
 }
 
+/// Forgets, at its end, what is known of a closed timeline.
+struct Forgotten<'a> {
+    volume: &'a Volume,
+    timeline: TimelineId,
+}
+
+impl Drop for Forgotten<'_> {
+    fn drop(&mut self) {
+        self.volume.closed.borrow_mut().remove(&self.timeline);
+    }
+}
+
 /// The timeline of a manifest that was just put, ready to serve.
 pub(crate) fn start(
     context: &Rc<Context>,
@@ -114,7 +126,7 @@ impl Volume {
         let timeline = self.shown();
         let record = self.record();
         if info.timeline != timeline.id {
-            let manifest = crate::lineage::newest_manifest(&self.context, &self.pool.store, info.timeline).await?;
+            let manifest = self.closed_manifest(info.timeline).await?;
             let (base, size) = self.closed_base(&manifest, info.id).await?;
             let (boundary, ancestors) = (base.boundary, manifest.ancestors.clone());
             let source = Source { base, boundary, size, origin: info.timeline, ancestors };
@@ -144,6 +156,11 @@ impl Volume {
     /// Drops the holds of a clone that is no more.
     pub(crate) async fn drop_hold(&self, origin: TimelineId, clone: TimelineId) -> Result<()> {
         let _turn = self.changes.take().await;
+        self.drop_hold_in_turn(origin, clone).await
+    }
+
+    /// The same for who has the turn.
+    pub(crate) async fn drop_hold_in_turn(&self, origin: TimelineId, clone: TimelineId) -> Result<()> {
         let timeline = self.shown();
         if origin != timeline.id {
             return self.edit_closed(origin, |manifest| manifest.holds.retain(|h| h.clone != clone)).await;
@@ -162,14 +179,6 @@ impl Volume {
         for info in timeline.snapshots().into_iter().filter(|s| unused.contains(&s.id)) {
             self.forget_snapshot(&info).await?;
         }
-        Ok(())
-    }
-
-    /// Writes a manifest of a timeline of this volume that is not open: everything of it was put and merged before it was closed.
-    pub(crate) async fn edit_closed(&self, timeline: TimelineId, edit: impl FnOnce(&mut Manifest)) -> Result<()> {
-        let record = self.record();
-        let new = edit_closed(&self.context, &self.pool, &record, timeline, edit).await?;
-        *self.record.borrow_mut() = new;
         Ok(())
     }
 
@@ -214,6 +223,7 @@ impl Volume {
         self.change(edit, also).await?;
         let timeline = start(&self.context, &self.pool, manifest, &self.pool_settings(), Some(&source));
         self.show(timeline);
+        self.close_timeline(&old);
         Ok(())
     }
 
@@ -240,8 +250,17 @@ impl Volume {
         let _still = now.checkpoints.take().await;
         // In the epoch of now, so that an attempt that fails leaves what is shown as it is.
         let (record, _) = Records::new(&*self.context.coord).load_volume(self.id).await?;
+        let dead = self.closed.borrow().get(&id).map(|closed| closed.manifest.dead.clone()).unwrap_or_default();
+        // The opening writes manifests of it, also where the undo fails then.
+        let _forgotten = Forgotten { volume: self, timeline: id };
         let old =
             Self::open_timeline(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
+        {
+            // The manifest before it was hidden is in no list in the store yet.
+            let listed = &mut old.data.borrow_mut().manifest.dead;
+            let more: Vec<_> = dead.into_iter().filter(|dead| listed.iter().all(|l| l.name != dead.name)).collect();
+            listed.extend(more);
+        }
         let (until_ms, now_id) = (self.window_end(), now.id);
         let attempt = self.begin_switch().await?;
         let edit = |m: &mut Manifest, _: &mut Data| {
@@ -262,6 +281,7 @@ impl Volume {
         let record = old.write_manifest(edit, also).await?;
         *self.record.borrow_mut() = record;
         self.show(old);
+        self.close_timeline(&now);
         // The undo is done. An import goes by the show number, so what the manifest of the hidden one says is for people.
         if let Err(error) = self.edit_closed(now_id, |m| m.state = TimelineState::Hidden { until_ms }).await {
             tracing::warn!(timeline = %now_id, %error, "the manifest of a hidden timeline does not say so yet");
@@ -293,6 +313,7 @@ impl Volume {
     }
 
     fn show(&self, timeline: Rc<Timeline>) {
+        self.closed.borrow_mut().remove(&timeline.id);
         let before = self.timeline.replace(timeline);
         before.stop(EngineError::new(ErrorKind::Unavailable, "this history of the volume is hidden now"));
     }
@@ -313,25 +334,4 @@ impl Volume {
         manifest.settings = record.settings;
         manifest
     }
-}
-
-/// Writes a manifest of a closed timeline and has it accepted, at the epoch of the record.
-pub(crate) async fn edit_closed(
-    context: &Context,
-    pool: &PoolStore,
-    record: &VolumeRecord,
-    timeline: TimelineId,
-    edit: impl FnOnce(&mut Manifest),
-) -> Result<VolumeRecord> {
-    let old = crate::lineage::newest_manifest(context, &pool.store, timeline).await?;
-    let mut manifest = Manifest {
-        epoch: record.epoch,
-        writer: record.writer,
-        written_ms: context.now_ms(),
-        first_ordinal: old.first_ordinal.max(old.boundary),
-        ..old
-    };
-    edit(&mut manifest);
-    put_numbered(&*pool.store, &mut manifest).await?;
-    accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await
 }

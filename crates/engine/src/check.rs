@@ -5,17 +5,18 @@
 //! other checkpoint may run, every tree that is kept is walked (the head's, those of snapshots, the bases of holds
 //! with the entries up to their boundaries), and what they reach is compared, bit by bit, with the segment table,
 //! and node by node with the counts of map objects. For timelines that are hidden the same is done with what their
-//! manifests say.
+//! manifests say, once all that their ended windows kept was freed.
 //!
 //! Always holds: no data are written, nothing is repaired, and the volume is served meanwhile. RAM is bounded:
 //! trees are walked once for each range of ordinals whose bitmaps fit [`RANGE_BLOCKS`] bits. What is wrong becomes
 //! a [`Problem`]; only a store or a coordination that does not answer ends a check early.
 
+mod closed;
 mod objects;
 mod reach;
 mod verify;
 
-use crate::lineage::{load_manifest, load_table_page, table_object};
+use crate::lineage::{load_table_page, table_object};
 use crate::overlay::Stratum;
 use crate::timeline::Timeline;
 use crate::volume::Volume;
@@ -105,6 +106,9 @@ impl Volume {
     /// When store or coordination do not answer, or the volume stops meanwhile. What is wrong in the store is no error, but in the report.
     pub async fn check(&self, progress: Progress<'_>) -> Result<CheckReport> {
         let mut report = CheckReport::default();
+        // Nobody else frees meanwhile what is hidden.
+        let tidying = self.tidying.take().await;
+        self.settle_closed(&tidying).await?;
         let timeline = self.shown();
         if let Some(why) = self.degraded() {
             report.problem(format!("timeline {}", timeline.id), format!("it makes no checkpoints: {why}"));
@@ -116,12 +120,8 @@ impl Volume {
             drop(turn);
         }
         let hidden: Vec<_> = self.record().timelines.iter().filter(|t| t.id != timeline.id).cloned().collect();
-        for other in hidden {
-            let Some(accepted) = other.manifest else { continue };
-            let loaded = load_manifest(&timeline.pool.store, other.id, accepted).await;
-            let Some(manifest) = report.note(format!("timeline {}", other.id), loaded)? else { continue };
-            let subject = timeline.closed_subject(manifest, &mut report).await?;
-            timeline.check_subject(&subject, &mut report, progress).await?;
+        for other in &hidden {
+            self.check_closed(other, &mut report, progress).await?;
         }
         Ok(report)
     }
@@ -161,10 +161,10 @@ impl Timeline {
     }
 
     /// A timeline that is not open, as its manifest describes it.
-    async fn closed_subject(&self, manifest: Manifest, report: &mut CheckReport) -> Result<Subject> {
+    async fn closed_subject(&self, manifest: Manifest, settled: bool, report: &mut CheckReport) -> Result<Subject> {
         let table = self.load_pages(&manifest, report).await?;
         let kills = self.load_kills(&manifest, report).await?;
-        Ok(Subject { manifest, table, kills, settled: false })
+        Ok(Subject { manifest, table, kills, settled })
     }
 
     async fn load_pages(&self, manifest: &Manifest, report: &mut CheckReport) -> Result<BTreeMap<Ordinal, TableEntry>> {
@@ -216,6 +216,11 @@ impl Timeline {
             reach.walk_all(self, subject, &mut objects, report).await?;
             reach.compare_nodes(subject, report);
         }
+        self.check_objects(subject, report, progress).await
+    }
+
+    /// Verifies the objects that a timeline names, and counts those that it does not.
+    async fn check_objects(&self, subject: &Subject, report: &mut CheckReport, progress: Progress<'_>) -> Result<()> {
         verify::verify(self, subject, report, progress).await?;
         self.count_unreferenced(subject, report).await
     }

@@ -21,6 +21,8 @@ mod reclaim;
 
 pub(crate) use reclaim::covered_bytes;
 
+pub(crate) use free::RUN_KILLS;
+
 use crate::context::Held;
 use crate::overlay::Stratum;
 use crate::signal::breathe;
@@ -227,7 +229,7 @@ impl Timeline {
 }
 
 /// Whether an object that was read back is the one that was to be put.
-fn is_same(payload: &Payload, mut found: &[u8]) -> bool {
+pub(crate) fn is_same(payload: &Payload, mut found: &[u8]) -> bool {
     let parts = payload.parts().iter().all(|part| {
         let rest = found.strip_prefix(&part[..]);
         found = rest.unwrap_or_default();

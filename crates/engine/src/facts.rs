@@ -62,7 +62,7 @@ impl Volume {
         for timeline in &record.timelines {
             let hidden = matches!(timeline.state, TimelineState::Hidden { until_ms } if until_ms > now);
             if hidden && timeline.id != record.shown {
-                let manifest = newest_manifest(&self.context, &self.pool.store, timeline.id).await?;
+                let manifest = self.closed_manifest(timeline.id).await?;
                 found.extend(infos(&manifest));
             }
         }
@@ -81,7 +81,7 @@ impl Volume {
             if self.record().timeline(born.origin).is_none() {
                 return Ok(Some(born));
             }
-            birth = newest_manifest(&self.context, &self.pool.store, born.origin).await?.birth;
+            birth = self.closed_birth(born.origin).await?;
         }
         Ok(None)
     }

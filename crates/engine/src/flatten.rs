@@ -11,6 +11,10 @@
 //! with. They are walked, and only if none of them leads to an ancestor are the ancestors' indexes given back: a
 //! manifest without ancestors and birth is accepted, and then the hold in the origin is dropped.
 //!
+//! A volume that was rolled back was born, as it is shown, from its own earlier history. It becomes independent of
+//! that in the same way, unless it lists snapshots from before: those lie there. What is left then are histories
+//! that can still be shown again; they go with their windows, and until then need what they were born from.
+//!
 //! A crash loses nothing but time: what is the volume's own already is passed over. A hold that was not dropped any
 //! more is dropped by the sweep, because the record in coordination names no parent.
 
@@ -26,7 +30,7 @@ use std::rc::Rc;
 use varve_coord::VolumeRecord;
 use varve_format::manifest::{Birth, Manifest};
 use varve_format::{NodePointer, Pointer};
-use varve_types::{BLOCK, ErrorKind, Name, RootNumber, Sequence, VolumeId};
+use varve_types::{BLOCK, ErrorKind, Name, RootNumber, Sequence, TimelineId, VolumeId};
 
 /// Most blocks read and written in one piece.
 const PIECE: u64 = 256;
@@ -48,7 +52,7 @@ pub struct Flattened {
     pub snapshots: Vec<Name>,
     /// Volumes that were cloned from this one, and began with what it had from its origin.
     pub clones: Vec<VolumeId>,
-    /// Whether the volume was rolled back, and shows or can bring back what was before.
+    /// Whether a rollback of the volume can still be undone, or what it hid is still needed, and that needs another volume.
     pub rolled_back: bool,
 }
 
@@ -239,7 +243,8 @@ impl Volume {
         let Some(birth) = birth else {
             let size = self.size();
             progress(size, size);
-            return Ok((Flattened { independent: true, ..Flattened::default() }, None));
+            let rolled_back = self.leans();
+            return Ok((Flattened { independent: !rolled_back, rolled_back, ..Flattened::default() }, None));
         };
         let blocks = timeline.write_inherited(&progress).await?;
         timeline.drain().await?;
@@ -248,20 +253,34 @@ impl Volume {
             let clean_from = timeline.data.borrow().manifest.root_number;
             let mut clean = BTreeSet::new();
             let mut seen = BTreeSet::new();
-            let rolled_back = self.record.borrow().timeline(birth.origin).is_some();
-            let mut done = Flattened { blocks, rolled_back, ..Flattened::default() };
+            let mut done =
+                Flattened { blocks, snapshots: self.snapshots_before(&timeline).await?, ..Flattened::default() };
             self.walk_kept(&timeline, &mut clean, &mut seen, &mut done).await?;
-            if done.rolled_back || !done.snapshots.is_empty() || !done.clones.is_empty() {
+            if !done.snapshots.is_empty() || !done.clones.is_empty() {
                 return Ok((done, None));
             }
             if self.give_back(&timeline, clean_from, &clean).await? {
-                done.independent = true;
+                done.rolled_back = self.leans();
+                done.independent = !done.rolled_back;
                 return Ok((done, Some(birth)));
             }
         }
         let what =
             format!("volume {}: snapshots and clones are made all the time: flatten it again later", self.name());
         Err(EngineError::new(ErrorKind::Busy, what))
+    }
+
+    /// Snapshots that the volume lists of histories before a rollback.
+    async fn snapshots_before(&self, timeline: &Timeline) -> Result<Vec<Name>> {
+        let all = self.snapshots().await?.into_iter();
+        Ok(all.filter(|s| s.timeline != timeline.id && !s.hidden).map(|s| s.name).collect())
+    }
+
+    /// Whether a history of the volume, hidden or not, was born from another volume.
+    fn leans(&self) -> bool {
+        let record = self.record.borrow();
+        let outside = |parent: TimelineId| record.timeline(parent).is_none();
+        record.timelines.iter().any(|timeline| timeline.parent.is_some_and(outside))
     }
 
     /// Walks what is kept; puts clean roots into `clean`, and tells in `done` of those that are not.
@@ -308,6 +327,9 @@ impl Volume {
         if self.shown().id != timeline.id {
             let what = format!("volume {} was rolled back while it was flattened", self.name());
             return Err(EngineError::new(ErrorKind::Conflict, what));
+        }
+        if !self.snapshots_before(timeline).await?.is_empty() {
+            return Ok(false);
         }
         let turn = timeline.manifests.take().await;
         let later = |root: NodePointer| root.lineage() == timeline.own && root.root() > clean_from;

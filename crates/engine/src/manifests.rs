@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{CoordError, ManifestRef, Records, VolumeRecord};
 use varve_env::{ObjectStore, Payload, PutOutcome};
-use varve_format::ObjectName;
 use varve_format::manifest::{DeadObject, Manifest};
 use varve_format::owner::OwnerRecord;
-use varve_types::{ErrorKind, VolumeId};
+use varve_format::{ObjectKind, ObjectName};
+use varve_types::{ErrorKind, TimelineId, VolumeId};
 
 /// A pool's store, and the number under which it belongs to this cluster.
 pub struct PoolStore {
@@ -56,7 +56,7 @@ impl PoolStore {
 }
 
 /// Manifests that a writer may have put in vain, one behind the other.
-const MAX_NUMBERS: u32 = 64;
+pub(crate) const MAX_NUMBERS: u32 = 64;
 /// Tries to find out whether a transaction was applied whose answer was lost.
 const MAX_UNKNOWN: u32 = 16;
 /// Between two of them, longer each time.
@@ -143,6 +143,24 @@ impl From<CoordError> for Refused {
 impl From<EngineError> for Refused {
     fn from(error: EngineError) -> Self {
         Self::Engine(error)
+    }
+}
+
+/// Deletes every object of a timeline, but for the manifest with the number `keep`.
+pub(crate) async fn remove_objects(pool: &PoolStore, timeline: TimelineId, keep: Option<u64>) -> Result<()> {
+    let prefix = format!("{timeline}/");
+    let mut after: Option<String> = None;
+    loop {
+        let names = pool.store.list(&prefix, after.as_deref()).await?;
+        let Some(last) = names.last() else { return Ok(()) };
+        after = Some(last.name.clone());
+        for info in &names {
+            let kept = ObjectName::parse(&info.name)
+                .is_some_and(|name| name.kind == ObjectKind::Manifest && Some(name.number) == keep);
+            if !kept {
+                pool.store.delete(&info.name).await?;
+            }
+        }
     }
 }
 

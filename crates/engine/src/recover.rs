@@ -105,6 +105,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         previous_manifest: None,
         deleted: BTreeSet::new(),
         deleting: false,
+        pins: Vec::new(),
         reclaiming: false,
         manifest: manifest.clone(),
     };

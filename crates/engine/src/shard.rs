@@ -5,8 +5,10 @@
 //! journal that belong to a volume which is not opened yet are pinned, so that nobody else's trim
 //! takes them.
 
+mod births;
 mod life;
 
+pub use births::Importing;
 pub use life::NewVolume;
 
 use crate::cache::{BlockCache, CacheCounts};
@@ -59,6 +61,8 @@ pub struct Shard {
     volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
     /// Records of the journal that wait for their timelines to be opened.
     tails: RefCell<BTreeMap<TimelineId, (u64, Vec<Replayed>)>>,
+    /// Who makes, ends or imports volumes at the moment.
+    births: births::Births,
     stopping: Cell<bool>,
     /// Whether somebody looks what windows have ended.
     sweeping: Cell<bool>,
@@ -121,6 +125,7 @@ impl Shard {
             pools: RefCell::new(BTreeMap::new()),
             volumes: RefCell::new(BTreeMap::new()),
             tails: RefCell::new(tails),
+            births: births::Births::default(),
             stopping: Cell::new(false),
             sweeping: Cell::new(false),
             stopped: Signal::default(),

@@ -162,7 +162,7 @@ impl Volume {
             if self.record.borrow().timeline(born.origin).is_none() {
                 break;
             }
-            let manifest = crate::lineage::newest_manifest(&self.context, &self.pool.store, born.origin).await?;
+            let manifest = self.closed_manifest(born.origin).await?;
             let seen = manifest.snapshots.iter().filter(|s| s.boundary <= born.boundary);
             let older: Vec<_> = seen
                 .map(|s| SnapshotInfo {
@@ -239,7 +239,7 @@ impl Volume {
             }
             return Ok(timeline.view(&timeline.base_of(entry.boundary), entry.size));
         }
-        let manifest = crate::lineage::newest_manifest(&self.context, &self.pool.store, info.timeline).await?;
+        let manifest = self.closed_manifest(info.timeline).await?;
         let (base, size) = self.closed_base(&manifest, info.id).await?;
         let view = timeline.view(&base, size);
         Ok(view)

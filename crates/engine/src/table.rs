@@ -119,6 +119,16 @@ impl SegmentTable {
             .collect()
     }
 
+    /// Takes out every segment at or above `boundary`.
+    pub fn take_from(&mut self, boundary: Ordinal) -> Vec<(Ordinal, TableEntry)> {
+        let gone = self.entries.split_off(&boundary);
+        for (ordinal, entry) in &gone {
+            self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
+            self.totals.subtract(entry);
+        }
+        gone.into_iter().collect()
+    }
+
     /// The dirty pages that begin below `boundary`, in order. The caller puts what [`encode`](Self::encode) gives and then tells
     /// [`written`](Self::written).
     pub fn dirty_pages(&self, boundary: Ordinal) -> Vec<u64> {

@@ -105,6 +105,8 @@ pub(crate) struct Data {
     /// Objects that were deleted and that the last manifest still lists.
     pub deleted: BTreeSet<ObjectName>,
     pub deleting: bool,
+    /// Roots that somebody walks: their nodes stay meanwhile.
+    pub pins: Vec<RootNumber>,
     /// Whether the reclaim queue is being worked off, or can not be.
     pub reclaiming: bool,
     /// Blocks that are being read, modified and written.

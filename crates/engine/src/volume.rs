@@ -5,6 +5,7 @@
 //! through a compare-and-swap of its record together with the acceptance of a manifest, one at a time. A change of
 //! the shown timeline is refused while somebody is attached.
 
+use crate::closed::Closed;
 use crate::context::{Context, Turn};
 use crate::journal::Replayed;
 use crate::manifests::PoolStore;
@@ -77,6 +78,10 @@ pub struct Volume {
     pub(crate) timeline: RefCell<Rc<Timeline>>,
     /// One change of what the volume is at a time.
     pub(crate) changes: Turn,
+    /// Its timelines that are not shown, as far as they were asked for.
+    pub(crate) closed: RefCell<BTreeMap<TimelineId, Closed>>,
+    /// One look at a time at what closed timelines can give back.
+    pub(crate) tidying: Turn,
     attached: RefCell<BTreeMap<u64, Attachment>>,
     next_attachment: Cell<u64>,
 }
@@ -106,7 +111,9 @@ impl Volume {
         pool.check().await?;
         let record = raise_epoch(&context, id, writer).await?;
         let timeline = Self::open_timeline(&context, &pool, &pool_settings, &record, record.shown, tail).await?;
-        Ok(Self::with(context, pool, pool_settings, record, timeline))
+        let this = Self::with(context, pool, pool_settings, record, timeline);
+        this.know_closed().await;
+        Ok(this)
     }
 
     pub(crate) fn with(
@@ -124,6 +131,8 @@ impl Volume {
             record: RefCell::new(record),
             timeline: RefCell::new(timeline),
             changes: Turn::default(),
+            closed: RefCell::default(),
+            tidying: Turn::default(),
             attached: RefCell::new(BTreeMap::new()),
             next_attachment: Cell::new(1),
         })

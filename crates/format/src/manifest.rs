@@ -35,6 +35,12 @@ pub enum TimelineState {
         /// End of the window.
         until_ms: u64,
     },
+    /// Its window is over, and its head is not kept: it is only there for its snapshots and for what was born from it.
+    Held {
+        /// Whether a walk of all trees of its volume has freed what none of them reaches: then what lives is what that walk reached, and no kill
+        /// waits.
+        swept: bool,
+    },
     /// It was deleted: what is left of it is garbage.
     Tombstone,
 }

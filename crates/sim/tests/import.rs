@@ -438,3 +438,35 @@ fn until_it_puts(node: &Node, step: impl Future<Output = Result<(), EngineError>
     node.coord.set_away(false);
     assert_eq!(refused.unwrap().expect_err("it was refused").kind(), ErrorKind::Unavailable);
 }
+
+#[test]
+fn nothing_is_made_in_a_pool_while_it_is_imported() {
+    let node = start(9);
+    node.create_volume("v", SIZE as u64);
+    let shard = node.shard();
+    let during = node.run(async move {
+        let importing = shard.begin_import(&name("default")).await.expect("nobody else imports");
+        let again = shard.begin_import(&name("default")).await.err().map(|error| error.kind());
+        let clone = shard.clone_volume(&name("v"), None, name("w"), Overrides::default()).await.err();
+        drop(importing);
+        let after = shard.clone_volume(&name("v"), None, name("w"), Overrides::default()).await.is_ok();
+        (again, clone.map(|error| error.kind()), after)
+    });
+    assert_eq!(during.unwrap(), (Some(ErrorKind::Busy), Some(ErrorKind::Busy), true));
+    // One that was begun is waited for.
+    node.server.set_latency(Duration::from_secs(1), Duration::from_secs(1));
+    let ended = Rc::new(Cell::new(false));
+    let (shard, done) = (node.shard(), Rc::clone(&ended));
+    varve_env::Env::spawn(
+        &*node.env,
+        Box::pin(async move {
+            let made = shard.clone_volume(&name("v"), None, name("x"), Overrides::default()).await;
+            done.set(made.is_ok());
+        }),
+    );
+    node.world.run_for(Duration::from_millis(500)).unwrap();
+    assert!(!ended.get(), "it is slow");
+    let shard = node.shard();
+    let waited = node.run(async move { shard.begin_import(&name("default")).await.map(drop) });
+    assert!(waited.unwrap().is_ok() && ended.get(), "the import began before the clone was made");
+}

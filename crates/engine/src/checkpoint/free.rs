@@ -21,7 +21,7 @@ use varve_format::{ObjectKind, ObjectName};
 use varve_types::{Ordinal, RootNumber};
 
 /// Kills of a run: a run is read and written whole.
-const RUN_KILLS: usize = 1 << 20;
+pub(crate) const RUN_KILLS: usize = 1 << 20;
 /// Kills asked between two looks at other tasks.
 const SLICE: usize = 4096;
 
@@ -50,12 +50,13 @@ pub(super) struct Tables {
 }
 
 /// Roots that stay for longer than until the next checkpoint: of snapshots, also of those that have just got
-/// theirs, and of holds. Sorted.
+/// theirs, of holds, and of walks that somebody is on. Sorted.
 fn kept_roots(data: &Data, gathered: &Gathered) -> Vec<RootNumber> {
     let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));
     let holds = data.manifest.holds.iter().map(|h| h.base_number);
     let fresh = gathered.roots.iter().filter(|root| data.snapshots.iter().any(|s| root.snapshot == Some(s.id)));
-    let mut kept: Vec<_> = snapshots.chain(holds).chain(fresh.map(|root| root.number)).collect();
+    let pins = data.pins.iter().copied();
+    let mut kept: Vec<_> = snapshots.chain(holds).chain(pins).chain(fresh.map(|root| root.number)).collect();
     kept.sort_unstable();
     kept
 }

@@ -43,10 +43,19 @@ pub(super) async fn import_volume(
     }
     let epoch = timelines.iter().map(|found| found.epoch).max().unwrap_or_default().next();
     timelines.sort_by_key(|found| (found.manifest.show_number, found.epoch, found.manifest.number));
-    // A volume is deleted for good timeline by timeline; what is left of it then is at the end of its window.
-    let ended = timelines.iter().any(Found::is_gone);
+    // A volume is deleted for good timeline by timeline; what is left of it then is at the end of its window. One that is shown goes on when a
+    // hidden one of it has ended.
+    let is_shown = |found: &Found| found.manifest.state == TimelineState::Shown;
+    let ended = timelines.iter().any(Found::is_gone) && !timelines.last().is_some_and(is_shown);
     timelines.retain(|found| !found.is_gone());
     let Some(shown) = timelines.pop() else { return Ok(()) };
+    if matches!(shown.manifest.state, TimelineState::Held { .. }) && !ended {
+        let what = format!(
+            "volume {}: what it shows is lost; its history {} is not whole",
+            shown.manifest.name, shown.manifest.timeline
+        );
+        return Err(EngineError::corrupt(what));
+    }
     let (end, newest_ms) = probe(&import.store, &shown.manifest).await?;
     let mut writer = [0; 8];
     import.env.random(&mut writer);
@@ -146,17 +155,22 @@ fn record_of(import: &PoolImport<'_>, shown: &Manifest, hidden: &[Found], ended:
     let window = Settings::resolve(&shown.settings, &import.settings).undelete_window_ms;
     let mut timelines = vec![entry(shown, RecordState::Shown)];
     timelines.extend(hidden.iter().map(|found| {
+        if let TimelineState::Held { .. } = found.manifest.state {
+            return entry(&found.manifest, RecordState::Held);
+        }
         let until_ms = match found.manifest.state {
             TimelineState::Hidden { until_ms } => until_ms,
             // It was to be hidden, and the manifest that says so was not put any more; or it was never shown.
-            TimelineState::Shown | TimelineState::Tombstone => found.manifest.written_ms.saturating_add(window),
+            TimelineState::Shown | TimelineState::Held { .. } | TimelineState::Tombstone => {
+                found.manifest.written_ms.saturating_add(window)
+            }
         };
         entry(&found.manifest, RecordState::Hidden { until_ms })
     }));
     let deleted = match shown.state {
         _ if ended => Some(Deleted { at_ms: now, until_ms: now }),
         TimelineState::Hidden { until_ms } => Some(Deleted { at_ms: until_ms.saturating_sub(window), until_ms }),
-        TimelineState::Shown | TimelineState::Tombstone => None,
+        TimelineState::Shown | TimelineState::Held { .. } | TimelineState::Tombstone => None,
     };
     VolumeRecord {
         version: VolumeRecord::VERSION,

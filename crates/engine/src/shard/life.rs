@@ -6,9 +6,10 @@
 //! coordination; the hold in its origin.
 
 use super::Shard;
-use crate::birth::{edit_closed, start};
+use crate::birth::start;
+use crate::closed::edit_closed;
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{PoolStore, put_manifest, reference};
+use crate::manifests::{put_manifest, reference, remove_objects};
 use crate::timeline::Data;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -16,7 +17,6 @@ use std::rc::Rc;
 use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
-use varve_format::ObjectName;
 use varve_format::manifest::{Hold, Manifest, TimelineState};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
 
@@ -82,6 +82,7 @@ impl Shard {
     /// `Conflict` when the name is taken; `NotFound` for an unknown pool.
     pub async fn create_volume(self: &Rc<Self>, new: NewVolume) -> Result<Rc<Volume>> {
         let (pool, pool_settings) = self.pool(&new.pool)?;
+        let _making = self.begin_making(&new.pool)?;
         self.check_name_free(&new.name).await?;
         let mut record = self.new_record(new.name, new.pool, new.settings);
         let mut manifest = self.first_manifest(&record);
@@ -110,6 +111,7 @@ impl Shard {
         settings: Overrides,
     ) -> Result<Rc<Volume>> {
         let origin = self.find(source)?;
+        let _making = self.begin_making(&origin.record().pool)?;
         self.check_name_free(&new).await?;
         let _turn = origin.changes.take().await;
         let info = match snapshot {
@@ -215,12 +217,31 @@ impl Shard {
                 tracing::warn!(volume = %record.id, %error, "a deleted volume could not be removed yet");
             }
         }
-        self.drop_orphaned_holds().await
+        self.drop_orphaned_holds().await?;
+        for volume in self.volumes().into_iter().filter(|volume| volume.stopped().is_none()) {
+            if let Err(error) = self.tidy_volume(&volume).await {
+                tracing::warn!(volume = %volume.id(), %error, "hidden histories could not be looked at; it will be tried again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what histories of a volume keep whose windows have ended, and ends those that nothing needs.
+    async fn tidy_volume(self: &Rc<Self>, volume: &Volume) -> Result<()> {
+        let turn = volume.tidying.take().await;
+        for id in volume.tidy(&turn, false).await? {
+            if let Some(birth) = volume.end_timeline(id).await? {
+                self.drop_hold(birth.origin, id).await?;
+            }
+            volume.forget_timeline(id).await?;
+        }
+        Ok(())
     }
 
     /// Removes a deleted volume for ever, unless others were born from it.
     async fn purge(self: &Rc<Self>, record: &VolumeRecord) -> Result<()> {
         let (pool, _) = self.pool(&record.pool)?;
+        let _ending = self.begin_making(&record.pool)?;
         let mut births = Vec::new();
         for timeline in &record.timelines {
             let found = newest_manifest_if_there(&self.context, &pool.store, timeline.id).await?;
@@ -275,15 +296,24 @@ impl Shard {
     }
 
     /// Drops holds whose clone was never recorded, is gone, or was flattened.
-    async fn drop_orphaned_holds(self: &Rc<Self>) -> Result<()> {
+    async fn drop_orphaned_holds(&self) -> Result<()> {
         for volume in self.volumes() {
-            let timeline = volume.shown();
-            let holds = timeline.data.borrow().manifest.holds.clone();
-            for hold in holds {
-                // A clone of this epoch may be about to be recorded.
-                let fresh = hold.epoch >= timeline.epoch && !self.is_recorded(&hold).await?;
-                if !fresh && !self.is_held(&hold, timeline.id).await? {
-                    volume.drop_hold(timeline.id, hold.clone).await?;
+            let record = volume.record();
+            for timeline in &record.timelines {
+                let shown = volume.shown();
+                let holds = if timeline.id == shown.id {
+                    shown.data.borrow().manifest.holds.clone()
+                } else {
+                    volume.held_manifest(timeline.id).await?.map(|m| m.holds.clone()).unwrap_or_default()
+                };
+                // What the volume's own record says needs no question.
+                let is_own = |h: &Hold| record.timeline(h.clone).is_some_and(|t| t.parent == Some(timeline.id));
+                for hold in holds.into_iter().filter(|hold| !is_own(hold)) {
+                    // A clone of this epoch may be about to be recorded.
+                    let fresh = hold.epoch >= record.epoch && !self.is_recorded(&hold).await?;
+                    if !fresh && !self.is_held(&hold, timeline.id).await? {
+                        volume.drop_hold(timeline.id, hold.clone).await?;
+                    }
                 }
             }
         }
@@ -309,24 +339,6 @@ impl Shard {
             Ok((record, _)) => Ok(record.timeline(hold.clone).is_some_and(|clone| clone.parent == Some(origin))),
             Err(CoordError::NotFound(_)) => Ok(false),
             Err(error) => Err(error.into()),
-        }
-    }
-}
-
-/// Deletes every object of a timeline, but for the manifest with the number `keep`.
-async fn remove_objects(pool: &PoolStore, timeline: TimelineId, keep: Option<u64>) -> Result<()> {
-    let prefix = format!("{timeline}/");
-    let mut after: Option<String> = None;
-    loop {
-        let names = pool.store.list(&prefix, after.as_deref()).await?;
-        let Some(last) = names.last() else { return Ok(()) };
-        after = Some(last.name.clone());
-        for info in &names {
-            let kept = ObjectName::parse(&info.name)
-                .is_some_and(|name| name.kind == varve_format::ObjectKind::Manifest && Some(name.number) == keep);
-            if !kept {
-                pool.store.delete(&info.name).await?;
-            }
         }
     }
 }

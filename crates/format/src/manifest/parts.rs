@@ -18,6 +18,7 @@ use varve_types::{Epoch, Name, Ordinal, Overrides, RootNumber, Sequence, Snapsho
 const SHOWN: u8 = 0;
 const HIDDEN: u8 = 1;
 const TOMBSTONE: u8 = 2;
+const HELD: u8 = 3;
 
 fn put_name(e: &mut Encoder, name: &Name) {
     e.blob(name.as_str().as_bytes());
@@ -64,6 +65,10 @@ impl Manifest {
                 e.varint(until_ms);
             }
             TimelineState::Tombstone => e.u8(TOMBSTONE),
+            TimelineState::Held { swept } => {
+                e.u8(HELD);
+                e.u8(u8::from(swept));
+            }
         }
         e.varint(self.show_number);
     }
@@ -85,6 +90,7 @@ impl Manifest {
             SHOWN => TimelineState::Shown,
             HIDDEN => TimelineState::Hidden { until_ms: d.varint()? },
             TOMBSTONE => TimelineState::Tombstone,
+            HELD => TimelineState::Held { swept: d.flag()? },
             other => return Err(d.corrupt(format!("{other} is no state of a timeline"))),
         };
         let show_number = d.varint()?;

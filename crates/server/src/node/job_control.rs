@@ -102,7 +102,10 @@ async fn keeps(local: &Local, name: &Name, done: &Flattened) -> String {
         why.push(format!("{} were cloned from it", names.join(", ")));
     }
     if done.rolled_back {
-        why.push("a rollback of it can still be undone, or shows what was before".to_owned());
+        why.push(
+            "a rollback of it can still be undone (until its window ends), or clones were made of what it hid"
+                .to_owned(),
+        );
     }
     let why = why.join("; ");
     format!(
@@ -143,6 +146,8 @@ pub(super) async fn import(node: &Node, store: String, progress: ProgressHandle)
     let imported = node.on_shard(move |local| {
         Box::pin(async move {
             let store: std::sync::Arc<dyn ObjectStore> = open;
+            // Nothing is made in the pool meanwhile: it would be taken for something that was found.
+            let _alone = local.shard.begin_import(&name).await?;
             let step = Step::new(&progress, format!("volumes of {address}"));
             let import = varve_engine::PoolImport {
                 env: &*local.env,

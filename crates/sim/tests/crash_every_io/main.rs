@@ -20,7 +20,7 @@ mod story;
 
 use node::Node;
 use std::time::Duration;
-use story::{Story, play};
+use story::{ROLLBACK, STORY, Step, Story, play};
 use varve_sim::{CrashMode, InFlight, RunError, SimOptions, at_every_io};
 use varve_types::Overrides;
 
@@ -41,7 +41,7 @@ fn new_node(seed: u64) -> Node {
 }
 
 /// One story that ends at I/O `number`. False where it ended by itself.
-fn life(number: u64, mode: CrashMode, fate: InFlight) -> bool {
+fn life(steps: &'static [Step], number: u64, mode: CrashMode, fate: InFlight) -> bool {
     let mut node = new_node(7);
     let story = Story::shared(format!("I/O {number}, {mode:?}, {fate:?}"));
     node.env.points().at(number);
@@ -51,7 +51,8 @@ fn life(number: u64, mode: CrashMode, fate: InFlight) -> bool {
         Ok(made) => {
             made.expect("the shard starts");
             story.borrow_mut().started = true;
-            match node.run(play(node.shard(), std::rc::Rc::clone(&node.env), std::rc::Rc::clone(&story))) {
+            let (env, told) = (std::rc::Rc::clone(&node.env), std::rc::Rc::clone(&story));
+            match node.run(play(node.shard(), env, told, steps)) {
                 Err(RunError::Dead { .. }) => true,
                 Err(error) => panic!("{}: {error}", story.borrow().what),
                 Ok(()) => false,
@@ -81,17 +82,28 @@ fn life(number: u64, mode: CrashMode, fate: InFlight) -> bool {
     died
 }
 
-#[test]
-fn a_volume_survives_a_crash_at_every_io() {
+/// Every I/O of a story; gives their number.
+fn everywhere(steps: &'static [Step]) -> u64 {
     let kinds: Vec<_> = CrashMode::ALL.into_iter().flat_map(|mode| FATES.map(|fate| (mode, fate))).collect();
-    let deaths = at_every_io(MOST, |number| {
+    at_every_io(MOST, |number| {
         let mut died = false;
         for (place, (mode, fate)) in kinds.iter().enumerate() {
             if all() || place as u64 == number * 7 % kinds.len() as u64 {
-                died = life(number, *mode, *fate);
+                died = life(steps, number, *mode, *fate);
             }
         }
         died
-    });
+    })
+}
+
+#[test]
+fn a_volume_survives_a_crash_at_every_io() {
+    let deaths = everywhere(STORY);
     assert!(deaths > 200, "only {deaths} deaths: the story is shorter than it was meant to be");
+}
+
+#[test]
+fn a_rollback_past_its_window_survives_a_crash_at_every_io() {
+    let deaths = everywhere(ROLLBACK);
+    assert!(deaths > 150, "only {deaths} deaths: the story is shorter than it was meant to be");
 }

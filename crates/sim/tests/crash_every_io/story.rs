@@ -35,7 +35,8 @@ pub enum Step {
     Wait(u64),
 }
 
-const STORY: &[Step] = &[
+/// Everything once.
+pub const STORY: &[Step] = &[
     Step::Create,
     Step::Write("v", 0, 40 * KIB),
     Step::Write("v", 6 * KIB + 512, 9 * KIB),
@@ -83,6 +84,31 @@ const STORY: &[Step] = &[
     Step::Wait(40_000),
     Step::Checkpoint("v"),
     Step::Wait(12_000),
+];
+
+/// A rollback past its window: what is behind the snapshot goes, then what no tree reaches; and a rollback that is undone ends.
+pub const ROLLBACK: &[Step] = &[
+    Step::Create,
+    Step::Write("v", 0, 100 * KIB),
+    Step::Snapshot("v", "a"),
+    Step::Write("v", 40 * KIB, 100 * KIB),
+    Step::Seal("v"),
+    Step::Checkpoint("v"),
+    Step::Snapshot("v", "b"),
+    Step::Write("v", 0, 60 * KIB),
+    Step::Rollback("v", "a"),
+    Step::Write("v", 8 * KIB, 8 * KIB),
+    Step::Wait(45_000),
+    Step::Forget("v", "a"),
+    Step::Write("v", 0, 70 * KIB),
+    Step::Seal("v"),
+    Step::Checkpoint("v"),
+    Step::Wait(40_000),
+    Step::Snapshot("v", "c"),
+    Step::Write("v", 70 * KIB, 30 * KIB),
+    Step::Rollback("v", "c"),
+    Step::Undo("v"),
+    Step::Wait(700_000),
 ];
 
 /// What was answered.
@@ -263,9 +289,9 @@ fn lists(node: &Node, vol: &str, snap: &str) -> bool {
 }
 
 /// Plays the story to its end, or to the death of the process. Nothing is noted as answered by the dead.
-pub async fn play(shard: Rc<Shard>, env: Rc<SimEnv>, story: Rc<RefCell<Story>>) {
+pub async fn play(shard: Rc<Shard>, env: Rc<SimEnv>, story: Rc<RefCell<Story>>, steps: &[Step]) {
     let mut devices = BTreeMap::new();
-    for step in STORY {
+    for step in steps {
         let change = {
             let mut story = story.borrow_mut();
             story.flight = Some(step.clone());

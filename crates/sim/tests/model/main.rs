@@ -146,6 +146,12 @@ impl Model {
         self.check_all();
         self.crash();
         self.check_all();
+        // Every window ends, and what was hidden is given back.
+        self.node.world.run_for(WINDOW * 2).expect("the world runs");
+        self.compare_all();
+        self.check_all();
+        self.crash();
+        self.check_all();
     }
 
     pub(crate) fn tell(&self, text: String) {

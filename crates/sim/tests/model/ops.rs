@@ -495,7 +495,12 @@ impl Model {
     }
 
     fn pass_time(&mut self) -> Result<(), Died> {
-        let ms = if self.rng.chance(30) { 1_800_000 } else { self.rng.below(30_000) };
+        // Now and then every window ends.
+        let ms = match self.rng.below(100) {
+            0..3 => 1_800_000,
+            3..6 => WINDOW.as_millis() as u64 + 900_000,
+            _ => self.rng.below(30_000),
+        };
         self.node.world.run_for(Duration::from_millis(ms)).expect("the world runs");
         if self.node.env.is_dead() { Err(Died) } else { Ok(()) }
     }

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The end of a closed timeline: its window is over, nobody lists a snapshot of it, and nothing holds it.
+//!
+//! In this order, so that a crash anywhere leaves something to go on from: a manifest that is a tombstone, accepted,
+//! so that an import passes it over; its objects, by prefix; its hold in the origin, which is the last that anybody
+//! knows of its birth; the tombstone; its entry in the volume's record. Nothing was born from it that is still
+//! there, so nobody's table has its index.
+//!
+//! Also here: objects of a closed timeline that no manifest names, which are looked for once an opening.
+
+use super::held;
+use super::pages::{Pages, map_name, segment_name};
+use super::trim::Kept;
+use crate::lineage::newest_manifest_if_there;
+use crate::manifests::remove_objects;
+use crate::timeline::fenced;
+use crate::volume::Volume;
+use crate::{EngineError, Result};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use varve_coord::{Records, VolumeRecord};
+use varve_format::manifest::{Birth, Cut, Manifest, TimelineState};
+use varve_format::{ObjectKind, ObjectName};
+use varve_types::{ErrorKind, TimelineId};
+
+/// Pages of names that are looked at for orphans.
+const MAX_PAGES: u32 = 10_000;
+
+impl Volume {
+    /// The manifest of a closed timeline; `None` where its end came so far that it is gone.
+    pub(crate) async fn held_manifest(&self, id: TimelineId) -> Result<Option<Rc<Manifest>>> {
+        match self.closed_manifest(id).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if error.kind() == ErrorKind::Corrupt && self.is_past(id) => {
+                // Only a timeline of which nothing at all is left has ended; else the manifest is lost.
+                let missing = newest_manifest_if_there(&self.context, &self.pool.store, id).await?.is_err();
+                let empty = missing && self.pool.store.list(&format!("{id}/"), None).await?.is_empty();
+                if empty { Ok(None) } else { Err(error) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where a timeline of this volume was born.
+    pub(crate) async fn closed_birth(&self, id: TimelineId) -> Result<Option<Birth>> {
+        let shown = self.shown();
+        if shown.id == id {
+            return Ok(shown.data.borrow().manifest.birth);
+        }
+        Ok(self.held_manifest(id).await?.and_then(|manifest| manifest.birth))
+    }
+
+    /// Ends a timeline, if nothing keeps it still. Gives where it was born from another volume: the caller drops that hold and then calls
+    /// [`forget_timeline`](Self::forget_timeline).
+    pub(crate) async fn end_timeline(&self, id: TimelineId) -> Result<Option<Birth>> {
+        let tombstone = {
+            let _turn = self.changes.take().await;
+            if !self.is_closed(id) || !self.is_past(id) {
+                return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is not at its end")));
+            }
+            let Some(manifest) = self.held_manifest(id).await? else { return Ok(None) };
+            if manifest.state != TimelineState::Tombstone {
+                if !Kept::of(&manifest, self.listed(id).await?).boundaries.is_empty() {
+                    return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is kept again")));
+                }
+                self.edit_closed_with(id, |m| m.state = TimelineState::Tombstone, |record| held(record, id)).await?;
+            }
+            self.closed_manifest(id).await?
+        };
+        // Nothing brings it back from here on.
+        self.pool.check().await?;
+        remove_objects(&self.pool, id, Some(tombstone.number)).await?;
+        let Some(birth) = tombstone.birth else { return Ok(None) };
+        if self.record.borrow().timeline(birth.origin).is_none() {
+            return Ok(Some(birth));
+        }
+        self.drop_hold(birth.origin, id).await?;
+        Ok(None)
+    }
+
+    /// Takes a timeline that has ended out of the volume's record, its tombstone before.
+    pub(crate) async fn forget_timeline(&self, id: TimelineId) -> Result<()> {
+        let _turn = self.changes.take().await;
+        self.pool.check().await?;
+        remove_objects(&self.pool, id, None).await?;
+        let (epoch, writer) = (self.record().epoch, self.record().writer);
+        let change = |record: &mut VolumeRecord| -> Result<()> {
+            if (record.epoch, record.writer) != (epoch, writer) {
+                return Err(fenced(format!("volume {}: it was opened elsewhere", record.name)));
+            }
+            record.timelines.retain(|timeline| timeline.id != id || timeline.id == record.shown);
+            Ok(())
+        };
+        let (record, _, ()) = Records::new(&*self.context.coord).modify_volume(self.id, change).await?;
+        *self.record.borrow_mut() = record;
+        self.closed.borrow_mut().remove(&id);
+        tracing::info!(volume = %self.id, timeline = %id, "a history that nothing needs any more was removed");
+        Ok(())
+    }
+
+    /// Deletes objects of earlier epochs that the manifest of a closed timeline does not name, once an opening and after some manifests.
+    pub(super) async fn delete_orphans(&self, id: TimelineId) -> Result<()> {
+        let Some(manifest) = self.held_manifest(id).await? else { return Ok(()) };
+        let looked = |closed: &super::Closed| closed.orphans.is_some_and(|at| manifest.number < at + 2);
+        if manifest.state == TimelineState::Tombstone || self.closed.borrow().get(&id).is_none_or(looked) {
+            return Ok(());
+        }
+        let named = names(&manifest, &Pages::load(&self.pool.store, &manifest).await?);
+        let (prefix, epoch) = (format!("{id}/"), self.record().epoch);
+        let mut after: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.pool.store.list(&prefix, after.as_deref()).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.name.clone());
+            let found = page.iter().filter_map(|info| ObjectName::parse(&info.name));
+            let orphans: Vec<_> = found
+                .filter(|name| name.epoch < epoch && !named.contains(name) && !is_needed(&manifest, name))
+                .collect();
+            if !orphans.is_empty() {
+                self.pool.check().await?;
+            }
+            for name in orphans {
+                self.pool.store.delete(&name.to_string()).await?;
+            }
+        }
+        if let Some(closed) = self.closed.borrow_mut().get_mut(&id) {
+            closed.orphans = Some(manifest.number);
+        }
+        Ok(())
+    }
+}
+
+/// Everything that a manifest and its table name.
+fn names(manifest: &Manifest, pages: &Pages) -> BTreeSet<ObjectName> {
+    let id = manifest.timeline;
+    let segments = pages.table.iter().map(|(ordinal, entry)| segment_name(id, ordinal, entry));
+    let maps = manifest.maps.iter().map(|map| map_name(id, map));
+    let tables = manifest.tables.iter().map(|table| super::pages::table_name(id, table));
+    let dead = manifest.dead.iter().map(|dead| dead.name);
+    segments.chain(maps).chain(tables).chain(dead).chain([manifest.object_name()]).collect()
+}
+
+/// Whether it is the manifest before the newest, or a segment in the row of its writer above what the table speaks of.
+fn is_needed(manifest: &Manifest, name: &ObjectName) -> bool {
+    let holds = |cut: &Cut| (cut.epoch, cut.writer) == (name.epoch, name.writer) && name.number < cut.end.0;
+    match name.kind {
+        ObjectKind::Segment => name.number >= manifest.boundary.0 && manifest.cuts.iter().any(holds),
+        ObjectKind::Manifest => name.number + 1 == manifest.number,
+        ObjectKind::Map | ObjectKind::Table => false,
+    }
+}
