@@ -22,6 +22,10 @@ use client::Client;
 use failure::{Failure, Result};
 use std::process::ExitCode;
 
+/// Buffers of whole segments come and go at the speed of the disk; the C library gives each back to the kernel and faults it in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     match run(args) {
