@@ -46,7 +46,7 @@ pub struct SealBlock {
 /// A data area that was built.
 #[derive(Debug)]
 pub struct Packed {
-    /// Its bytes, in parts.
+    /// Its bytes, in parts. Those of a raw block are the block's own, not a copy.
     pub parts: Vec<Bytes>,
     /// Bytes of each chunk; empty where all are raw.
     pub chunks: Vec<u32>,
@@ -56,8 +56,8 @@ pub struct Packed {
     pub len: u64,
 }
 
-/// Most bytes of one part of a payload.
-const PART: usize = 1 << 20;
+/// Bytes of an allocation for what is not a block's own: headers and compressed chunks.
+const PART: usize = 256 << 10;
 
 /// Builds the data area of a segment.
 ///
@@ -92,9 +92,7 @@ pub fn pack(
     if !chunk.is_empty() {
         packer.chunk(&chunk)?;
     }
-    if !packer.part.is_empty() {
-        packer.parts.push(packer.part.freeze());
-    }
+    packer.cut();
     let (codec, chunks) = if packer.gained { (codec, packer.chunks) } else { (Codec::Raw, Vec::new()) };
     Ok(Packed { parts: packer.parts, chunks, codec, len: packer.len })
 }
@@ -120,12 +118,7 @@ impl Packer {
                 return Err(FormatError::new("layer", reason));
             }
         }
-        let raw_len = blocks.len() * RAW_BLOCK;
-        if self.part.len() + raw_len > PART {
-            let full = std::mem::replace(&mut self.part, BytesMut::with_capacity(PART));
-            self.parts.push(full.freeze());
-        }
-        let before = self.part.len();
+        let mut len = blocks.len() * RAW_BLOCK;
         match self.compress(blocks) {
             Some(packed) => {
                 self.gained = true;
@@ -137,24 +130,42 @@ impl Packer {
                     body.extend_from_slice(&block.crc.to_le_bytes());
                 }
                 body.extend_from_slice(&packed);
+                len = 4 + body.len();
+                self.room(len);
                 self.part.extend_from_slice(&identity.bind(crc(&body)).to_le_bytes());
                 self.part.extend_from_slice(&body);
             }
             None => {
                 for (i, block) in blocks.iter().enumerate() {
                     let identity = Identity::block(self.timeline, self.ordinal.0, self.first + i as u32);
+                    self.room(BLOCK_HEADER);
                     self.part.extend_from_slice(&identity.bind(block.crc).to_le_bytes());
                     self.part.extend_from_slice(&[0; 4]);
                     self.part.extend_from_slice(&block.lba.to_le_bytes());
-                    self.part.extend_from_slice(&block.data);
+                    self.cut();
+                    self.parts.push(block.data.clone());
                 }
             }
         }
-        let len = self.part.len() - before;
         self.chunks.push(len as u32);
         self.len += len as u64;
         self.first += blocks.len() as u32;
         Ok(())
+    }
+
+    /// Makes sure that so many bytes fit into the part at hand, which never grows.
+    fn room(&mut self, bytes: usize) {
+        if self.part.capacity() - self.part.len() < bytes {
+            self.cut();
+            self.part = BytesMut::with_capacity(PART.max(bytes));
+        }
+    }
+
+    /// Ends the part at hand; the next one begins behind it in the same allocation.
+    fn cut(&mut self) {
+        if !self.part.is_empty() {
+            self.parts.push(self.part.split().freeze());
+        }
     }
 
     /// The compressed blocks, if that saves at least an eighth.
