@@ -10,6 +10,7 @@
 //! [`MOST_SKIPPED`] is an attack and ends the connection. So the memory of a connection is bounded by one
 //! buffer and one payload of at most 32 MiB, and only bytes that really came are touched.
 
+use super::buffers;
 use super::check::Refusal;
 use super::error::{NbdError, Result};
 use super::wire::{self, Command, REQUEST_BYTES, Request};
@@ -138,10 +139,11 @@ impl Input {
         if self.allocated <= 2 * (self.bytes.len() + more) && self.bytes.try_reclaim(more) {
             return;
         }
-        let mut buffer = BytesMut::with_capacity(self.bytes.len() + more);
+        let (allocated, mut buffer) = buffers::take(self.bytes.len() + more);
         buffer.extend_from_slice(&self.bytes);
-        self.allocated = buffer.capacity();
-        self.bytes = buffer;
+        let mut spent = std::mem::replace(&mut self.bytes, buffer);
+        spent.clear();
+        buffers::give(std::mem::replace(&mut self.allocated, allocated), spent);
     }
 }
 

@@ -76,6 +76,7 @@ impl Local {
             loop {
                 tokio::time::sleep(sessions::LOOK_TIME).await;
                 this.sessions.release_idle();
+                crate::nbd::trim_buffers();
             }
         }));
     }
