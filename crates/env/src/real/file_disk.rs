@@ -34,6 +34,8 @@ const MOST_PARTS: usize = 1024;
 const MOST_READ: usize = 256 << 20;
 /// Hinted bytes that are worth waking the thread for.
 const HINT_BYTES: u64 = 256 << 10;
+/// Bytes of a hint that is passed on at once where syncs are quick.
+const SMALL_HINT: u64 = 8 << 10;
 /// Threads that read, and reads that may wait for one.
 const READERS: (usize, usize) = (2, 64);
 
@@ -295,11 +297,15 @@ impl Disk for FileDisk {
             .map_err(|error| context(&inner.path, format!("write {len} bytes at {offset}"), error))
     }
 
-    /// Neighbouring hints are gathered until they are worth a wake-up.
+    /// On a quick disk a small one is passed on at once: a sync is likely to follow. Neighbouring ones are gathered until they are worth a wake-up.
     fn start_writeback(&self, offset: u64, len: u64) {
         let inner = &*self.inner;
         let end = offset.saturating_add(len).min(inner.len);
         if offset >= end {
+            return;
+        }
+        if end - offset <= SMALL_HINT && inner.policy.borrow().inline(end - offset) {
+            inner.syncer.hint(offset..end);
             return;
         }
         let mut hinted = inner.hinted.borrow_mut();

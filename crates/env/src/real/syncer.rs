@@ -7,8 +7,9 @@
 //!
 //! Early writeback: Linux's `sync_file_range` is out of reach of safe code here. `posix_fadvise(DONTNEED)` begins,
 //! for the dirty pages of a range, the same asynchronous write without a wait, at 50 to 100 µs a call, and then
-//! drops pages that are clean; those just written are not yet. After it a sync of 4 MiB takes a sixth of the time
-//! that it took without.
+//! drops pages that are clean; those just written are not yet, and the vain try costs a good part of the call. Pages
+//! at the ends of a range are covered in part only, which spares them the try. After it a sync of 4 MiB takes a
+//! sixth of the time that it took without, and one of two pages two thirds.
 //!
 //! **A failed sync is final.** The kernel reports a lost write once and then takes the pages for clean, so a second
 //! sync that succeeds proves nothing. The failure is kept where both the thread and the shard see it, whichever met
@@ -99,9 +100,10 @@ impl Shared {
     }
 
     fn write_back(&self, range: &Range<u64>) {
-        let len = NonZeroU64::new(range.end - range.start);
+        // A byte less at each end: a page that is covered in part is written whole and not dropped.
+        let Some(len) = range.end.checked_sub(range.start + 2).and_then(NonZeroU64::new) else { return };
         // A hint: where it is not possible, the sync has more to do.
-        if let Err(error) = rustix::fs::fadvise(&*self.file, range.start, len, rustix::fs::Advice::DontNeed) {
+        if let Err(error) = rustix::fs::fadvise(&*self.file, range.start + 1, Some(len), rustix::fs::Advice::DontNeed) {
             tracing::debug!(path = %self.path, %error, "early writeback is not possible");
         }
     }
