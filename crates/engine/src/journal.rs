@@ -35,13 +35,15 @@ use varve_format::journal::{
 use varve_types::{BLOCK, Epoch, ErrorKind, JournalId, Sequence, TimelineId};
 
 /// Most bytes that are written and not synced.
-pub(crate) const MAX_UNSYNCED: u64 = 64 << 20;
+pub(crate) const MAX_UNSYNCED: u64 = 128 << 20;
 /// Unsynced bytes at which a sync is begun though nobody asked.
 const SYNC_AT: u64 = 24 << 20;
 /// Written bytes at which the kernel is asked to begin writing.
 const WRITEBACK_AT: u64 = 1 << 20;
 /// Syncs never cover a part of a page that is written again.
 const PAGE: u64 = 4096;
+/// Commits between two syncs, at most, for a client that flushes after nearly every write.
+const FEW_COMMITS: u32 = 2;
 /// Smallest ring: some records of each size, and the bound of what is unsynced.
 pub(crate) const MIN_RING: u64 = 8 << 20;
 
@@ -82,6 +84,10 @@ struct State {
     hinted: u64,
     /// Positions that layers still need, with their number.
     pins: BTreeMap<u64, u32>,
+    /// Commits since the last sync began.
+    commits: u32,
+    /// Whether flushes follow commits so closely that writing is best begun at each commit.
+    eager: bool,
     committing: bool,
     syncing: bool,
     trimming: bool,
@@ -137,6 +143,8 @@ impl Journal {
             synced,
             hinted: head,
             pins: BTreeMap::new(),
+            commits: 0,
+            eager: false,
             committing: false,
             syncing: false,
             trimming: false,
@@ -275,8 +283,14 @@ impl Journal {
         if state.parts.is_empty() {
             return state.failed.clone().map_or(Ok(()), Err);
         }
+        let from = state.batch_start;
         let done = self.hand_over(&mut state);
         let unsynced = state.written - state.synced;
+        state.commits = state.commits.saturating_add(1);
+        if state.eager && done.is_ok() {
+            // The device is at work while the answer is on its way, and the flush that follows finds little left to do.
+            self.disk.start_writeback(RING_START + from % self.ring, state.written - from);
+        }
         drop(state);
         if done.is_err() {
             self.changed.ring();

@@ -5,7 +5,7 @@
 //! The trim is the lowest pinned position. Room before it is used again only once a superblock that says so is on
 //! stable media.
 
-use super::{Journal, MAX_RECORD, PAGE, SUPERBLOCK, io_failed, write};
+use super::{FEW_COMMITS, Journal, MAX_RECORD, PAGE, SUPERBLOCK, io_failed, write};
 use crate::Result;
 use std::io::IoSlice;
 use std::rc::Rc;
@@ -69,6 +69,7 @@ impl Journal {
                 return;
             }
             let written = state.written;
+            state.eager = std::mem::take(&mut state.commits) <= FEW_COMMITS;
             // What is appended from now on begins a page of its own.
             state.head = written.next_multiple_of(PAGE);
             state.written = state.head;
