@@ -24,7 +24,8 @@ use varve_types::{Ordinal, TimelineId};
 /// Bounds of a shard.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of layers in RAM; beyond it sealed layers give up their bytes for their places in the journal, and then writers wait.
+    /// Bytes of layers in RAM; beyond it writers wait for a put, and where none ends soon, sealed layers give up their bytes for their places in
+    /// the journal.
     pub layer_ram: u64,
     /// Bytes of the read cache.
     pub cache_ram: u64,
@@ -48,7 +49,7 @@ impl Default for Limits {
             cache_ram: 256 << 20,
             overlay_entries: 4 << 20,
             delete_grace_ms: 10_000,
-            puts: 2,
+            puts: 4,
             reclaim_level: 1,
             reclaim_nodes: 2048,
         }
@@ -151,6 +152,19 @@ impl Context {
         for timeline in open {
             timeline.make_room();
         }
+    }
+
+    /// Lets every timeline give up the RAM of what it can read back.
+    pub fn spill(&self) {
+        let open: Vec<_> = self.timelines.borrow().values().filter_map(Weak::upgrade).collect();
+        for timeline in open {
+            timeline.spill();
+        }
+    }
+
+    /// Whether layers have all the RAM that they may have.
+    pub fn is_ram_full(&self) -> bool {
+        self.layer_ram.get() >= self.limits.layer_ram
     }
 
     /// Sixteen random bytes.

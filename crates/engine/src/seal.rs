@@ -258,26 +258,27 @@ impl Timeline {
         }
     }
 
-    /// Does its part for room: seals a layer that holds up the journal or is in want of RAM, and gives up RAM of what is on stable media.
+    /// Does its part for room: seals a layer that holds up the journal or is in want of RAM.
     pub fn make_room(self: &Rc<Self>) {
-        let short = self.context.layer_ram.get() >= self.context.limits.layer_ram;
-        let synced = self.context.journal.synced();
-        let (mut before, mut after) = (0, 0);
         {
             let mut data = self.data.borrow_mut();
-            if short || data.open.pin.is_some_and(|pin| self.context.journal.is_old(pin)) {
+            if self.context.is_ram_full() || data.open.pin.is_some_and(|pin| self.context.journal.is_old(pin)) {
                 seal(&mut data);
             }
-            if short {
-                for sealed in &mut data.sealed {
-                    before += sealed.layer.ram();
-                    sealed.layer.spill(synced);
-                    after += sealed.layer.ram();
-                }
-            }
+        }
+        self.start_puts();
+    }
+
+    /// Gives up RAM of what is sealed and on stable media.
+    pub fn spill(&self) {
+        let synced = self.context.journal.synced();
+        let (mut before, mut after) = (0, 0);
+        for sealed in &mut self.data.borrow_mut().sealed {
+            before += sealed.layer.ram();
+            sealed.layer.spill(synced);
+            after += sealed.layer.ram();
         }
         self.context.ram_changed(before, after);
-        self.start_puts();
     }
 }
 

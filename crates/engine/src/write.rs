@@ -15,6 +15,7 @@ use crate::{EngineError, Result, Submit};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 use varve_format::crc::crc;
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS, write_header_len};
 use varve_format::mark::Mark;
@@ -25,6 +26,8 @@ const MAX_PIECE: usize = MAX_RECORD_BLOCKS as usize * BLOCK as usize;
 
 /// Place of data that are in no journal: beyond all that will ever be flushed.
 const NO_PLACE: u64 = u64::MAX >> 1;
+/// A put that frees RAM is waited for so long before layers give up theirs.
+const SPILL_AFTER: Duration = Duration::from_millis(200);
 
 /// A change to be made: whole blocks.
 pub(crate) enum Op {
@@ -94,7 +97,7 @@ impl Timeline {
 
     fn has_room(&self, data: &Data, op: &Op) -> bool {
         data.next_ordinal.0 < data.manifest.boundary.0.max(data.manifest.first_ordinal.0) + NUMBER_GAP - 2
-            && self.context.layer_ram.get() < self.context.limits.layer_ram
+            && !self.context.is_ram_full()
             && self.context.journal.has_room(journal_need(op))
     }
 
@@ -329,15 +332,8 @@ impl Timeline {
                 return Ok(());
             }
             self.context.make_room();
-            if self.context.layer_ram.get() >= self.context.limits.layer_ram {
-                // What is on stable media can be given up in RAM.
-                if self.context.journal.sync_all().await.is_ok() {
-                    self.context.make_room();
-                }
-                let context = &self.context;
-                let below = || (context.layer_ram.get() < context.limits.layer_ram).then_some(());
-                let stopped = self.changed.until(|| self.is_stopped().then_some(()));
-                race(context.relieved.until(below), stopped).await;
+            if self.context.is_ram_full() {
+                self.ram().await;
             } else if !self.context.journal.has_room(journal_need(op)) {
                 let stopped = self.changed.until(|| self.is_stopped().then_some(()));
                 race(self.context.journal.room(journal_need(op)), stopped).await;
@@ -349,6 +345,22 @@ impl Timeline {
                 self.changed.until(look).await;
             }
         }
+    }
+
+    /// Waits for RAM, or the end of the volume. A store that keeps up frees some with each put; what would be given up in RAM meanwhile
+    /// would be read back from the journal at once. Only where no put ends for a while, layers give up what is on stable media.
+    async fn ram(self: &Rc<Self>) {
+        let context = &self.context;
+        let below = || (!context.is_ram_full()).then_some(());
+        let stopped = || self.changed.until(|| self.is_stopped().then_some(()));
+        race(race(context.relieved.until(below), stopped()), context.env.sleep(SPILL_AFTER)).await;
+        if !context.is_ram_full() || self.is_stopped() {
+            return;
+        }
+        if context.journal.sync_all().await.is_ok() {
+            context.spill();
+        }
+        race(context.relieved.until(below), stopped()).await;
     }
 
     /// Answers a change of the waiting way as the volume asks.

@@ -99,6 +99,22 @@ fn a_store_that_is_away_costs_journal_and_not_writes() {
 }
 
 #[test]
+fn a_store_that_keeps_up_is_waited_for() {
+    let mut node = node(64 * MIB);
+    node.limits.layer_ram = 512 << 10;
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", 16 * MIB);
+    let device = node.device("v");
+    let mut array = vec![0; 16 << 20];
+    let before = node.disk.counts().reads;
+    for n in 0..64 {
+        write(&node, &device, &mut array, n * MIB / 4, MIB / 4, n);
+    }
+    assert_eq!(node.disk.counts().reads, before, "what was given up in RAM had to be read back");
+    same(&node, &device, &array, "written");
+}
+
+#[test]
 fn a_request_larger_than_what_may_be_unsynced_passes() {
     let node = node(9 * MIB);
     node.create().expect("the world runs").expect("the shard starts");
