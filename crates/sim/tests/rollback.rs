@@ -372,6 +372,42 @@ fn snapshots_need_no_store() {
     }
 }
 
+#[test]
+fn older_histories_keep_what_their_listed_snapshots_see() {
+    let (node, mut rng) = start(10);
+    let mut model = vec![0; SIZE];
+    write(&node, "v", &mut model, &mut rng, 0..60);
+    snapshot(&node, "v", "a");
+    write(&node, "v", &mut model, &mut rng, 0..20);
+    snapshot(&node, "v", "b");
+    let at_b = model.clone();
+    write(&node, "v", &mut model, &mut rng, 10..30);
+    rollback(&node, "v", "b");
+    pass(&node, 120);
+    check(&node, "v");
+    // What `a` alone saw was killed before `b`: the kills are asked again.
+    forget(&node, "v", "a");
+    pass(&node, 60);
+    check(&node, "v");
+    let old = timelines(&node, "v").1[0].0;
+    assert!(newest(&node, old).kills.is_empty(), "kills wait that nothing keeps");
+    model.clone_from(&at_b);
+    snapshot(&node, "v", "c");
+    write(&node, "v", &mut model, &mut rng, 20..40);
+    rollback(&node, "v", "c");
+    model.clone_from(&at_b);
+    pass(&node, 120);
+    forget(&node, "v", "b");
+    write(&node, "v", &mut model, &mut rng, 0..60);
+    merge(&node, "v");
+    pass(&node, 1400);
+    assert_eq!(newest(&node, old).state, TimelineState::Held { swept: true });
+    shows(&node, &view(&node, "v", "c"), &at_b, "a snapshot of the history between");
+    shows(&node, &node.device("v"), &model, "the volume");
+    check(&node, "v");
+    nothing_is_left_over(&node, &["v"], "three histories");
+}
+
 /// Names and contents of snapshots.
 type Snaps = Vec<(String, Vec<u8>)>;
 
