@@ -141,7 +141,7 @@ fn integration(nextest: bool, profile: &str, package: &str, targets: &[&str]) ->
 fn docs(deadline_s: u64) -> Stage {
     let mut command = Command::new("sh");
     command.current_dir(repo::root()).env("RUSTDOCFLAGS", "-D warnings");
-    command.args(["-ec", "cargo test --workspace --doc"]);
+    command.args(["-ec", "cargo test --workspace --doc; cargo doc --workspace --no-deps --document-private-items"]);
     stage("docs", command, deadline_s)
 }
 

@@ -206,27 +206,31 @@ fn what_is_cut_out_is_freed_once_whatever_dies_on_the_way() {
     }
 }
 
+fn snapshot(node: &Node, text: &'static str) {
+    let volume = node.volume("v");
+    node.must("snapshot", async move { volume.snapshot(name(text)).await });
+}
+
+fn clone(node: &Node, from: &'static str, to: &'static str) {
+    let shard = node.shard();
+    node.must("clone", async move {
+        shard.clone_volume(&name("v"), Some(&name(from)), name(to), Overrides::default()).await.map(drop)
+    });
+}
+
+fn view(node: &Node, text: &'static str) -> Rc<Device> {
+    let volume = node.volume("v");
+    node.must("view", async move { volume.snapshot_device(&name(text), "t".to_owned()).await.map(Rc::new) })
+}
+
+fn forget(node: &Node, text: &'static str) {
+    let volume = node.volume("v");
+    node.must("forget", async move { volume.delete_snapshot(&name(text)).await });
+}
+
 #[test]
 fn snapshots_and_clones_keep_what_was_cut_out() {
     let (mut node, mut model, mut rng) = scattered(7);
-    let snapshot = |node: &Node, text: &'static str| {
-        let volume = node.volume("v");
-        node.must("snapshot", async move { volume.snapshot(name(text)).await });
-    };
-    let clone = |node: &Node, from: &'static str, to: &'static str| {
-        let shard = node.shard();
-        node.must("clone", async move {
-            shard.clone_volume(&name("v"), Some(&name(from)), name(to), Overrides::default()).await.map(drop)
-        });
-    };
-    let view = |node: &Node, text: &'static str| {
-        let volume = node.volume("v");
-        node.must("view", async move { volume.snapshot_device(&name(text), "t".to_owned()).await.map(Rc::new) })
-    };
-    let forget = |node: &Node, text: &'static str| {
-        let volume = node.volume("v");
-        node.must("forget", async move { volume.delete_snapshot(&name(text)).await });
-    };
     // One whose root is written by the very checkpoint that cuts out, one before, one behind.
     snapshot(&node, "early");
     let early = model.clone();
