@@ -56,7 +56,7 @@ impl Timeline {
 
     fn is_due(&self, data: &Data) -> bool {
         let live = data.table.totals().live_blocks * varve_types::BLOCK;
-        let far = data.next_ordinal.0.saturating_sub(data.manifest.boundary.0.max(data.manifest.first_ordinal.0));
+        let far = since_last(data);
         data.stopped.is_none()
             && data.no_checkpoints.is_none()
             && (data.overlay.is_full()
@@ -76,9 +76,10 @@ impl Timeline {
         let due = {
             let data = self.data.borrow();
             let quiet = self.context.env.now().saturating_sub(data.touched) >= QUIET;
+            // What a clone took over in its overlay is no reason: each would write nodes that it could share.
             let waiting = data.reconsider
                 || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)
-                || (!data.overlay.is_empty() && data.sealed.is_empty() && data.open.is_empty());
+                || (since_last(&data) > 0 && data.sealed.is_empty() && data.open.is_empty());
             data.stopped.is_none() && data.no_checkpoints.is_none() && quiet && waiting
         };
         if due && !self.checkpoints.is_taken() {
@@ -236,6 +237,11 @@ pub(crate) fn is_same(payload: &Payload, mut found: &[u8]) -> bool {
         rest.is_some()
     });
     parts && found.is_empty()
+}
+
+/// Ordinals of its own that a timeline has used since its last checkpoint.
+fn since_last(data: &Data) -> u64 {
+    data.next_ordinal.0.saturating_sub(data.manifest.boundary.0.max(data.manifest.first_ordinal.0))
 }
 
 /// Where a checkpoint ends.

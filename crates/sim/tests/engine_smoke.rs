@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::Device;
 use varve_sim::{CrashMode, InFlight, SimOptions};
+use varve_types::Overrides;
 
 const MIB: u64 = 1 << 20;
 
@@ -119,4 +120,27 @@ fn snapshots_clones_rollbacks_show_what_they_should() {
     check_all(&node, "after the undo");
     let device = node.device("v");
     assert!(node.read(&device, 0, 2 << 20).unwrap().unwrap() == expect(3), "undone");
+}
+
+#[test]
+fn an_idle_clone_writes_no_map_of_what_it_was_born_with() {
+    let node = node();
+    node.create_volume("v", 8 * MIB);
+    let device = node.device("v");
+    let data = pattern(1, 1 << 20);
+    node.write(&device, 0, data.clone(), false).unwrap().unwrap();
+    let volume = node.volume("v");
+    node.must("snapshot", async move { volume.snapshot(name("s")).await });
+    let shard = node.shard();
+    let clone = async move { shard.clone_volume(&name("v"), Some(&name("s")), name("c"), Overrides::default()).await };
+    node.must("clone", async move { clone.await.map(drop) });
+    node.world.run_for(Duration::from_secs(120)).unwrap();
+    let entries = |volume: &str| node.volume(volume).counts().overlay_entries;
+    assert_eq!((entries("v"), entries("c") > 0), (0, true), "the origin's are merged, the clone's are shared");
+    let cloned = node.device("c");
+    assert!(node.read(&cloned, 0, 1 << 20).unwrap().unwrap() == data);
+    node.write(&cloned, 2 * MIB, data.clone(), false).unwrap().unwrap();
+    node.world.run_for(Duration::from_secs(180)).unwrap();
+    assert_eq!(entries("c"), 0, "what it wrote itself is merged once it is quiet, and all else with it");
+    assert!(node.read(&cloned, 0, 1 << 20).unwrap().unwrap() == data);
 }
