@@ -116,11 +116,6 @@ impl Overlay {
     pub fn is_full(&self) -> bool {
         self.active.map.len() >= MAX_STRATUM || self.frozen.len() >= MAX_STRATA
     }
-
-    /// Whether nothing would change if a checkpoint were made.
-    pub fn is_empty(&self) -> bool {
-        self.frozen.is_empty() && self.active.map.is_empty()
-    }
 }
 
 /// The kill of a block whose overwriter is in segment `death`.
