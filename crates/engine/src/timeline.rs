@@ -28,7 +28,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_format::manifest::{Manifest, SnapshotEntry};
-use varve_format::table::Kill;
+use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, ObjectKind, ObjectName, Pointer};
 use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
 
@@ -181,6 +181,12 @@ impl Data {
         all.dedup();
         all
     }
+}
+
+/// Whether some kept root `r` has birth ≤ r < death. `kept` is sorted.
+pub(crate) fn node_is_kept(kept: &[RootNumber], kill: &NodeKill) -> bool {
+    let at = kept.partition_point(|r| *r < kill.node.root());
+    kept.get(at).is_some_and(|r| *r < kill.death)
 }
 
 /// Whether some kept boundary `b` has birth < b ≤ death. `kept` is sorted.

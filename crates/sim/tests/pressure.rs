@@ -77,14 +77,19 @@ fn what_no_journal_has_is_not_given_up_in_ram() {
     same(&node, &device, &array, "after a power cut");
 }
 
-#[test]
-fn a_store_that_is_away_costs_journal_and_not_writes() {
+/// A volume of 16 MiB whose layers may have 512 KiB in RAM, and what it holds.
+fn little_ram() -> (Node, Rc<Device>, Vec<u8>) {
     let mut node = node(64 * MIB);
     node.limits.layer_ram = 512 << 10;
     node.create().expect("the world runs").expect("the shard starts");
     node.create_volume("v", 16 * MIB);
     let device = node.device("v");
-    let mut array = vec![0; 16 << 20];
+    (node, device, vec![0; 16 << 20])
+}
+
+#[test]
+fn a_store_that_is_away_costs_journal_and_not_writes() {
+    let (node, device, mut array) = little_ram();
     let away = node.world.now();
     node.server.away_for(Duration::from_secs(3600));
     for n in 0..16 {
@@ -100,12 +105,7 @@ fn a_store_that_is_away_costs_journal_and_not_writes() {
 
 #[test]
 fn a_store_that_keeps_up_is_waited_for() {
-    let mut node = node(64 * MIB);
-    node.limits.layer_ram = 512 << 10;
-    node.create().expect("the world runs").expect("the shard starts");
-    node.create_volume("v", 16 * MIB);
-    let device = node.device("v");
-    let mut array = vec![0; 16 << 20];
+    let (node, device, mut array) = little_ram();
     let before = node.disk.counts().reads;
     for n in 0..64 {
         write(&node, &device, &mut array, n * MIB / 4, MIB / 4, n);

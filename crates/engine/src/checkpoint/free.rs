@@ -10,7 +10,7 @@ use crate::Result;
 use crate::context::damaged;
 use crate::lineage::{load_record, table_object};
 use crate::signal::breathe;
-use crate::timeline::{Data, Timeline, is_kept};
+use crate::timeline::{Data, Timeline, is_kept, node_is_kept};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -59,12 +59,6 @@ fn kept_roots(data: &Data, gathered: &Gathered) -> Vec<RootNumber> {
     let mut kept: Vec<_> = snapshots.chain(holds).chain(pins).chain(fresh.map(|root| root.number)).collect();
     kept.sort_unstable();
     kept
-}
-
-/// Whether some kept root `r` has birth ≤ r < death. `kept` is sorted.
-fn node_is_kept(kept: &[RootNumber], kill: &NodeKill) -> bool {
-    let at = kept.partition_point(|r| *r < kill.node.root());
-    kept.get(at).is_some_and(|r| *r < kill.death)
 }
 
 impl Timeline {

@@ -13,7 +13,7 @@ use super::is_swept;
 use super::pages::{Pages, Parts, Waiting, is_index_held, load_waiting, map_name};
 use crate::Result;
 use crate::signal::breathe;
-use crate::timeline::is_kept;
+use crate::timeline::{is_kept, node_is_kept};
 use crate::volume::Volume;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -62,12 +62,6 @@ impl Kept {
     fn newest(&self) -> (Ordinal, RootNumber) {
         (self.boundaries.last().copied().unwrap_or_default(), self.roots.last().copied().unwrap_or_default())
     }
-}
-
-/// Whether some kept root `r` has birth ≤ r < death. `kept` is sorted.
-fn node_is_kept(kept: &[RootNumber], kill: &NodeKill) -> bool {
-    let at = kept.partition_point(|r| *r < kill.node.root());
-    kept.get(at).is_some_and(|r| *r < kill.death)
 }
 
 impl Volume {
