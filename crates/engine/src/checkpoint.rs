@@ -18,10 +18,11 @@
 mod free;
 mod merge;
 mod reclaim;
+mod runs;
 
 pub(crate) use reclaim::covered_bytes;
 
-pub(crate) use free::RUN_KILLS;
+pub(crate) use runs::{kill_runs, node_kill_runs};
 
 use crate::context::Held;
 use crate::overlay::Stratum;
@@ -34,7 +35,7 @@ use merge::{Gathered, NewRoot};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use varve_env::{Payload, PutOutcome};
+use varve_env::{Payload, PutOutcome, compute};
 use varve_format::ObjectName;
 use varve_format::manifest::{Manifest, SnapshotEntry};
 use varve_types::{Ordinal, Sequence};
@@ -133,6 +134,8 @@ impl Timeline {
         self.count_ready();
         let done = self.merge_and_write(&strata, point, gathered).await;
         self.count_ready();
+        // Beside the shard: a full stratum is two million entries to give back one by one.
+        compute(&*self.context.env, move || drop(strata)).await;
         if let Err(error) = &done {
             // Half of it is done in RAM: only what is in the store can be built upon.
             self.data.borrow_mut().no_checkpoints = Some(error.clone());
@@ -155,8 +158,8 @@ impl Timeline {
     }
 
     /// Puts an object of this writer until the store has answered that it is there.
-    pub async fn put_own(&self, name: &ObjectName, parts: [Vec<u8>; 2]) -> Result<u64> {
-        let payload = Payload::new(parts.map(Bytes::from).to_vec());
+    pub async fn put_own(&self, name: &ObjectName, pieces: Vec<Vec<u8>>) -> Result<u64> {
+        let payload = Payload::new(pieces.into_iter().map(Bytes::from).collect());
         let (text, len) = (name.to_string(), payload.len());
         self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
             PutOutcome::Created => Ok(len),

@@ -26,6 +26,8 @@ pub const PAGE_HEADER: usize = 96;
 pub const MAX_RECORDS: usize = 65_536;
 /// Most bytes of all records together.
 const MAX_BYTES: u64 = 1 << 30;
+/// Records are gathered in pieces of so many bytes: one that grew would be copied again and again.
+const PIECE: usize = 1 << 20;
 
 fn identity(name: &ObjectName, index: u32) -> Identity {
     let place = u64::from(name.part) << 32 | u64::from(index);
@@ -37,24 +39,21 @@ fn identity(name: &ObjectName, index: u32) -> Identity {
 pub struct PageBuilder {
     name: ObjectName,
     table: Vec<u8>,
-    records: Vec<u8>,
+    records: Vec<Vec<u8>>,
+    /// Bytes of the records so far.
+    len: usize,
 }
 
 impl PageBuilder {
     /// For the object of this name.
     #[must_use]
     pub const fn new(name: ObjectName) -> Self {
-        Self { name, table: Vec::new(), records: Vec::new() }
+        Self { name, table: Vec::new(), records: Vec::new(), len: 0 }
     }
     /// Records so far: the index of the next one.
     #[must_use]
     pub fn count(&self) -> u32 {
         (self.table.len() / 8) as u32
-    }
-    /// Bytes of the records so far.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.records.len()
     }
     /// Whether there is no record yet.
     #[must_use]
@@ -65,21 +64,25 @@ impl PageBuilder {
     pub fn push(&mut self, record: &[u8]) -> u32 {
         let index = self.count();
         assert!((index as usize) < MAX_RECORDS, "a part is closed before it has more records than an index can name");
-        self.records.extend_from_slice(record);
-        self.table.extend_from_slice(&(self.records.len() as u32).to_le_bytes());
+        if self.records.last().is_none_or(|piece| piece.capacity() - piece.len() < record.len()) {
+            self.records.push(Vec::with_capacity(record.len().max(PIECE)));
+        }
+        self.records.last_mut().expect("there is one with room").extend_from_slice(record);
+        self.len += record.len();
+        self.table.extend_from_slice(&(self.len as u32).to_le_bytes());
         self.table.extend_from_slice(&identity(&self.name, index).bind(crc(record)).to_le_bytes());
         index
     }
-    /// Its name and its bytes: the header with the table, and behind it the records, which may be long and are not copied.
+    /// Its name and its bytes, in pieces: the header with the table, and behind it the records, which may be long and are not copied.
     #[must_use]
-    pub fn finish(self) -> (ObjectName, [Vec<u8>; 2]) {
+    pub fn finish(self) -> (ObjectName, Vec<Vec<u8>>) {
         let mut e = Encoder::new();
         e.raw(MAGIC);
         e.u32(VERSION);
         e.u32(0);
         e.timeline(self.name.timeline);
         e.raw(&[self.name.kind as u8, self.name.part, 0, 0, 0, 0, 0, 0]);
-        for number in [self.name.number, self.name.epoch.0, self.name.writer.0, self.records.len() as u64] {
+        for number in [self.name.number, self.name.epoch.0, self.name.writer.0, self.len as u64] {
             e.u64(number);
         }
         e.u32(self.count());
@@ -89,7 +92,9 @@ impl PageBuilder {
         let sum = crc(&bytes);
         bytes[12..16].copy_from_slice(&sum.to_le_bytes());
         bytes.extend_from_slice(&self.table);
-        (self.name, [bytes, self.records])
+        let mut pieces = self.records;
+        pieces.insert(0, bytes);
+        (self.name, pieces)
     }
 }
 

@@ -6,6 +6,7 @@
 //! gone. Every kill is asked, and freed, once: counts are changed in the same manifest that drops it from its run.
 
 use super::merge::Gathered;
+use super::runs::{KillRun, NodeKillRun, kill_runs, node_kill_runs};
 use crate::Result;
 use crate::context::damaged;
 use crate::lineage::{load_record, table_object};
@@ -14,25 +15,24 @@ use crate::timeline::{Data, Timeline, is_kept, node_is_kept};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use varve_env::compute;
 use varve_format::manifest::{MapObject, NodeRunRef, PageRef, RunRef, TableObject};
 use varve_format::page::PageBuilder;
-use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills, encode_kills, encode_node_kills};
+use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::{Ordinal, RootNumber};
 
-/// Kills of a run: a run is read and written whole.
-pub(crate) const RUN_KILLS: usize = 1 << 20;
 /// Kills asked between two looks at other tasks.
 const SLICE: usize = 4096;
 
 /// What is decided of kills.
 pub(super) struct Freed {
-    /// New runs, sorted.
-    pub runs: Vec<Vec<Kill>>,
+    /// New runs.
+    pub runs: Vec<KillRun>,
     /// Runs that stay as they are.
     pub kept_runs: Vec<RunRef>,
-    /// New runs of node kills, sorted; and whether only the next checkpoint is waited for.
-    pub node_runs: Vec<(Vec<NodeKill>, bool)>,
+    /// New runs of node kills.
+    pub node_runs: Vec<NodeKillRun>,
     /// Runs of node kills that stay as they are.
     pub kept_node_runs: Vec<NodeRunRef>,
     pub maps: Vec<MapObject>,
@@ -88,8 +88,12 @@ impl Timeline {
             let bytes = self.persist("a get", async || self.load_run(run.object, run.index).await).await?;
             nodes.extend(decode_node_kills(&bytes).map_err(damaged("a run of node kills"))?);
         }
-        let waiting = self.free_blocks(kills).await?;
-        let runs = waiting.chunks(RUN_KILLS).map(<[Kill]>::to_vec).collect();
+        let mut waiting = self.free_blocks(kills).await?;
+        let sorted = move || {
+            waiting.sort_unstable();
+            kill_runs(&waiting)
+        };
+        let runs = compute(&*self.context.env, sorted).await;
         let (node_runs, maps) = self.free_nodes(nodes, gathered).await;
         let (maps, dead): (Vec<_>, Vec<_>) = maps.into_iter().partition(|map| map.live > 0);
         let dead = dead.into_iter().map(|m| ObjectName {
@@ -108,7 +112,7 @@ impl Timeline {
         load_record(&self.pool.store, &name, index).await
     }
 
-    /// Frees blocks that no boundary keeps, in slices; gives the others, sorted. Boundaries that come meanwhile
+    /// Frees blocks that no boundary keeps, in slices; gives the others. Boundaries that come meanwhile
     /// lie behind every death.
     async fn free_blocks(&self, kills: Vec<Kill>) -> Result<Vec<Kill>> {
         let kept = self.data.borrow().kept_boundaries();
@@ -126,17 +130,12 @@ impl Timeline {
             }
             breathe().await;
         }
-        waiting.sort_unstable();
         Ok(waiting)
     }
 
     /// Frees nodes that no root keeps, in slices; gives runs of the others, and the map objects with what is live
     /// in them now.
-    async fn free_nodes(
-        &self,
-        nodes: Vec<NodeKill>,
-        gathered: &Gathered,
-    ) -> (Vec<(Vec<NodeKill>, bool)>, Vec<MapObject>) {
+    async fn free_nodes(&self, nodes: Vec<NodeKill>, gathered: &Gathered) -> (Vec<NodeKillRun>, Vec<MapObject>) {
         let (kept, passing, old) = {
             let data = self.data.borrow();
             (kept_roots(&data, gathered), [data.manifest.root_number], data.manifest.maps.clone())
@@ -158,12 +157,14 @@ impl Timeline {
             }
             breathe().await;
         }
-        let mut runs = Vec::new();
-        for (mut kills, passing) in [(long, false), (short, true)] {
-            kills.sort_unstable();
-            runs.extend(kills.chunks(RUN_KILLS).map(|run| (run.to_vec(), passing)));
-        }
-        (runs, maps.into_values().collect())
+        let sorted = move || {
+            long.sort_unstable();
+            short.sort_unstable();
+            let mut runs = node_kill_runs(&long, false);
+            runs.append(&mut node_kill_runs(&short, true));
+            runs
+        };
+        (compute(&*self.context.env, sorted).await, maps.into_values().collect())
     }
 
     pub(super) fn take_dead_segments(&self, data: &mut Data, boundary: Ordinal) -> Vec<ObjectName> {
@@ -198,19 +199,8 @@ impl Timeline {
             breathe().await;
         }
         let (mut kept_runs, mut node_runs) = (freed.kept_runs.clone(), freed.kept_node_runs.clone());
-        for run in &freed.runs {
-            kept_runs.push(RunRef {
-                object: number,
-                index: builder.push(&encode_kills(run)),
-                first_birth: run.first().map_or(Ordinal(0), |kill| kill.ordinal),
-                last_death: run.iter().map(|kill| kill.death).max().unwrap_or_default(),
-                count: run.len() as u64,
-            });
-        }
-        for (run, passing) in &freed.node_runs {
-            let index = builder.push(&encode_node_kills(run));
-            node_runs.push(NodeRunRef { object: number, index, count: run.len() as u64, passing: *passing });
-        }
+        kept_runs.extend(freed.runs.iter().map(|run| run.push(number, &mut builder)));
+        node_runs.extend(freed.node_runs.iter().map(|run| run.push(number, &mut builder)));
         let mut objects = old;
         if !builder.is_empty() {
             let (_, bytes) = builder.finish();

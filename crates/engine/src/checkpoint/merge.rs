@@ -23,7 +23,7 @@ use varve_format::{Lineage, NodePointer, ObjectKind, Pointer};
 use varve_types::{ErrorKind, Ordinal, RootNumber, SnapshotId};
 
 /// Leaves merged, or nodes written, between two looks at other tasks.
-const SLICE: usize = 64;
+const SLICE: usize = 8;
 
 /// A root that was built.
 #[derive(Clone, Copy, Debug)]

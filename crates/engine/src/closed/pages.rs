@@ -6,7 +6,7 @@
 //! outlives a step.
 
 use crate::Result;
-use crate::checkpoint::{RUN_KILLS, is_same};
+use crate::checkpoint::{is_same, kill_runs, node_kill_runs};
 use crate::context::damaged;
 use crate::lineage::{load_node_record, load_record, load_table_page, map_object, table_object};
 use crate::manifests::MAX_NUMBERS;
@@ -23,9 +23,7 @@ use std::sync::Arc;
 use varve_env::{ObjectStore, Payload, PutOutcome};
 use varve_format::manifest::{Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, TableObject};
 use varve_format::page::PageBuilder;
-use varve_format::table::{
-    Kill, NodeKill, TableEntry, decode_kills, decode_node_kills, encode_kills, encode_node_kills,
-};
+use varve_format::table::{Kill, NodeKill, TableEntry, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::{ErrorKind, Ordinal, TimelineId};
 
@@ -177,7 +175,7 @@ impl Volume {
             let mut parts = build(&mut builder, number, old, pages, runs.as_ref()).await;
             if !builder.is_empty() {
                 let (name, bytes) = builder.finish();
-                let payload = Payload::new(bytes.map(Bytes::from).to_vec());
+                let payload = Payload::new(bytes.into_iter().map(Bytes::from).collect());
                 let (text, bytes) = (name.to_string(), payload.len());
                 let outcome = self.pool.store.put(&text, payload.clone()).await?;
                 // An earlier try that was given up may have put something else under it.
@@ -210,24 +208,10 @@ async fn build(builder: &mut PageBuilder, number: u64, old: &Manifest, pages: &P
     }
     let (mut kills, mut node_kills) = (old.kills.clone(), old.node_kills.clone());
     if let Some(runs) = runs {
-        kills =
-            runs.kills.chunks(RUN_KILLS).map(|run| run_ref(number, builder.push(&encode_kills(run)), run)).collect();
-        let of =
-            |run: &[NodeKill], index| NodeRunRef { object: number, index, count: run.len() as u64, passing: false };
-        node_kills = runs.nodes.chunks(RUN_KILLS).map(|run| of(run, builder.push(&encode_node_kills(run)))).collect();
+        kills = kill_runs(&runs.kills).iter().map(|run| run.push(number, builder)).collect();
+        node_kills = node_kill_runs(&runs.nodes, false).iter().map(|run| run.push(number, builder)).collect();
     }
     Parts { pages: places.into_values().collect(), kills, node_kills, objects: old.tables.clone(), dead: Vec::new() }
-}
-
-/// How a manifest names a run of kills, which are sorted.
-fn run_ref(object: u64, index: u32, run: &[Kill]) -> RunRef {
-    RunRef {
-        object,
-        index,
-        first_birth: run.first().map_or(Ordinal(0), |kill| kill.ordinal),
-        last_death: run.iter().map(|kill| kill.death).max().unwrap_or_default(),
-        count: run.len() as u64,
-    }
 }
 
 impl Waiting {

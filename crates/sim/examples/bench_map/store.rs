@@ -133,21 +133,17 @@ impl GeneratedStore {
         Ok(compute(&facts, pattern, range))
     }
 
-    fn insert(&self, name: &str, payload: &Payload) -> PutOutcome {
+    fn insert(&self, name: &str, bytes: Bytes) -> PutOutcome {
         let mut inner = self.lock();
         if inner.objects.contains_key(name) || inner.generated.contains_key(name) {
             return PutOutcome::Exists;
         }
         match ObjectName::parse(name).map(|name| name.kind) {
-            Some(ObjectKind::Map) => inner.put.map += payload.len(),
-            Some(ObjectKind::Table) => inner.put.table += payload.len(),
-            Some(ObjectKind::Manifest) => inner.put.manifest += payload.len(),
+            Some(ObjectKind::Map) => inner.put.map += bytes.len() as u64,
+            Some(ObjectKind::Table) => inner.put.table += bytes.len() as u64,
+            Some(ObjectKind::Manifest) => inner.put.manifest += bytes.len() as u64,
             Some(ObjectKind::Segment) | None => {}
         }
-        let bytes = match payload.parts() {
-            [one] => one.clone(),
-            parts => Bytes::from(parts.concat()),
-        };
         inner.objects.insert(name.to_owned(), bytes);
         PutOutcome::Created
     }
@@ -156,13 +152,17 @@ impl GeneratedStore {
 impl ObjectStore for GeneratedStore {
     fn put<'a>(&'a self, name: &'a str, payload: Payload) -> SendFuture<'a, Result<PutOutcome, StoreError>> {
         Box::pin(async move {
-            if name.contains("/man/") {
-                let (directory, owned, copy) = (self.directory.clone(), name.to_owned(), payload.clone());
-                let written = tokio::task::spawn_blocking(move || write_synced(&directory, &owned, &copy)).await;
-                let written = written.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
-                written.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
-            }
-            Ok(self.insert(name, &payload))
+            let (directory, owned) = (self.directory.clone(), name.to_owned());
+            // On another thread, as any store: a map object of a large volume has a hundred megabytes.
+            let put = tokio::task::spawn_blocking(move || {
+                if owned.contains("/man/") {
+                    write_synced(&directory, &owned, &payload)?;
+                }
+                std::io::Result::Ok(Bytes::from(payload.parts().concat()))
+            });
+            let bytes = put.await.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
+            let bytes = bytes.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
+            Ok(self.insert(name, bytes))
         })
     }
 
