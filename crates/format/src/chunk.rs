@@ -252,9 +252,12 @@ pub fn unpack(
 /// # Errors
 /// `Corrupt` when it is not the block that was sealed.
 pub fn raw_block(timeline: TimelineId, ordinal: Ordinal, block: u32, bytes: &Bytes) -> Result<Block, FormatError> {
+    if bytes.len() != RAW_BLOCK {
+        return Err(FormatError::new("segment", format!("block {block}: it has {} bytes", bytes.len())));
+    }
     let data = bytes.slice(BLOCK_HEADER..);
     let plain = Identity::block(timeline, ordinal.0, block).bind(u32_at(bytes, 0));
-    if data.len() != BLOCK_LEN || crc(&data) != plain || u32_at(bytes, 4) != 0 {
+    if crc(&data) != plain || u32_at(bytes, 4) != 0 {
         return Err(FormatError::new("segment", format!("block {block}: its checksum does not match")));
     }
     Ok((data, plain))
