@@ -85,6 +85,11 @@ impl Memory {
         Ok(())
     }
 
+    /// Lets no fault that was injected come any more.
+    pub fn forget_faults(&self) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// While it is away every call fails with `Unavailable` and changes nothing. Leases go on ending; watches wait.
     pub fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::SeqCst);

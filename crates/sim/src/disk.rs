@@ -149,6 +149,13 @@ impl DiskMedium {
         state.sync_faults.insert(number, io::ErrorKind::Other);
     }
 
+    /// Lets no fault that was planned come any more.
+    pub fn forget_faults(&self) {
+        let mut state = self.medium.state.borrow_mut();
+        state.write_faults.clear();
+        state.sync_faults.clear();
+    }
+
     /// Lets every read that touches the range fail.
     pub fn fail_reads(&self, range: Range<u64>) {
         self.medium.state.borrow_mut().unreadable.push(range);
@@ -264,7 +271,7 @@ impl Disk for SimDisk {
         if !self.pass(IoPoint::DiskWrite) {
             return Err(self.error(io::ErrorKind::BrokenPipe, "the process is dead"));
         }
-        let mut bytes = parts.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>();
+        let mut bytes = parts.iter().map(|part| &part[..]).collect::<Vec<_>>().concat();
         let head = bytes.get(..8).map_or(0, |head| u64::from_le_bytes(head.try_into().unwrap_or_default()));
         self.medium.core.note(&[21, offset, len, head], &self.medium.name, || {
             format!("{}: write {len} at {offset}", self.medium.name)

@@ -114,6 +114,8 @@ struct State {
     tasks: BTreeMap<u64, Task>,
     next_task: u64,
     next_process: u32,
+    /// Processes that are paused, and their tasks that could run.
+    paused: BTreeMap<u32, Vec<u64>>,
 }
 
 struct Task {
@@ -190,6 +192,25 @@ impl SimWorld {
     /// Moves the wall clock, and it alone.
     pub fn jump_wall(&self, by_ms: i64) {
         self.executor.core.jump_wall(by_ms);
+    }
+
+    /// Whether the trace is kept as text too.
+    #[must_use]
+    pub fn is_logged(&self) -> bool {
+        self.executor.options.log
+    }
+
+    /// Stops a process, as SIGSTOP does: none of its tasks runs until it is resumed. Its requests that are under way go on.
+    pub fn pause(&self, process: &SimEnv) {
+        self.executor.state.borrow_mut().paused.entry(process.number()).or_default();
+    }
+
+    /// Lets a process run again that was paused.
+    pub fn resume(&self, process: &SimEnv) {
+        let tasks = self.executor.state.borrow_mut().paused.remove(&process.number());
+        for task in tasks.unwrap_or_default() {
+            self.executor.core.make_ready(task);
+        }
     }
 
     /// Adds a note of the test to the trace.
@@ -309,7 +330,12 @@ impl Executor {
     fn poll(&self, number: u64) {
         let (process, waker, mut future) = {
             let mut state = self.state.borrow_mut();
-            let Some(task) = state.tasks.get_mut(&number) else { return };
+            let State { tasks, paused, .. } = &mut *state;
+            let Some(task) = tasks.get_mut(&number) else { return };
+            if let Some(stalled) = paused.get_mut(&task.process.number()) {
+                stalled.push(number);
+                return;
+            }
             let Some(future) = task.future.take() else { return };
             task.waker.queued.store(false, Ordering::Relaxed);
             (Rc::clone(&task.process), Waker::from(Arc::clone(&task.waker)), future)

@@ -21,10 +21,12 @@ mod disk;
 mod disk_fault;
 mod exec;
 mod image;
+pub mod node;
 mod points;
 mod process;
 mod rng;
 mod store;
+pub mod swarm;
 
 pub use crate::core::Sleep;
 pub use disk::{DiskMedium, SimDisk};

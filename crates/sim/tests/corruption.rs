@@ -2,7 +2,7 @@
 //! Spoilt bytes: every kind of object and the journal are flipped, cut short, removed, and swapped for one another. What reads them says `Corrupt` and names the object, or was
 //! never in need of those bytes; it never gives wrong data and never panics. A check finds whatever no read has met.
 
-mod node;
+use varve_sim::node;
 
 use node::{Node, name};
 use std::collections::BTreeMap;

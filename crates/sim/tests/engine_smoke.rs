@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine lives: a volume is made, written, sealed, merged, and found again by the next process.
 
-mod node;
+use varve_sim::node;
 
 use node::{Node, name};
 use std::rc::Rc;

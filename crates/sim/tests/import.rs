@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "here a failed unwrap is a failed test")]
 
-mod node;
+use varve_sim::node;
 
 use node::{Node, name};
 use std::cell::Cell;

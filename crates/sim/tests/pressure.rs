@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine where something is short or broken: RAM, room in the journal, the journal itself, root numbers; and requests that overlap.
 
-mod node;
+use varve_sim::node;
 
 use node::{Node, finish, name, wait};
 use std::cell::Cell;

@@ -14,6 +14,12 @@
 //! Progress goes to the error output. The last line of the output is a JSON object whose keys `docs/benchmarks.md`
 //! explains.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a benchmark: real clocks, real files and a real runtime are what it measures"
+)]
+
 mod figures;
 mod pattern;
 mod rig;

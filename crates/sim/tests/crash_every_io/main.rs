@@ -6,8 +6,7 @@
 //!
 //! In the usual run each I/O meets one of the 18 kinds of crash, in turn, and every fourth has the second death; with `VARVE_ALL=1` each meets them all.
 
-#[path = "../node/mod.rs"]
-mod node;
+use varve_sim::node;
 
 #[path = "../model/disk.rs"]
 #[allow(dead_code, reason = "shared with the model test")]
@@ -28,6 +27,7 @@ const FATES: [InFlight; 3] = [InFlight::Lost, InFlight::Landed, InFlight::Late(D
 /// I/Os of the whole story, at most.
 const MOST: u64 = 2000;
 
+#[allow(clippy::disallowed_methods, reason = "how much is tried is asked before any world begins")]
 fn all() -> bool {
     std::env::var_os("VARVE_ALL").is_some()
 }

@@ -7,8 +7,7 @@
 //!
 //! One seed fixes a run. `VARVE_SEED=n` runs that seed alone, `VARVE_SEEDS=n` that many after the fixed ones, `VARVE_STEPS=n` so many steps each.
 
-#[path = "../node/mod.rs"]
-mod node;
+use varve_sim::node;
 
 mod disk;
 mod ops;
@@ -63,6 +62,7 @@ pub(crate) struct Model {
 pub(crate) const WINDOW: Duration = Duration::from_secs(3600);
 
 impl Drop for Model {
+    #[allow(clippy::disallowed_methods, reason = "what is printed of a run that is over")]
     fn drop(&mut self) {
         if std::thread::panicking() && std::env::var_os("VARVE_LOG").is_some() {
             #[expect(clippy::print_stderr, reason = "for whoever looks for a fault")]
@@ -183,6 +183,7 @@ impl Model {
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "seeds are asked for before any world begins")]
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }

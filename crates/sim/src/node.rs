@@ -4,15 +4,13 @@
 //! A test drives it from outside: it runs futures to their end, kills the process, lets the power go, and starts the next process. Devices speak as a front
 //! end does: a write counts as answered once it was applied and committed.
 
-#![allow(dead_code)]
-
+use crate::{CrashMode, DiskMedium, InFlight, RunError, SimEnv, SimOptions, SimWorld, StoreServer};
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use varve_coord::{Memory, PoolRecord, Record, Records};
 use varve_engine::{BlockDevice, Device, EngineError, Limits, NewVolume, PoolStore, Shard, Submit, Volume};
-use varve_sim::{CrashMode, DiskMedium, InFlight, RunError, SimEnv, SimOptions, SimWorld, StoreServer};
 use varve_types::{Name, Overrides};
 
 /// What a run in the world gives.
@@ -38,18 +36,30 @@ pub fn small_segments() -> Overrides {
 
 /// See the module.
 pub struct Node {
+    /// Its world.
     pub world: SimWorld,
+    /// The disk that its journal lies on.
     pub disk: DiskMedium,
+    /// The pool's store.
     pub server: StoreServer,
+    /// Coordination.
     pub coord: Arc<Memory>,
+    /// Bounds that the next shard is started with.
     pub limits: Limits,
+    /// Settings of the pool.
     pub pool: Overrides,
     /// Number of the owner record by which the pool is this cluster's.
     pub owner: u64,
+    /// The process of now.
     pub env: Rc<SimEnv>,
     shard: RefCell<Option<Rc<Shard>>>,
 }
 
+/// A name that is known to be good.
+///
+/// # Panics
+/// When it is not.
+#[must_use]
 pub fn name(text: &str) -> Name {
     text.parse().expect("tests use good names")
 }
@@ -87,6 +97,11 @@ impl Node {
         let coord = Arc::new(Memory::new());
         let (server, limits, pool) = (self.server.clone(), self.limits, self.pool);
         Self { world, disk, server, coord, limits, pool, owner: 0, env, shard: RefCell::new(None) }
+    }
+
+    /// A second node of the same cluster: the same world, store and coordination, an empty disk.
+    pub fn second(&self, process: &str) -> Self {
+        Self { coord: Arc::clone(&self.coord), owner: self.owner, ..self.stranger(process) }
     }
 
     fn disk_len(&self) -> u64 {

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `varve-sim`: runs seeds of the simulator on all cores, replays one, shortens one that fails.
+//!
+//! `cargo xtask sim` builds and starts it. The exit code is 0 when every seed passed, 1 when one failed, 2 for wrong usage.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to the person who typed it")]
+
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let done = match cli::Arguments::parse() {
+        arguments if arguments.seed.is_some() => cli::replay(&arguments),
+        arguments => cli::many(&arguments),
+    };
+    if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

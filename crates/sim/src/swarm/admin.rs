@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Operations on volumes and snapshots: what is asked for, what the model makes of the answer, and what became of one that a death cut off.
+//!
+//! An operation that was answered is done. One that was not may be done or not, and what the next process finds decides; both ends of it are whole.
+
+use super::batch::Batch;
+use super::disk::{Change, Disk};
+use super::line::{Line, Made, Snap};
+use super::plan::Op;
+use super::run::{Died, Run, View, known, patiently};
+use super::stamp::SECTOR;
+use crate::Rng;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use varve_engine::{Device, EngineError, NewVolume};
+use varve_env::{Env, LocalFuture};
+use varve_types::{Ack, Compression, ErrorKind, Overrides, TimelineId};
+
+const MOST_VOLUMES: usize = 5;
+const MOST_SNAPSHOTS: usize = 6;
+/// How long before the end of a window nothing of it is brought back any more, in milliseconds.
+const MARGIN_MS: u64 = 60_000;
+
+type Shared = Rc<RefCell<Snap>>;
+
+/// What is done.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    Snapshot { name: String },
+    Forget { snap: Shared },
+    Clone { snap: Option<Shared>, name: String },
+    Rollback { snap: Shared, shown: TimelineId },
+    Undo { shown: TimelineId },
+    Create { name: String, size: u64, ram: bool },
+    Delete,
+    Undelete { gone: usize },
+    Resize { change: Change },
+    Template,
+    Rename { name: String },
+    Set { settings: Overrides },
+    Flatten,
+    Seal,
+    Checkpoint,
+    View { snap: Shared },
+    Check,
+}
+
+/// An operation of a batch.
+pub(super) struct Admin {
+    kind: Kind,
+    vol: usize,
+    /// Wall-clock time at its start, in milliseconds.
+    at_ms: u64,
+    answer: Rc<RefCell<Option<Result<(), EngineError>>>>,
+    device: Rc<RefCell<Option<Rc<Device>>>>,
+}
+
+/// An operation that a death cut off, or that was answered just before.
+pub(super) struct CutOff {
+    kind: Kind,
+    vol: usize,
+    at_ms: u64,
+    answered: bool,
+    before: Disk,
+    made: Vec<Made>,
+}
+
+impl Admin {
+    /// What it does, for the log.
+    pub(super) const fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// The volume that it is about.
+    pub(super) fn vol(&self) -> Option<usize> {
+        (!matches!(self.kind, Kind::Create { .. } | Kind::Undelete { .. })).then_some(self.vol)
+    }
+}
+
+impl Run {
+    /// The volume made at the beginning, before anything can fail for long.
+    pub(super) fn make_first(&mut self, size: u64, regions: Vec<(u64, u64)>, rng: &mut Rng) {
+        let (volume, ram) = (self.fresh_name("v"), rng.chance(250));
+        let (shard, text) = (self.node.shard(), volume.clone());
+        let made = self.insist("create", move || create(Rc::clone(&shard), text.clone(), size, ram));
+        made.expect("no death is planned");
+        self.adopt(volume, Disk::new(size), regions, ram);
+    }
+
+    /// Adds an operation to a batch, if it is possible now.
+    pub(super) fn plan_admin(&mut self, op: Op, vol: usize, batch: &mut Batch, rng: &mut Rng) {
+        let Some(kind) = self.choose(op, vol, rng) else { return };
+        let alone = matches!(
+            kind,
+            Kind::Clone { .. }
+                | Kind::Rollback { .. }
+                | Kind::Undo { .. }
+                | Kind::Delete
+                | Kind::Resize { .. }
+                | Kind::Template
+        );
+        if alone && batch.uses(vol) {
+            return;
+        }
+        if matches!(kind, Kind::Rollback { .. } | Kind::Undo { .. } | Kind::Delete | Kind::Template) {
+            self.detach(vol);
+        }
+        if alone {
+            batch.alone = Some(vol);
+        }
+        self.cover.count(name_of(&kind));
+        let at_ms = self.node.env.wall_ms();
+        batch.admin = Some(Admin { kind, vol, at_ms, answer: Rc::default(), device: Rc::default() });
+    }
+
+    fn choose(&mut self, op: Op, vol: usize, rng: &mut Rng) -> Option<Kind> {
+        let alive = self.vols[vol].line.alive();
+        let any =
+            |rng: &mut Rng| (!alive.is_empty()).then(|| Rc::clone(&alive[rng.below(alive.len() as u64) as usize]));
+        let (template, frozen) = (self.vols[vol].template, self.vols[vol].line.frozen_base);
+        let shown = self.node.volume(&self.vols[vol].name).record().shown;
+        Some(match op {
+            _ if frozen => return None,
+            Op::Snapshot if alive.len() < MOST_SNAPSHOTS && !template => Kind::Snapshot { name: self.fresh_name("s") },
+            Op::Forget => Kind::Forget { snap: any(rng)? },
+            Op::Clone if self.vols.len() < MOST_VOLUMES => {
+                let snap = if rng.chance(700) { any(rng) } else { None };
+                Kind::Clone { snap, name: self.fresh_name("v") }
+            }
+            Op::Rollback if self.vols[vol].hidden.len() < 4 && !template => Kind::Rollback { snap: any(rng)?, shown },
+            Op::Undo if !template => {
+                let end = self.peak_ms + MARGIN_MS;
+                let window = self.window_ms();
+                self.vols[vol].hidden.retain(|line| end < line.hidden_ms + window);
+                // Where the clock jumps, which of several was hidden last is the clock's opinion.
+                if self.vols[vol].hidden.is_empty() || (self.plan.jump > 0 && self.vols[vol].hidden.len() > 1) {
+                    return None;
+                }
+                Kind::Undo { shown }
+            }
+            Op::Create if self.vols.len() < MOST_VOLUMES => {
+                let size = (1 + rng.below(1000)) * SECTOR;
+                Kind::Create { name: self.fresh_name("v"), size, ram: rng.chance(250) }
+            }
+            Op::Delete if self.vols.len() > 2 => Kind::Delete,
+            Op::Undelete if self.vols.len() <= MOST_VOLUMES => {
+                let (end, window) = (self.peak_ms + MARGIN_MS, self.window_ms());
+                self.gone.retain(|(_, at)| end < at + window);
+                if self.gone.is_empty() {
+                    return None;
+                }
+                Kind::Undelete { gone: rng.below(self.gone.len() as u64) as usize }
+            }
+            Op::Resize if self.vols[vol].regions.len() == 1 && !template => {
+                let (from, to) = (self.vols[vol].line.now.size, (1 + rng.below(2000)) * SECTOR);
+                Kind::Resize { change: Change::Resize { from, to } }
+            }
+            Op::Template if self.vols.len() > 2 && !template => Kind::Template,
+            Op::Rename => Kind::Rename { name: self.fresh_name("v") },
+            Op::Set => Kind::Set { settings: settings(self.vols[vol].ram, rng) },
+            Op::Flatten => Kind::Flatten,
+            Op::Seal => Kind::Seal,
+            Op::Checkpoint => Kind::Checkpoint,
+            Op::View if self.views.len() < 3 => Kind::View { snap: any(rng)? },
+            Op::Check => Kind::Check,
+            _ => return None,
+        })
+    }
+
+    fn window_ms(&self) -> u64 {
+        self.plan.pool.undelete_window_ms.unwrap_or_default()
+    }
+
+    /// What is attached lets go of a volume.
+    fn detach(&mut self, vol: usize) {
+        let volume = &self.vols[vol].name;
+        self.devices.remove(volume);
+        self.views.retain(|view| view.volume != *volume);
+        self.node.world.run_for(Duration::from_millis(5)).expect("the world runs");
+    }
+
+    /// The future of an operation.
+    pub(super) fn start_admin(&self, admin: &Admin) -> LocalFuture<()> {
+        let shard = self.node.shard();
+        let volume = self.vols[admin.vol.min(self.vols.len() - 1)].name.clone();
+        let gone =
+            if let Kind::Undelete { gone } = admin.kind { self.gone[gone].0.name.clone() } else { String::new() };
+        let (env, kind) = (Rc::clone(&self.node.env), admin.kind.clone());
+        let (answer, device) = (Rc::clone(&admin.answer), Rc::clone(&admin.device));
+        Box::pin(async move {
+            let refused = Cell::new(false);
+            let done = patiently(&*env, || {
+                let again = refused.replace(true);
+                act(Rc::clone(&shard), volume.clone(), gone.clone(), kind.clone(), Rc::clone(&device), again)
+            })
+            .await;
+            if !env.is_dead() {
+                *answer.borrow_mut() = Some(done);
+            }
+        })
+    }
+
+    /// Takes the answer of an operation, or keeps it in mind until it is known what became of it.
+    pub(super) fn take_admin(
+        &mut self,
+        admin: Admin,
+        before: &BTreeMap<usize, Disk>,
+        made: &BTreeMap<usize, Vec<Made>>,
+        done: Result<(), Died>,
+    ) -> Result<(), Died> {
+        let empty = Disk::default();
+        let (before, made) =
+            (before.get(&admin.vol).unwrap_or(&empty), made.get(&admin.vol).map_or(&[][..], Vec::as_slice));
+        let answer = admin.answer.take();
+        match answer {
+            Some(Ok(())) => {
+                if let Kind::View { snap } = &admin.kind {
+                    self.was_attached(&admin, snap);
+                    return done;
+                }
+                let found = if done.is_ok() { self.snapshot_contents(&admin) } else { Err(Died) };
+                match found {
+                    Ok(found) => self.was_done(admin.kind, admin.vol, admin.at_ms, before, made, found),
+                    Err(Died) => self.keep_in_mind(admin, true, before, made),
+                }
+                if self.cut_off.is_some() { Err(Died) } else { done }
+            }
+            Some(Err(error)) if matches!(admin.kind, Kind::Flatten) && error.kind() == ErrorKind::Conflict => done,
+            Some(Err(error)) => self.fail(&format!("{:?}: {error} ({:?})", admin.kind, error.kind())),
+            None => {
+                self.keep_in_mind(admin, false, before, made);
+                done
+            }
+        }
+    }
+
+    fn keep_in_mind(&mut self, admin: Admin, answered: bool, before: &Disk, made: &[Made]) {
+        let Admin { kind, vol, at_ms, .. } = admin;
+        self.cut_off = Some(CutOff { kind, vol, at_ms, answered, before: before.clone(), made: made.to_vec() });
+    }
+
+    fn was_attached(&mut self, admin: &Admin, snap: &Shared) {
+        let snap = snap.borrow();
+        if let Some(device) = admin.device.take() {
+            let (volume, snapshot, disk) = (self.vols[admin.vol].name.clone(), snap.name.clone(), snap.disk.clone());
+            self.views.push(View { volume, snapshot, device, disk });
+        }
+    }
+
+    /// What a snapshot that was just taken holds.
+    fn snapshot_contents(&mut self, admin: &Admin) -> Result<Option<Disk>, Died> {
+        let Kind::Snapshot { name } = &admin.kind else { return Ok(None) };
+        self.read_snapshot(admin.vol, name).map(Some)
+    }
+
+    /// The model does what the engine has done.
+    fn was_done(&mut self, kind: Kind, vol: usize, at_ms: u64, before: &Disk, made: &[Made], found: Option<Disk>) {
+        match kind {
+            Kind::Snapshot { name } => {
+                let disk = found.expect("a snapshot was read");
+                let explained = self.vols[vol].line.explain_snapshot(before, made, &disk);
+                if let Err(text) = explained {
+                    self.fail(&format!("snapshot {name} of {}: {text}", self.vols[vol].name));
+                }
+                let line = &mut self.vols[vol].line;
+                line.flushed(usize::from(!made.is_empty()));
+                line.snaps.push(Rc::new(RefCell::new(Snap { name, disk, alive: true })));
+            }
+            Kind::Forget { snap } => {
+                snap.borrow_mut().alive = false;
+                let name = snap.borrow().name.clone();
+                self.views.retain(|view| view.snapshot != name);
+            }
+            Kind::Clone { snap, name } => {
+                let disk = snap.map(|snap| snap.borrow().disk.clone());
+                let disk = disk.unwrap_or_else(|| {
+                    self.vols[vol].line.flushed(0);
+                    self.vols[vol].line.now.clone()
+                });
+                let regions = if self.vols[vol].regions.len() == 1 {
+                    vec![(0, disk.size)]
+                } else {
+                    self.vols[vol].regions.clone()
+                };
+                self.adopt(name, disk, regions, false);
+            }
+            Kind::Rollback { snap, .. } => {
+                let vol = &mut self.vols[vol];
+                let place = vol.line.snaps.iter().position(|s| Rc::ptr_eq(s, &snap)).expect("it is one of them");
+                let mut line = Line::new(snap.borrow().disk.clone());
+                line.snaps = vol.line.snaps[..=place].to_vec();
+                vol.line.flushed(0);
+                vol.line.hidden_ms = at_ms;
+                vol.hidden.push(std::mem::replace(&mut vol.line, line));
+                vol.size_changed();
+            }
+            Kind::Undo { .. } => {
+                let vol = &mut self.vols[vol];
+                let back = vol.hidden.pop().expect("there is one");
+                vol.line.flushed(0);
+                vol.line.hidden_ms = at_ms;
+                vol.hidden.push(std::mem::replace(&mut vol.line, back));
+                vol.size_changed();
+            }
+            Kind::Create { name, size, ram } => self.adopt(name, Disk::new(size), vec![(0, size)], ram),
+            Kind::Delete => {
+                let mut vol = self.vols.remove(vol);
+                vol.line.flushed(0);
+                self.gone.push((vol, at_ms));
+            }
+            Kind::Undelete { gone } => {
+                let (vol, _) = self.gone.remove(gone);
+                self.vols.push(vol);
+            }
+            Kind::Resize { change } => {
+                let line = &mut self.vols[vol].line;
+                line.add(vec![Made { change, answered: true, stable: false }]);
+                line.flushed(0);
+                self.vols[vol].size_changed();
+            }
+            Kind::Template => {
+                self.vols[vol].line.flushed(0);
+                self.vols[vol].template = true;
+            }
+            Kind::Rename { name } => {
+                let old = std::mem::replace(&mut self.vols[vol].name, name.clone());
+                self.views.iter_mut().filter(|view| view.volume == old).for_each(|view| view.volume.clone_from(&name));
+                if let Some(device) = self.devices.remove(&old) {
+                    self.devices.insert(name, device);
+                }
+            }
+            Kind::Set { settings } => self.vols[vol].ram |= settings.ack == Some(Ack::Ram),
+            Kind::Seal => self.vols[vol].line.flushed(usize::from(!made.is_empty())),
+            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check => {}
+        }
+    }
+
+    /// Finds out what became of the operation that a death cut off.
+    pub(super) fn resolve_cut_off(&mut self) {
+        let Some(CutOff { kind, vol, at_ms, answered, before, made }) = self.cut_off.take() else { return };
+        let is_open = |this: &Self, volume: &str| this.node.shard().find(&known(volume)).is_ok();
+        let done = match &kind {
+            Kind::Snapshot { name } => self.lists(vol, name),
+            Kind::Forget { snap } => !self.lists(vol, &snap.borrow().name.clone()),
+            Kind::Clone { name, .. } | Kind::Create { name, .. } | Kind::Rename { name } => is_open(self, name),
+            Kind::Rollback { shown, .. } | Kind::Undo { shown } => {
+                self.node.volume(&self.vols[vol].name).record().shown != *shown
+            }
+            Kind::Delete => !is_open(self, &self.vols[vol].name),
+            Kind::Undelete { gone } => is_open(self, &self.gone[*gone].0.name),
+            Kind::Template => self.node.volume(&self.vols[vol].name).record().template,
+            // What was set in vain is told from what was set by nothing that matters here.
+            Kind::Set { .. } => true,
+            Kind::Resize { change } if !answered => {
+                self.vols[vol].line.add(vec![Made { change: *change, answered: false, stable: false }]);
+                return;
+            }
+            Kind::Resize { .. } | Kind::Seal => answered,
+            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check => return,
+        };
+        if !done {
+            if answered {
+                self.fail(&format!("{kind:?} was answered, and is not done after a crash"));
+            }
+            return;
+        }
+        self.cover.count("death: an operation that was not answered is done");
+        let found = match &kind {
+            Kind::Snapshot { name } => Some(self.alive(|this| this.read_snapshot(vol, name))),
+            _ => None,
+        };
+        self.was_done(kind, vol, at_ms, &before, &made, found);
+    }
+}
+
+fn settings(ram: bool, rng: &mut Rng) -> Overrides {
+    Overrides {
+        ack: ram.then_some(Ack::Ram),
+        compression: [None, Some(Compression::None), Some(Compression::Zstd), Some(Compression::Lz4)]
+            [rng.below(4) as usize],
+        ..Overrides::default()
+    }
+}
+
+async fn create(shard: Rc<varve_engine::Shard>, volume: String, size: u64, ram: bool) -> Result<(), EngineError> {
+    let settings = Overrides { ack: ram.then_some(Ack::Ram), ..Overrides::default() };
+    let new = NewVolume { name: known(&volume), pool: known("default"), size, settings };
+    shard.create_volume(new).await.map(drop)
+}
+
+/// Does an operation. `again`: an earlier try was refused, and may have been done all the same.
+async fn act(
+    shard: Rc<varve_engine::Shard>,
+    volume: String,
+    gone: String,
+    kind: Kind,
+    device: Rc<RefCell<Option<Rc<Device>>>>,
+    again: bool,
+) -> Result<(), EngineError> {
+    let open = || shard.find(&known(&volume));
+    let is_there = |name: &str| shard.find(&known(name)).is_ok();
+    match kind {
+        Kind::Snapshot { name } => {
+            let open = open()?;
+            if again && open.snapshots().await?.iter().any(|s| s.name.as_str() == name) {
+                return Ok(());
+            }
+            open.snapshot(known(&name)).await.map(drop)
+        }
+        Kind::Forget { snap } => {
+            let name = snap.borrow().name.clone();
+            match open()?.delete_snapshot(&known(&name)).await {
+                Err(error) if again && error.kind() == ErrorKind::NotFound => Ok(()),
+                done => done,
+            }
+        }
+        Kind::Clone { name, .. } | Kind::Create { name, .. } if again && is_there(&name) => Ok(()),
+        Kind::Clone { snap, name } => {
+            let snap = snap.map(|snap| known(&snap.borrow().name));
+            shard.clone_volume(&known(&volume), snap.as_ref(), known(&name), Overrides::default()).await.map(drop)
+        }
+        Kind::Create { name, size, ram } => create(Rc::clone(&shard), name, size, ram).await,
+        Kind::Rollback { shown, .. } | Kind::Undo { shown } if again && open()?.record().shown != shown => Ok(()),
+        Kind::Rollback { snap, .. } => {
+            let name = snap.borrow().name.clone();
+            open()?.rollback(&known(&name)).await
+        }
+        Kind::Undo { .. } => open()?.undo_rollback().await,
+        Kind::Delete if again && !is_there(&volume) => Ok(()),
+        Kind::Delete => shard.delete_volume(&known(&volume)).await,
+        Kind::Undelete { .. } if again && is_there(&gone) => Ok(()),
+        Kind::Undelete { .. } => shard.undelete_volume(&known(&gone)).await.map(drop),
+        Kind::Resize { change: Change::Resize { to, .. } } => open()?.resize(to, true).await,
+        Kind::Resize { .. } => Ok(()),
+        Kind::Template => open()?.make_template().await,
+        Kind::Rename { name } if again && is_there(&name) => Ok(()),
+        Kind::Rename { name } => open()?.rename(known(&name)).await,
+        Kind::Set { settings } => open()?.set(settings).await,
+        Kind::Flatten => shard.flatten(&known(&volume), |_, _| ()).await.map(drop),
+        Kind::Seal => open()?.seal().await,
+        Kind::Checkpoint => open()?.checkpoint().await,
+        Kind::View { snap } => {
+            let name = snap.borrow().name.clone();
+            let attached = open()?.snapshot_device(&known(&name), "swarm".to_owned()).await?;
+            *device.borrow_mut() = Some(Rc::new(attached));
+            Ok(())
+        }
+        Kind::Check => {
+            let open = open()?;
+            super::prove::check(&open).await
+        }
+    }
+}
+
+const fn name_of(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Snapshot { .. } => "op: snapshot",
+        Kind::Forget { .. } => "op: delete a snapshot",
+        Kind::Clone { snap: Some(_), .. } => "op: clone a snapshot",
+        Kind::Clone { snap: None, .. } => "op: clone a volume",
+        Kind::Rollback { .. } => "op: rollback",
+        Kind::Undo { .. } => "op: undo a rollback",
+        Kind::Create { .. } => "op: create",
+        Kind::Delete => "op: delete",
+        Kind::Undelete { .. } => "op: undelete",
+        Kind::Resize { .. } => "op: resize",
+        Kind::Template => "op: template",
+        Kind::Rename { .. } => "op: rename",
+        Kind::Set { .. } => "op: change settings",
+        Kind::Flatten => "op: flatten",
+        Kind::Seal => "op: seal",
+        Kind::Checkpoint => "op: checkpoint",
+        Kind::View { .. } => "op: attach a snapshot",
+        Kind::Check => "op: check",
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a seed is about: which operations and faults it has, how often, and in what bounds the engine runs.
+//!
+//! Each seed turns a random part of the operations and faults off and others up (swarm testing): a run that does everything a little reaches fewer states
+//! than many that do a few things much. Source: Groce et al., "Swarm Testing", 2012.
+
+use crate::{Chaos, Rng};
+use std::time::Duration;
+use varve_engine::Limits;
+use varve_types::{Compression, Overrides};
+
+/// A kind of step, as the weights name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Op {
+    Write,
+    Burst,
+    Partials,
+    Zero,
+    ZeroAll,
+    Read,
+    Flush,
+    Status,
+    Snapshot,
+    Forget,
+    Clone,
+    Rollback,
+    Undo,
+    Create,
+    Delete,
+    Undelete,
+    Resize,
+    Template,
+    Rename,
+    Set,
+    Flatten,
+    Seal,
+    Checkpoint,
+    View,
+    Check,
+    Wait,
+    WaitLong,
+}
+
+/// Every kind with its usual weight.
+const WEIGHTS: [(Op, u32); 27] = [
+    (Op::Write, 400),
+    (Op::Burst, 30),
+    (Op::Partials, 40),
+    (Op::Zero, 60),
+    (Op::ZeroAll, 4),
+    (Op::Read, 160),
+    (Op::Flush, 60),
+    (Op::Status, 20),
+    (Op::Snapshot, 30),
+    (Op::Forget, 16),
+    (Op::Clone, 10),
+    (Op::Rollback, 10),
+    (Op::Undo, 10),
+    (Op::Create, 3),
+    (Op::Delete, 6),
+    (Op::Undelete, 6),
+    (Op::Resize, 8),
+    (Op::Template, 1),
+    (Op::Rename, 4),
+    (Op::Set, 6),
+    (Op::Flatten, 4),
+    (Op::Seal, 16),
+    (Op::Checkpoint, 16),
+    (Op::View, 8),
+    (Op::Check, 3),
+    (Op::Wait, 16),
+    (Op::WaitLong, 1),
+];
+
+/// How a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Every window ends, and everything is compared once more.
+    Windows,
+    /// Everything is deleted, and nothing may stay in the store.
+    Empty,
+    /// Bytes go bad behind everyone's back: wrong ones are never served.
+    Spoil,
+    /// A second node takes over while the first sleeps, which then wakes.
+    TakeOver,
+    /// Another cluster imports the pool while this one runs.
+    Import,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) weights: Vec<(Op, u32)>,
+    /// Requests that are under way together, at most.
+    pub(super) width: u64,
+    pub(super) chaos: Chaos,
+    pub(super) latency: (Duration, Duration),
+    pub(super) list_lag: Duration,
+    /// Of a thousand batches, those inside which the process dies.
+    pub(super) dies_inside: u32,
+    /// Of a thousand batches, those behind which it dies.
+    pub(super) dies: u32,
+    /// Of a thousand crashes, those with another death while the next process starts.
+    pub(super) dies_again: u32,
+    /// Whether only processes die, and never the power.
+    pub(super) kills_only: bool,
+    /// Of a thousand batches, those before which the store goes away, is full, the journal's disk fails, the clock jumps.
+    pub(super) away: u32,
+    pub(super) full: u32,
+    pub(super) disk: u32,
+    pub(super) jump: u32,
+    pub(super) coordination: u32,
+    pub(super) limits: Limits,
+    pub(super) pool: Overrides,
+    pub(super) journal: u64,
+    pub(super) ending: Ending,
+}
+
+/// Zero in `off` of a thousand seeds, else about `usual`.
+fn sometimes(rng: &mut Rng, off: u32, usual: u32) -> u32 {
+    if rng.chance(off) { 0 } else { 1 + rng.below(u64::from(usual) * 2) as u32 }
+}
+
+impl Plan {
+    pub(super) fn new(rng: &mut Rng) -> Self {
+        let weights = WEIGHTS.iter().filter_map(|(op, usual)| {
+            let factor = if matches!(op, Op::Write) { 4 } else { [0, 2, 4, 4, 16][rng.below(5) as usize] };
+            (factor > 0).then_some((*op, usual * factor))
+        });
+        let weights = weights.collect();
+        let rate = |rng: &mut Rng| sometimes(rng, 500, 15);
+        let chaos = Chaos {
+            error_per_mille: rate(rng),
+            lost_answer_per_mille: rate(rng),
+            late_put_per_mille: rate(rng),
+            late_by: Duration::from_secs(20),
+        };
+        let slow = rng.chance(200);
+        let most = if slow { 400 } else { 5 };
+        Self {
+            weights,
+            width: 1 + rng.below(8),
+            chaos,
+            latency: (Duration::from_millis(1), Duration::from_millis(most)),
+            list_lag: if rng.chance(300) { Duration::from_secs(5) } else { Duration::ZERO },
+            dies_inside: sometimes(rng, 100, 10),
+            dies: sometimes(rng, 100, 6),
+            dies_again: sometimes(rng, 300, 200),
+            kills_only: rng.chance(200),
+            away: sometimes(rng, 600, 5),
+            full: sometimes(rng, 700, 4),
+            disk: sometimes(rng, 700, 2),
+            jump: sometimes(rng, 700, 4),
+            coordination: sometimes(rng, 600, 5),
+            limits: limits(rng),
+            pool: Overrides {
+                segment_size: Some((16 << 10) << rng.below(5)),
+                seal_age_ms: rng.chance(300).then(|| 1000 + rng.below(20_000)),
+                compression: match rng.below(4) {
+                    0 => Some(Compression::Zstd),
+                    1 => Some(Compression::None),
+                    _ => None,
+                },
+                undelete_window_ms: Some(600_000 << rng.below(4)),
+                ..Overrides::default()
+            },
+            journal: (9 << 20) + rng.below(4) * (4 << 20),
+            ending: match rng.below(100) {
+                0..45 => Ending::Windows,
+                45..60 => Ending::Empty,
+                60..75 => Ending::Spoil,
+                75..90 => Ending::TakeOver,
+                _ => Ending::Import,
+            },
+        }
+    }
+
+    /// A kind of step, by the weights.
+    pub(super) fn pick(&self, rng: &mut Rng) -> Op {
+        let total: u64 = self.weights.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let mut at = rng.below(total);
+        for (op, weight) in &self.weights {
+            if at < u64::from(*weight) {
+                return *op;
+            }
+            at -= u64::from(*weight);
+        }
+        Op::Write
+    }
+}
+
+/// Small bounds, so that everything that happens seldom happens often.
+fn limits(rng: &mut Rng) -> Limits {
+    Limits {
+        layer_ram: (128 << 10) << rng.below(5),
+        cache_ram: (64 << 10) << rng.below(5),
+        overlay_entries: 16 + rng.below(400) as usize,
+        delete_grace_ms: 10,
+        puts: 1 + rng.below(4) as usize,
+        reclaim_level: rng.below(3) as u8,
+        reclaim_nodes: 1 + rng.below(7) as usize,
+    }
+}
