@@ -14,6 +14,7 @@ use crate::{
     VolumeRecord,
 };
 use std::collections::BTreeSet;
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Name, TimelineId, VolumeId};
 
 /// How often a change is tried that others keep forestalling.
@@ -227,7 +228,8 @@ impl<'a> Records<'a> {
             )));
         }
         let mut checks = checks;
-        checks.insert(0, Check::Revision(old.key(), revision));
+        let as_read = Check::Revision(old.key(), revision);
+        checks.insert(0, if planted(Mutant::BlindRecordWrite) { Check::Exists(old.key()) } else { as_read });
         let (mut before, mut changes) = (key_set(old), Vec::new());
         for (key, value) in keys_of(new)? {
             let kept = before.remove(&key);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use varve_coord::{Records, TimelineRecord, TimelineState as RecordState, VolumeRecord};
 use varve_format::Lineage;
 use varve_format::manifest::{Ancestor, Birth, Hold, Manifest, TimelineState};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, TimelineId, VolumeId};
 
 /// Ancestors at which a person is warned; a pointer can name 256.
@@ -112,12 +113,26 @@ pub(crate) fn start(
     };
     let end = manifest.boundary;
     let timeline = assemble(opening, manifest);
-    if let Some(source) = source {
+    if let Some(source) = source.filter(|_| !planted(Mutant::CloneWithoutOverlay)) {
         // They end where the clone's own ordinals begin: the origin's ordinals mean nothing here.
         let own = |s: &Arc<Stratum>| Arc::new(Stratum { map: Arc::clone(&s.map), end, ..Stratum::default() });
         timeline.data.borrow_mut().overlay = Overlay::inherited(source.base.strata.iter().map(own).collect());
     }
     timeline
+}
+
+impl Timeline {
+    /// What [`Mutant::HoldAfterClone`] does in the place of waiting for the hold.
+    fn hold_later(self: &Rc<Self>, hold: Hold) {
+        let this = Rc::clone(self);
+        self.context.env.spawn(Box::pin(async move {
+            this.context.env.sleep(std::time::Duration::from_secs(1)).await;
+            let edit = |manifest: &mut Manifest, _: &mut Data| manifest.holds.push(hold);
+            if let Err(error) = this.write_manifest(edit, |_: &mut VolumeRecord| Ok(())).await {
+                tracing::warn!(%error, "a hold was not accepted");
+            }
+        }));
+    }
 }
 
 impl Volume {
@@ -147,6 +162,10 @@ impl Volume {
             Source { base, boundary: entry.boundary, size: entry.size, origin: timeline.id, ancestors }
         };
         let hold = source.hold(clone, &record, volume);
+        if planted(Mutant::HoldAfterClone) {
+            timeline.hold_later(hold);
+            return Ok(source);
+        }
         let edit = |manifest: &mut Manifest, _: &mut Data| manifest.holds.push(hold);
         let record = timeline.write_manifest_in_turn(&turn, edit, |_: &mut VolumeRecord| Ok(())).await?;
         *self.record.borrow_mut() = record;
@@ -192,7 +211,9 @@ impl Volume {
         self.check_writable()?;
         let info = self.find_snapshot(name).await?;
         let old = self.shown();
-        old.drain().await?;
+        if !planted(Mutant::RollbackWithoutDrain) {
+            old.drain().await?;
+        }
         old.checkpoint().await?;
         let id = TimelineId::from_random(self.context.random_id());
         let source = self.hold(&info, id, self.id).await?;

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use varve_format::crc::crc;
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Ordinal, TimelineId};
 
 const BLOCK_LEN: usize = BLOCK as usize;
@@ -80,7 +81,7 @@ impl BlockCache {
         };
         let frame = frame as usize;
         let sum = self.frames[frame].sum;
-        if crc(self.bytes(frame)) != sum {
+        if crc(self.bytes(frame)) != sum && !planted(Mutant::TrustCachedBlocks) {
             self.counts.damaged += 1;
             self.index.remove(key);
             return None;
@@ -106,6 +107,16 @@ impl BlockCache {
         }
         let at = frame % SLAB_FRAMES * BLOCK_LEN;
         self.slabs[frame / SLAB_FRAMES][at..at + BLOCK_LEN].copy_from_slice(block);
+    }
+
+    /// Flips a bit of a block that is held, chosen by `place`; what failing RAM does. Tells whether there was one.
+    #[cfg(feature = "generator")]
+    pub fn spoil(&mut self, place: u64) -> bool {
+        let held = (self.frames.len() * BLOCK_LEN) as u64;
+        let Some(at) = place.checked_rem(held) else { return false };
+        let (frame, byte) = (at as usize / BLOCK_LEN, at as usize % BLOCK_LEN);
+        self.slabs[frame / SLAB_FRAMES][frame % SLAB_FRAMES * BLOCK_LEN + byte] ^= 1 << (place % 8);
+        true
     }
 
     /// A frame to fill: a new one, or the first that was not used for a round.

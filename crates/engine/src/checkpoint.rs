@@ -38,6 +38,7 @@ use std::time::Duration;
 use varve_env::{Payload, PutOutcome, compute};
 use varve_format::ObjectName;
 use varve_format::manifest::{Manifest, SnapshotEntry};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, Sequence};
 
 /// Segments since the last checkpoint at which one is worth it in a small volume: recovery reads their indexes.
@@ -125,7 +126,12 @@ impl Timeline {
                 let boundary = data.counted_end;
                 data.overlay.freeze(boundary, None);
                 data.counted_bytes = 0;
-                (data.overlay.frozen().to_vec(), Point { boundary, merged: data.counted, size: data.counted_size })
+                let mut strata = data.overlay.frozen().to_vec();
+                if planted(Mutant::MergeOutOfOrder) {
+                    strata.reverse();
+                }
+                let merged = if planted(Mutant::MergeBeforeCount) { data.last } else { data.counted };
+                (strata, Point { boundary, merged, size: data.counted_size })
             } else {
                 let Manifest { boundary, merged, size, .. } = data.manifest;
                 (Vec::new(), Point { boundary, merged, size })
@@ -164,7 +170,11 @@ impl Timeline {
         self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
             PutOutcome::Created => Ok(len),
             // Within one opening a number is used once, so only an earlier try of this very put can stand there: if it is the same.
-            PutOutcome::Exists if is_same(&payload, &self.pool.store.get(&text, 0..len).await?) => Ok(len),
+            PutOutcome::Exists
+                if planted(Mutant::TakeAnyObject) || is_same(&payload, &self.pool.store.get(&text, 0..len).await?) =>
+            {
+                Ok(len)
+            }
             PutOutcome::Exists => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
         })
         .await
@@ -207,7 +217,9 @@ impl Timeline {
             manifest.node_kills = tables.node_runs.clone();
             manifest.maps = freed.maps.clone();
             manifest.tables = tables.objects.clone();
-            manifest.reclaim = gathered.queue.apply(&manifest.reclaim);
+            if !planted(Mutant::DropReclaim) {
+                manifest.reclaim = gathered.queue.apply(&manifest.reclaim);
+            }
             manifest.dead.extend(
                 freed
                     .dead

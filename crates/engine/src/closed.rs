@@ -29,7 +29,7 @@ pub(crate) use trim::Kept;
 
 use crate::context::{Context, Held};
 use crate::lineage::newest_manifest;
-use crate::manifests::{MAX_NUMBERS, PoolStore, accept, put_manifest};
+use crate::manifests::{MAX_NUMBERS, PoolStore, accept, may_go, put_manifest};
 use crate::timeline::Timeline;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -39,6 +39,7 @@ use std::time::Duration;
 use varve_coord::{TimelineState as RecordState, VolumeRecord};
 use varve_format::manifest::{DeadObject, Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, TimelineId};
 
 /// What is known of a closed timeline.
@@ -222,7 +223,9 @@ impl Volume {
     /// Whether its window is over. What is held never comes back.
     fn is_past(&self, id: TimelineId) -> bool {
         match self.record.borrow().timeline(id).map(|timeline| timeline.state) {
-            Some(RecordState::Hidden { until_ms }) => until_ms <= self.context.now_ms(),
+            Some(RecordState::Hidden { until_ms }) => {
+                until_ms <= self.context.now_ms() || planted(Mutant::TrimInsideWindow)
+            }
             Some(RecordState::Held) => true,
             Some(RecordState::Shown) | None => false,
         }
@@ -234,7 +237,7 @@ impl Volume {
             let all = self.closed.borrow();
             let Some(closed) = all.get(&id) else { return Ok(()) };
             let manifest = &closed.manifest;
-            let due = manifest.dead.iter().filter(|d| d.since < manifest.number && !closed.deleted.contains(&d.name));
+            let due = manifest.dead.iter().filter(|d| may_go(d, manifest.number) && !closed.deleted.contains(&d.name));
             (closed.since, due.map(|dead| dead.name).collect::<Vec<_>>())
         };
         let grace = Duration::from_millis(self.context.limits.delete_grace_ms);

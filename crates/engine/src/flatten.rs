@@ -30,6 +30,7 @@ use std::rc::Rc;
 use varve_coord::VolumeRecord;
 use varve_format::manifest::{Birth, Manifest};
 use varve_format::{NodePointer, Pointer};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, ErrorKind, Name, RootNumber, Sequence, TimelineId, VolumeId};
 
 /// Most blocks read and written in one piece.
@@ -116,16 +117,14 @@ impl Timeline {
             self.room(&Op::Write(rest.clone())).await?;
             // From here to the change nothing is waited for: nobody can write between the look and the change.
             let (found, len) = self.data.borrow().find(block + at, run - at);
-            match found {
-                Found::Cold(path) => {
-                    self.persist("a get", async || self.load_node(path).await).await?;
-                    continue;
-                }
-                Found::Stored(now) if now == pointer.advance(at) => {
-                    self.make(block + at, len, Op::Write(rest.slice(..(len * BLOCK) as usize)))?;
-                    written += len;
-                }
-                _ => {}
+            let is_same = matches!(found, Found::Stored(now) if now == pointer.advance(at));
+            if let Found::Cold(path) = found {
+                self.persist("a get", async || self.load_node(path).await).await?;
+                continue;
+            }
+            if is_same || planted(Mutant::FlattenOverwritesGuest) {
+                self.make(block + at, len, Op::Write(rest.slice(..(len * BLOCK) as usize)))?;
+                written += len;
             }
             at += len;
         }
@@ -256,7 +255,8 @@ impl Volume {
             let mut done =
                 Flattened { blocks, snapshots: self.snapshots_before(&timeline).await?, ..Flattened::default() };
             self.walk_kept(&timeline, &mut clean, &mut seen, &mut done).await?;
-            if !done.snapshots.is_empty() || !done.clones.is_empty() {
+            let is_seen = !done.snapshots.is_empty() && !planted(Mutant::FlattenForgetsSnapshots);
+            if is_seen || !done.clones.is_empty() {
                 return Ok((done, None));
             }
             if self.give_back(&timeline, clean_from, &clean).await? {
@@ -333,7 +333,8 @@ impl Volume {
         }
         let turn = timeline.manifests.take().await;
         let later = |root: NodePointer| root.lineage() == timeline.own && root.root() > clean_from;
-        if timeline.kept_roots().iter().any(|kept| !clean.contains(&kept.root) && !later(kept.root)) {
+        let leads = |kept: &Kept| !clean.contains(&kept.root) && !later(kept.root);
+        if timeline.kept_roots().iter().any(leads) && !planted(Mutant::FlattenForgetsSnapshots) {
             return Ok(false);
         }
         let (id, own) = (timeline.id, timeline.own);

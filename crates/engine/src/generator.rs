@@ -17,12 +17,19 @@ use crate::layer::Layer;
 use crate::seal::PutSegment;
 use crate::timeline::{PutState, Sealed, Timeline};
 use crate::volume::Volume;
-use crate::{EngineError, Result};
+use crate::{EngineError, Result, Shard};
 use std::rc::Rc;
 use varve_format::ObjectKind;
 use varve_format::chunk::RAW_BLOCK;
 use varve_format::segment::{Codec, SegmentFacts, SegmentHeader, SegmentIndex, encode_head};
 use varve_types::{Ordinal, Sequence};
+
+impl Shard {
+    /// Flips a bit of a cached block, chosen by `place`, as RAM that fails does. Tells whether there was one.
+    pub fn spoil_cache(&self, place: u64) -> bool {
+        self.context.cache.borrow_mut().spoil(place)
+    }
+}
 
 impl Volume {
     /// Takes in a segment of raw blocks that stands in the store under the name that `announce` is told the facts

@@ -21,6 +21,7 @@ use varve_env::{ObjectStore, Payload, PutOutcome};
 use varve_format::manifest::{DeadObject, Manifest};
 use varve_format::owner::OwnerRecord;
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, TimelineId, VolumeId};
 
 /// A pool's store, and the number under which it belongs to this cluster.
@@ -44,6 +45,9 @@ impl PoolStore {
     /// # Errors
     /// `Fenced` when it has; those of the store.
     pub async fn check(&self) -> Result<()> {
+        if planted(Mutant::IgnorePoolOwner) {
+            return Ok(());
+        }
         if !self.lost.get() {
             match self.store.head(&OwnerRecord::name(self.owner + 1)).await {
                 Ok(_) => self.lost.set(true),
@@ -66,7 +70,8 @@ const UNKNOWN_WAIT: Duration = Duration::from_millis(50);
 pub(crate) async fn put_manifest(store: &dyn ObjectStore, manifest: &Manifest) -> Result<()> {
     let (name, bytes) = (manifest.object_name().to_string(), Bytes::from(manifest.encode()));
     let payload = Payload::from(bytes.clone());
-    if store.put(&name, payload).await? == PutOutcome::Exists && store.get_head(&name, u64::MAX >> 1).await? != bytes {
+    let is_taken = store.put(&name, payload).await? == PutOutcome::Exists && !planted(Mutant::TakeAnyObject);
+    if is_taken && store.get_head(&name, u64::MAX >> 1).await? != bytes {
         return Err(EngineError::corrupt(format!("{name}: another object stands under its name")));
     }
     Ok(())
@@ -90,6 +95,11 @@ pub(crate) const fn reference(manifest: &Manifest) -> ManifestRef {
     ManifestRef { number: manifest.number, epoch: manifest.epoch, writer: manifest.writer }
 }
 
+/// Whether an object may be deleted: the manifest that stopped needing it, and one after that up to number `newest`, were accepted.
+pub(crate) fn may_go(dead: &DeadObject, newest: u64) -> bool {
+    dead.since < newest || (dead.since == newest && planted(Mutant::DeleteBeforeSecondManifest))
+}
+
 /// Has a manifest accepted, with other changes of the record in the same step.
 pub(crate) async fn accept(
     context: &Context,
@@ -99,7 +109,7 @@ pub(crate) async fn accept(
 ) -> Result<VolumeRecord> {
     let (timeline, epoch, writer) = (manifest.timeline, manifest.epoch, manifest.writer);
     let mut change = |record: &mut VolumeRecord| -> std::result::Result<(), Refused> {
-        if record.epoch != epoch || record.writer != writer {
+        if (record.epoch != epoch || record.writer != writer) && !planted(Mutant::BlindManifest) {
             let what = format!("volume {volume}: it was opened elsewhere, in epoch {}", record.epoch);
             return Err(fenced(what).into());
         }
@@ -183,13 +193,18 @@ impl Timeline {
         also: impl FnMut(&mut VolumeRecord) -> Result<()>,
     ) -> Result<VolumeRecord> {
         let manifest = self.next_manifest(edit)?;
-        put_manifest(&*self.pool.store, &manifest).await?;
+        if !planted(Mutant::AcceptBeforePut) {
+            put_manifest(&*self.pool.store, &manifest).await?;
+        }
         let accepted = accept(&self.context, self.volume, &manifest, also).await;
         let record = accepted.inspect_err(|error| {
             if error.kind() == ErrorKind::Fenced {
                 self.stop(error.clone());
             }
         })?;
+        if planted(Mutant::AcceptBeforePut) {
+            put_manifest(&*self.pool.store, &manifest).await?;
+        }
         {
             let mut data = self.data.borrow_mut();
             data.previous_manifest = Some(data.manifest.object_name());
@@ -227,7 +242,7 @@ impl Timeline {
         {
             let mut data = self.data.borrow_mut();
             let number = data.manifest.number;
-            let due = data.manifest.dead.iter().any(|d| d.since < number && !data.deleted.contains(&d.name));
+            let due = data.manifest.dead.iter().any(|d| may_go(d, number) && !data.deleted.contains(&d.name));
             if !due || std::mem::replace(&mut data.deleting, true) {
                 return;
             }
@@ -247,7 +262,7 @@ impl Timeline {
             let data = self.data.borrow();
             data.check()?;
             let number = data.manifest.number;
-            let due = data.manifest.dead.iter().filter(|d| d.since < number && !data.deleted.contains(&d.name));
+            let due = data.manifest.dead.iter().filter(|d| may_go(d, number) && !data.deleted.contains(&d.name));
             due.map(|dead| dead.name).collect()
         };
         self.pool.check().await.inspect_err(|error| {

@@ -24,6 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_format::manifest::Manifest;
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal};
 
 /// Between two pages of names: the sweep is never in a hurry.
@@ -96,7 +97,8 @@ impl Timeline {
 
     /// See the module. Who asks has the manifests' turn.
     fn is_orphan(&self, _turn: &Held<'_>, data: &Data, name: &ObjectName) -> bool {
-        name.timeline == self.id && name.epoch < self.epoch && !is_named(data, name)
+        let is_old = name.epoch < self.epoch || planted(Mutant::SweepUnknownWriter);
+        name.timeline == self.id && is_old && !is_named(data, name)
     }
 }
 
@@ -108,6 +110,7 @@ fn is_named(data: &Data, name: &ObjectName) -> bool {
     }
     let number = name.number;
     match name.kind {
+        ObjectKind::Segment if number >= manifest.boundary.0 && planted(Mutant::SweepCountedRow) => false,
         ObjectKind::Segment => {
             let entry = data.table.get(Ordinal(number));
             entry.is_some_and(|e| (e.epoch, e.writer) == (name.epoch, name.writer)) || is_counted(manifest, name)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use varve_format::segment::IndexExtent;
 use varve_format::table::Kill;
 use varve_format::{Lineage, Pointer};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, SnapshotId};
 
 impl Part for Pointer {
@@ -77,7 +78,7 @@ impl Overlay {
                 pointer
             };
             map.insert(extent.start, extent.blocks, pointer, |_, len, old| {
-                if old.is_data() && old.lineage() == own {
+                if old.is_data() && old.lineage() == own && !planted(Mutant::DropOverlayKills) {
                     kills.extend((0..len).map(|i| kill_of(old.advance(i), ordinal)));
                 }
             });

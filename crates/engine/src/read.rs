@@ -22,6 +22,7 @@ use varve_format::chunk::{Block, RAW_BLOCK, raw_block, unpack};
 use varve_format::crc::crc;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
 use varve_format::{NodePointer, ObjectKind, ObjectName, Pointer};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, ErrorKind, Ordinal, TimelineId};
 
 const ZEROES: [u8; BLOCK as usize] = [0; BLOCK as usize];
@@ -78,6 +79,7 @@ impl Timeline {
                     let mut cache = self.context.cache.borrow_mut();
                     for i in 0..run {
                         let at = pointer.advance(i);
+                        let timeline = self.cached_under(timeline);
                         let key = CacheKey { timeline, ordinal: at.ordinal(), block: at.block() };
                         let Some((bytes, _)) = cache.get(&key) else { return false };
                         let (skip, take) = window(block + i, 1, offset, end);
@@ -143,11 +145,16 @@ impl Timeline {
         if *tries > MAX_TRIES { Err(error) } else { Ok(()) }
     }
 
+    /// The timeline under which the cache knows a block: that of its segment, so that all who are born from it share the block.
+    fn cached_under(&self, timeline: TimelineId) -> TimelineId {
+        if planted(Mutant::CacheForgetsTimeline) { self.id } else { timeline }
+    }
+
     /// Verified blocks of a segment, from the cache or the store.
     pub async fn fetch(&self, pointer: Pointer, count: u64) -> Result<Vec<Block>> {
         let timeline = self.lineages.timeline(pointer.lineage())?;
         let (ordinal, first) = (pointer.ordinal(), u32::from(pointer.block()));
-        let key = |i: u32| CacheKey { timeline, ordinal, block: i as u16 };
+        let key = |i: u32| CacheKey { timeline: self.cached_under(timeline), ordinal, block: i as u16 };
         let mut blocks: Vec<Option<Block>> = {
             let mut cache = self.context.cache.borrow_mut();
             let hit = |i| cache.get(&key(i)).map(|(bytes, sum)| (Bytes::copy_from_slice(bytes), sum));

@@ -35,6 +35,7 @@ use varve_format::mark::Mark;
 use varve_format::page::{PageTable, table_len};
 use varve_format::table::decode_page;
 use varve_format::{ObjectKind, ObjectName, Pointer};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
 
 /// Most segments looked at behind a manifest: an owner stays below this.
@@ -206,9 +207,12 @@ impl Timeline {
         let first = manifest.first_ordinal.max(manifest.boundary);
         for ordinal in first.0..first.0 + MAX_PROBES {
             let name = row_name(manifest, Ordinal(ordinal));
+            if planted(Mutant::BelieveListing) && self.pool.store.list(&name.to_string(), None).await?.is_empty() {
+                break;
+            }
             match self.count_loaded(name).await {
                 Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(error) if error.kind() == ErrorKind::NotFound || planted(Mutant::ErrorIsAbsence) => break,
                 Err(error) => return Err(error),
             }
         }
@@ -243,7 +247,7 @@ impl Timeline {
         let mut data = self.data.borrow_mut();
         let counted = data.counted;
         let limit = |epoch: Epoch| {
-            if epoch == manifest.epoch {
+            if epoch == manifest.epoch || planted(Mutant::ReplayBeyondCut) {
                 // Also where a cut names this epoch: a timeline that was hidden, put whole, and shown again within one epoch goes on from there.
                 return Some(Sequence(u64::MAX));
             }
@@ -256,19 +260,26 @@ impl Timeline {
             if limit(record.epoch).is_some_and(|limit| record.sequence <= limit) {
                 promised = promised.max(record.flushed_through);
                 if record.sequence > counted {
-                    changes.insert(record.sequence, replayed);
+                    let mut place = record.sequence;
+                    if planted(Mutant::ReplayInRingOrder) {
+                        place = Sequence(record.position % self.context.journal.usage().0);
+                    }
+                    changes.insert(place, replayed);
                 }
             }
         }
         let first = data.next_ordinal.max(manifest.first_ordinal);
         data.next_ordinal = Ordinal(first.0 + NUMBER_GAP);
-        for (sequence, replayed) in changes {
-            if sequence != data.last.next() {
+        if planted(Mutant::ReuseOrdinal) {
+            data.next_ordinal = manifest.first_ordinal.max(manifest.boundary);
+        }
+        for replayed in changes.into_values() {
+            if replayed.record.sequence != data.last.next() && !planted(Mutant::ReplayPastGap) {
                 break;
             }
             self.replay(&mut data, replayed);
         }
-        if data.last < promised {
+        if data.last < promised && !planted(Mutant::ServePastLoss) {
             let what = format!(
                 "timeline {}: change {} is missing, though changes up to {promised} were on stable media",
                 self.id,
@@ -342,7 +353,9 @@ impl Timeline {
             let cut =
                 Cut { epoch: old.epoch, writer: old.writer, first: old.first_ordinal, end: row_end, last: data.last };
             manifest.cuts.retain(|cut| cut.end > old.boundary || cut.last > old.merged);
-            manifest.cuts.push(cut);
+            if !planted(Mutant::RecoverWithoutCut) {
+                manifest.cuts.push(cut);
+            }
             data.counted_end = first_new;
             manifest
         };

@@ -23,6 +23,7 @@ use varve_format::mark::Mark;
 use varve_format::segment::{Codec, IndexExtent, SegmentFacts, SegmentHeader, SegmentIndex, encode_head};
 use varve_format::table::{LiveBits, TableEntry};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Compression, MAX_SEGMENT_BLOCKS, Ordinal};
 
 /// Runs of a layer at which it is sealed whatever its size: its index stays small.
@@ -94,6 +95,11 @@ impl Timeline {
                 }
                 let Some(next) = data.sealed.iter_mut().find(|s| matches!(s.put, PutState::Waiting)) else { return };
                 next.put = PutState::Running;
+                if planted(Mutant::TrimBeforePut)
+                    && let Some(pin) = next.layer.pin.take()
+                {
+                    self.context.journal.unpin(pin);
+                }
                 next.ordinal
             };
             let this = Rc::clone(self);
@@ -130,7 +136,7 @@ impl Timeline {
         let text = name.to_string();
         self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
             PutOutcome::Created => Ok(()),
-            PutOutcome::Exists if self.is_ours(name, header).await? => Ok(()),
+            PutOutcome::Exists if planted(Mutant::TakeAnyObject) || self.is_ours(name, header).await? => Ok(()),
             PutOutcome::Exists => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
         })
         .await
@@ -167,12 +173,19 @@ impl Timeline {
                 Compression::Zstd => Codec::Zstd,
                 Compression::None => Codec::Raw,
             };
-            (runs, layer.marks.clone(), facts, codec)
+            let mut marks = layer.marks.clone();
+            if planted(Mutant::DropSizeMarks) {
+                marks.retain(|mark| !matches!(mark, Mark::Size { .. }));
+            }
+            (runs, marks, facts, codec)
         };
         let mut blocks = Vec::new();
         let mut extents: Vec<IndexExtent> = Vec::new();
         for (start, len, piece) in runs {
             let hole = matches!(piece, Piece::Hole);
+            if hole && planted(Mutant::DropHoles) {
+                continue;
+            }
             match extents.last_mut() {
                 Some(last) if last.hole == hole && last.start + last.blocks == start => last.blocks += len,
                 _ => extents.push(IndexExtent { start, blocks: len, hole }),
@@ -202,6 +215,11 @@ impl Timeline {
         if let Some(sealed) = self.data.borrow_mut().sealed.iter_mut().find(|s| s.ordinal == ordinal) {
             sealed.put = PutState::Done(Box::new(put));
         }
+        if planted(Mutant::TrimPastGap) {
+            let mut data = self.data.borrow_mut();
+            let before = data.sealed.iter_mut().filter(|s| s.ordinal <= ordinal);
+            before.filter_map(|s| s.layer.pin.take()).for_each(|pin| self.context.journal.unpin(pin));
+        }
         self.count_ready();
         self.start_puts();
         self.checkpoint_if_due();
@@ -213,6 +231,9 @@ impl Timeline {
         let mut freed = 0;
         {
             let mut data = self.data.borrow_mut();
+            if planted(Mutant::CountOutOfOrder) {
+                data.sealed.make_contiguous().sort_by_key(|s| !matches!(s.put, PutState::Done(_)));
+            }
             while matches!(data.sealed.front(), Some(Sealed { put: PutState::Done(_), .. })) && !data.overlay.is_full()
             {
                 let Some(Sealed { layer, put: PutState::Done(put), .. }) = data.sealed.pop_front() else { break };
@@ -248,7 +269,8 @@ impl Timeline {
                 let boundary = ordinal.next();
                 let known = data.snapshots.iter().any(|s| s.id == *id);
                 data.pending.retain(|s| s.id != *id);
-                if !known && ordinal >= data.manifest.marks_through {
+                let is_new = ordinal >= data.manifest.marks_through || planted(Mutant::ResurrectSnapshot);
+                if !known && is_new {
                     data.snapshots.extend(snapshot_entry(mark, boundary));
                 }
                 // A snapshot that was deleted before this needs no root.

@@ -16,6 +16,7 @@ use varve_coord::VolumeRecord;
 use varve_format::NodePointer;
 use varve_format::manifest::{Cut, Manifest, SnapshotEntry};
 use varve_format::mark::Mark;
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Name, Ordinal, RootNumber, SnapshotId, TimelineId};
 
 /// Where a clone or a view of a boundary begins: the nearest root at or before it, and the entries between the two.
@@ -145,8 +146,12 @@ impl Volume {
         let copy = name.clone();
         timeline.make_mark(|sequence| Mark::Snapshot { sequence, id, name, created_ms, size, hidden })?;
         // The mark closes its layer at once: nothing may follow it there.
-        timeline.seal_now();
-        timeline.flush_waiting().await?;
+        if !planted(Mutant::SnapshotKeepsLayer) {
+            timeline.seal_now();
+        }
+        if !planted(Mutant::SnapshotUnflushed) {
+            timeline.flush_waiting().await?;
+        }
         Ok(SnapshotInfo { id, name: copy, created_ms, size, stored: false, hidden, timeline: timeline.id })
     }
 
@@ -163,7 +168,8 @@ impl Volume {
                 break;
             }
             let manifest = self.closed_manifest(born.origin).await?;
-            let seen = manifest.snapshots.iter().filter(|s| s.boundary <= born.boundary);
+            let is_seen = |s: &&SnapshotEntry| s.boundary <= born.boundary || planted(Mutant::RollbackKeepsLater);
+            let seen = manifest.snapshots.iter().filter(is_seen);
             let older: Vec<_> = seen
                 .map(|s| SnapshotInfo {
                     id: s.id,
@@ -216,7 +222,7 @@ impl Volume {
         {
             let mut data = timeline.data.borrow_mut();
             data.snapshots.retain(|s| s.id != id);
-            data.reconsider = true;
+            data.reconsider |= !planted(Mutant::ForgetToReconsider);
         }
         *self.record.borrow_mut() = record;
         Ok(())
@@ -264,6 +270,9 @@ impl Timeline {
     pub async fn entry_of(self: &Rc<Self>, id: SnapshotId) -> Result<SnapshotEntry> {
         let pending = self.data.borrow().pending.iter().find(|s| s.id == id).cloned();
         if let Some(pending) = pending {
+            if planted(Mutant::CloneBeforePuts) {
+                return Ok(pending);
+            }
             self.start_puts();
             self.until_counted(pending.sequence).await?;
         }

@@ -30,6 +30,7 @@ use std::time::Duration;
 use varve_format::manifest::{Manifest, SnapshotEntry};
 use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, ObjectKind, ObjectName, Pointer};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
 
 /// Ordinals and root numbers that an owner leaves to the one before: see `engine.md`, Identity.
@@ -185,13 +186,15 @@ impl Data {
 
 /// Whether some kept root `r` has birth ≤ r < death. `kept` is sorted.
 pub(crate) fn node_is_kept(kept: &[RootNumber], kill: &NodeKill) -> bool {
-    let at = kept.partition_point(|r| *r < kill.node.root());
+    let birth = kill.node.root();
+    let at = kept.partition_point(|r| *r < birth || (*r == birth && planted(Mutant::NodeBirthBeforeRoot)));
     kept.get(at).is_some_and(|r| *r < kill.death)
 }
 
 /// Whether some kept boundary `b` has birth < b ≤ death. `kept` is sorted.
 pub(crate) fn is_kept(kept: &[Ordinal], kill: &Kill) -> bool {
-    kept.get(kept.partition_point(|b| *b <= kill.ordinal)).is_some_and(|b| *b <= kill.death)
+    let next = kept.get(kept.partition_point(|b| *b <= kill.ordinal));
+    next.is_some_and(|b| *b < kill.death || (*b == kill.death && !planted(Mutant::FreeAtDeath)))
 }
 
 impl Timeline {

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::Manifest;
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, ErrorKind, Name, Overrides, Settings, SnapshotId, TimelineId, VolumeId, WriterId};
 
 /// Somebody who uses a volume.
@@ -89,7 +90,9 @@ pub struct Volume {
 /// Raises the epoch of a volume in its record.
 pub(crate) async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId) -> Result<VolumeRecord> {
     let change = |record: &mut VolumeRecord| -> Result<()> {
-        record.epoch = record.epoch.next();
+        if !planted(Mutant::KeepEpoch) {
+            record.epoch = record.epoch.next();
+        }
         record.writer = writer;
         Ok(())
     };
@@ -284,7 +287,7 @@ impl Volume {
             }
             return timeline.cut(size).await;
         }
-        if size > old {
+        if size > old && !planted(Mutant::GrowShowsOldData) {
             // Whatever a shrink may have left behind the end does not come back.
             timeline
                 .discard_now(old.next_multiple_of(BLOCK), size.next_multiple_of(BLOCK) - old.next_multiple_of(BLOCK))

@@ -19,6 +19,7 @@ use std::time::Duration;
 use varve_format::crc::crc;
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS, write_header_len};
 use varve_format::mark::Mark;
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ack, BLOCK, Sequence};
 
 /// Bytes of a change that are made in one step.
@@ -219,7 +220,9 @@ impl Timeline {
             return Ok(data);
         }
         let mut whole = BytesMut::with_capacity(data.len() + 2 * BLOCK as usize);
-        if front > 0 {
+        if planted(Mutant::PartialWithoutRead) {
+            whole.resize(front as usize, 0);
+        } else if front > 0 {
             whole.extend_from_slice(&self.read_waiting(offset - front, front).await?);
         }
         whole.extend_from_slice(&data);
@@ -240,12 +243,13 @@ impl Timeline {
         let busy = self.busy(block, end - block).await;
         let mut first = block;
         if front > 0 {
-            let mut whole = BytesMut::from(&self.read_waiting(block * BLOCK, front).await?[..]);
+            let keep = if planted(Mutant::ShrinkKeepsTail) { BLOCK } else { front };
+            let mut whole = BytesMut::from(&self.read_waiting(block * BLOCK, keep).await?[..]);
             whole.resize(BLOCK as usize, 0);
             self.change(block, 1, Op::Write(whole.freeze())).await?;
             first += 1;
         }
-        if first < end {
+        if first < end && !planted(Mutant::GrowShowsOldData) {
             self.change(first, end - first, Op::Hole).await?;
         }
         self.set_size(size).await?;
@@ -276,7 +280,7 @@ impl Timeline {
     async fn discard_waiting(self: &Rc<Self>, offset: u64, len: u64, fua: bool) -> Result<()> {
         let end = offset + len;
         let size = self.data.borrow().size;
-        let first = blocks_of(offset);
+        let first = if planted(Mutant::ZeroWholePartBlock) { offset / BLOCK } else { blocks_of(offset) };
         let last = if end == size { blocks_of(end) } else { end / BLOCK };
         let zeroes = |len: u64| Bytes::from(vec![0; len as usize]);
         if first >= last {
@@ -370,15 +374,19 @@ impl Timeline {
             self.seal_now();
             return self.until_counted(last).await;
         }
-        if fua {
+        if fua && !planted(Mutant::FuaWithoutSync) {
             return self.flush_waiting().await;
+        }
+        if planted(Mutant::AnswerWaitingBeforeCommit) {
+            self.context.journal.commit_soon();
+            return Ok(());
         }
         self.context.journal.commit()
     }
 
     /// See [`crate::BlockDevice::commit`]. With `ack = ram` the answers need not wait for it.
     pub fn commit(&self) -> Result<()> {
-        if self.data.borrow().settings.ack == Ack::Ram {
+        if self.data.borrow().settings.ack == Ack::Ram || planted(Mutant::AnswerBeforeCommit) {
             self.context.journal.commit_soon();
             return Ok(());
         }
@@ -407,7 +415,9 @@ impl Timeline {
             data.check()?;
             (data.last, data.last_end)
         };
-        if self.context.journal.sync_to(end).await.is_err() {
+        let journal = &self.context.journal;
+        let synced = if planted(Mutant::FlushWithoutSync) { journal.commit() } else { journal.sync_to(end).await };
+        if synced.is_err() && !planted(Mutant::FlushPastFailedJournal) {
             self.seal_now();
             self.until_counted(last).await?;
         }
@@ -434,7 +444,8 @@ impl Timeline {
 
 /// Whether any of these blocks is being changed. Those that are do not overlap.
 fn is_busy(data: &Data, range: &Range<u64>) -> bool {
-    data.busy.iter().any(|busy| busy.start < range.end && range.start < busy.end)
+    let overlaps = |busy: &Range<u64>| busy.start < range.end && range.start < busy.end;
+    data.busy.iter().any(overlaps) && !planted(Mutant::PartialsOverlap)
 }
 
 /// Blocks that are being changed; given back when dropped.

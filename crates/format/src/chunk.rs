@@ -22,6 +22,7 @@ use crate::FormatError;
 use crate::crc::{Domain, Identity, crc};
 use crate::segment::{CHUNK_BLOCKS, Codec};
 use bytes::{Bytes, BytesMut};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Ordinal, TimelineId};
 
 const BLOCK_LEN: usize = BLOCK as usize;
@@ -228,7 +229,8 @@ pub fn unpack(
         return Err(corrupt("it is too short"));
     }
     let identity = Identity::new(Domain::Chunk, timeline.to_bytes(), ordinal.0, u64::from(first));
-    if identity.bind(crc(&bytes[4..])) != u32_at(bytes, 0) || u32_at(bytes, 4) != count {
+    let is_whole = identity.bind(crc(&bytes[4..])) == u32_at(bytes, 0) || planted(Mutant::TrustStoredBlocks);
+    if !is_whole || u32_at(bytes, 4) != count {
         return Err(corrupt("its checksum does not match"));
     }
     let len = count as usize * BLOCK_LEN;
@@ -242,7 +244,10 @@ pub fn unpack(
         .map(|i| {
             let block = raw.slice(i * BLOCK_LEN..(i + 1) * BLOCK_LEN);
             let sum = u32_at(bytes, PACKED_HEADER + 4 * i);
-            if crc(&block) != sum { Err(corrupt("a block's checksum does not match")) } else { Ok((block, sum)) }
+            if crc(&block) != sum && !planted(Mutant::TrustStoredBlocks) {
+                return Err(corrupt("a block's checksum does not match"));
+            }
+            Ok((block, sum))
         })
         .collect()
 }
@@ -257,7 +262,8 @@ pub fn raw_block(timeline: TimelineId, ordinal: Ordinal, block: u32, bytes: &Byt
     }
     let data = bytes.slice(BLOCK_HEADER..);
     let plain = Identity::block(timeline, ordinal.0, block).bind(u32_at(bytes, 0));
-    if crc(&data) != plain || u32_at(bytes, 4) != 0 {
+    let is_whole = crc(&data) == plain || planted(Mutant::TrustStoredBlocks);
+    if !is_whole || u32_at(bytes, 4) != 0 {
         return Err(FormatError::new("segment", format!("block {block}: its checksum does not match")));
     }
     Ok((data, plain))

@@ -7,6 +7,7 @@
 
 mod id;
 mod kind;
+pub mod mutant;
 mod name;
 mod settings;
 mod size;

@@ -22,6 +22,11 @@ use client::Client;
 use failure::{Failure, Result};
 use std::process::ExitCode;
 
+const _: () = assert!(
+    !varve_types::mutant::PLANTABLE,
+    "what ships carries no planted bugs: build it without the feature `mutants`"
+);
+
 /// Buffers of whole segments come and go at the speed of the disk; the C library gives each back to the kernel and faults it in again.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

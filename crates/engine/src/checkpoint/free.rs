@@ -20,6 +20,7 @@ use varve_format::manifest::{MapObject, NodeRunRef, PageRef, RunRef, TableObject
 use varve_format::page::PageBuilder;
 use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, RootNumber};
 
 /// Kills asked between two looks at other tasks.
@@ -79,6 +80,9 @@ impl Timeline {
             }
             let bytes = self.persist("a get", async || self.load_run(run.object, run.index).await).await?;
             kills.extend(decode_kills(&bytes).map_err(damaged("a run of kills"))?);
+            if planted(Mutant::KeepAskedRuns) {
+                kept_runs.push(run);
+            }
         }
         for run in node_runs {
             if !reconsider && !run.passing {
@@ -170,7 +174,10 @@ impl Timeline {
     pub(super) fn take_dead_segments(&self, data: &mut Data, boundary: Ordinal) -> Vec<ObjectName> {
         // Between a hold's base root and its boundary a clone still reads indexes, of holes and marks too.
         let holds = data.manifest.holds.clone();
-        let held = |ordinal| holds.iter().any(|h| h.base_boundary <= ordinal && ordinal < h.boundary);
+        let held = |ordinal| {
+            holds.iter().any(|h| h.base_boundary <= ordinal && ordinal < h.boundary)
+                && !planted(Mutant::DropHeldIndexes)
+        };
         let dead = data.table.take_dead(boundary, held);
         dead.into_iter()
             .map(|(ordinal, entry)| ObjectName {

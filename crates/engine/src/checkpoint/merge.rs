@@ -20,6 +20,7 @@ use varve_format::manifest::{MapObject, Reclaim};
 use varve_format::page::{MAX_RECORDS, PageBuilder};
 use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, NodePointer, ObjectKind, Pointer};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, RootNumber, SnapshotId};
 
 /// Leaves merged, or nodes written, between two looks at other tasks.
@@ -53,7 +54,7 @@ struct Sink<'a> {
 
 impl Kills for Sink<'_> {
     fn blocks(&mut self, first: Pointer, blocks: u32, death: Ordinal) {
-        if first.lineage() == self.own {
+        if first.lineage() == self.own || planted(Mutant::KillAncestors) {
             let kills = (0..u64::from(blocks)).map(|i| crate::overlay::kill_of(first.advance(i), death));
             self.into.kills.extend(kills);
         }
@@ -88,7 +89,7 @@ impl Timeline {
                 let what = "a checkpoint has more snapshots than root numbers are left";
                 return Err(EngineError::new(ErrorKind::Busy, what));
             }
-            data.last_root
+            if planted(Mutant::BuildRootIntoPast) { RootNumber(data.last_root.0 ^ 1) } else { data.last_root }
         };
         let mut changes: Vec<Change> = Vec::new();
         let mut leaf = u64::MAX;
@@ -96,8 +97,9 @@ impl Timeline {
         let mut runs = stratum.map.iter().map(|(start, len, pointer)| (start, len, *pointer)).peekable();
         while let Some((start, mut len, mut pointer)) = runs.next() {
             // A large discard comes in pieces. No boundary lies within a stratum, so it is all one which of its segments a block died by.
+            let is_next = |at, end| at == end || planted(Mutant::JoinHolesAcrossGap);
             while let Some((_, more, next)) =
-                runs.next_if(|(at, _, next)| *at == start + len && is_same_hole(pointer, *next))
+                runs.next_if(|(at, _, next)| is_next(*at, start + len) && is_same_hole(pointer, *next))
             {
                 len += more;
                 pointer = pointer.max(next);

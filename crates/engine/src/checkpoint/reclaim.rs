@@ -33,6 +33,7 @@ use std::rc::Rc;
 use varve_format::manifest::Reclaim;
 use varve_format::table::NodeKill;
 use varve_types::BLOCK;
+use varve_types::mutant::{Mutant, planted};
 
 /// Entries of a queue at which large holes are walked again, as if they were small.
 pub(super) const MAX_QUEUE: usize = 65_536;
@@ -54,7 +55,8 @@ impl QueueChange {
     /// The queue after the change.
     pub fn apply(&self, queue: &[Reclaim]) -> Vec<Reclaim> {
         assert!(queue.ends_with(&self.taken), "merges put entries in front, and one task at a time takes from the end");
-        let stays = &queue[..queue.len() - self.taken.len()];
+        let taken = if planted(Mutant::ReclaimTwice) { 0 } else { self.taken.len() };
+        let stays = &queue[..queue.len() - taken];
         [&self.detached[..], stays, &self.left[..]].concat()
     }
 }
@@ -144,6 +146,7 @@ impl Timeline {
         let content = look_into(&path, bytes).map_err(damaged(format!("timeline {}, {node:?}", self.id)))?;
         match content {
             Content::Runs(runs) => {
+                let death = if planted(Mutant::ReclaimTooLate) { self.data.borrow().counted_end } else { death };
                 for (first, blocks) in runs.into_iter().filter(|(first, _)| first.lineage() == self.own) {
                     gathered.kills.extend((0..u64::from(blocks)).map(|i| kill_of(first.advance(i), death)));
                 }

@@ -21,10 +21,11 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use varve_env::{ObjectStore, Payload, PutOutcome};
-use varve_format::manifest::{Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, TableObject};
+use varve_format::manifest::{Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, TableObject};
 use varve_format::page::PageBuilder;
 use varve_format::table::{Kill, NodeKill, TableEntry, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, TimelineId};
 
 /// Behind every ordinal: all of a closed timeline is in its table.
@@ -225,5 +226,6 @@ impl Waiting {
 
 /// Tells whether a hold needs the index of a segment, whatever is live in it: its clone reads what lies between base root and boundary.
 pub(super) fn is_index_held(manifest: &Manifest, ordinal: Ordinal) -> bool {
-    manifest.holds.iter().any(|hold| hold.base_boundary <= ordinal && ordinal < hold.boundary)
+    let holds = |hold: &Hold| hold.base_boundary <= ordinal && ordinal < hold.boundary;
+    manifest.holds.iter().any(holds) && !planted(Mutant::DropHeldIndexes)
 }

@@ -30,6 +30,7 @@ use std::time::Duration;
 use varve_coord::TimelineState as RecordState;
 use varve_format::manifest::{Hold, Manifest, TimelineState};
 use varve_format::{NodePointer, ObjectKind};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, RootNumber, TimelineId};
 
 /// Between two walks for the same timeline, at least; and how many times as long as the walk took.
@@ -121,7 +122,10 @@ impl Volume {
                     return Ok(None);
                 }
                 let snapshots = manifest.snapshots.iter().filter_map(|s| s.root.map(|(_, root)| root));
-                roots = snapshots.chain(others.iter().map(|hold| hold.base_root)).collect();
+                let snapshots = snapshots.filter(|_| !planted(Mutant::SweepIgnoresSnapshots));
+                let holds = others.iter().map(|hold| hold.base_root);
+                let holds = holds.filter(|_| !planted(Mutant::SweepIgnoresHolds));
+                roots = snapshots.chain(holds).collect();
             }
             members.push(Member { manifest, roots });
         }
@@ -164,7 +168,8 @@ impl Volume {
         drop(pinned);
         {
             let _turn = self.changes.take().await;
-            if self.shown().id == shown.id && shown.data.borrow().manifest.number == number {
+            let is_newest = shown.data.borrow().manifest.number == number;
+            if self.shown().id == shown.id && is_newest && !planted(Mutant::SweepWithoutManifest) {
                 // Else the manifest before the last may reach more than was walked.
                 self.change(|_, _| {}, |_| Ok(())).await?;
             }

@@ -21,6 +21,7 @@ use varve_coord::TimelineState as RecordState;
 use varve_format::NodePointer;
 use varve_format::manifest::{Birth, DeadObject, Manifest, MapObject, TimelineState};
 use varve_format::table::{Kill, NodeKill};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, RootNumber, SnapshotId, TimelineId};
 
 /// Kills asked between two looks at other tasks.
@@ -69,6 +70,9 @@ impl Volume {
     pub(crate) async fn listed(&self, id: TimelineId) -> Result<Option<Ordinal>> {
         let (record, now) = (self.record(), self.context.now_ms());
         let mut listed = None;
+        if planted(Mutant::TrimIgnoresListings) {
+            return Ok(listed);
+        }
         for timeline in &record.timelines {
             let mut birth: Option<Birth> = match timeline.state {
                 _ if timeline.id == record.shown => self.shown().data.borrow().manifest.birth,
@@ -169,7 +173,7 @@ async fn free_blocks(pages: &mut Pages, kills: Vec<Kill>, kept: &[Ordinal], newe
     let mut waiting = Vec::new();
     for slice in kills.chunks(SLICE) {
         for kill in slice.iter().filter(|kill| kill.ordinal < newest && kill.death < newest) {
-            if is_kept(kept, kill) {
+            if is_kept(kept, kill) || planted(Mutant::TrimForgetsKills) {
                 waiting.push(*kill);
             } else {
                 pages.table.clear(kill.ordinal, kill.block)?;

@@ -18,6 +18,7 @@ use varve_coord::{CoordError, Deleted, Record, Records, TimelineRecord, Timeline
 use varve_env::ObjectStore;
 use varve_format::ObjectName;
 use varve_format::manifest::{Cut, Manifest, TimelineState};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Ordinal, Sequence, Settings, VolumeId, WriterId};
 
 /// Names that are tried for a volume whose own is taken.
@@ -43,6 +44,9 @@ pub(super) async fn import_volume(
     }
     let epoch = timelines.iter().map(|found| found.epoch).max().unwrap_or_default().next();
     timelines.sort_by_key(|found| (found.manifest.show_number, found.epoch, found.manifest.number));
+    if planted(Mutant::ImportShowsLowest) {
+        timelines.reverse();
+    }
     // A volume is deleted for good timeline by timeline; what is left of it then is at the end of its window. One that is shown goes on when a
     // hidden one of it has ended.
     let is_shown = |found: &Found| found.manifest.state == TimelineState::Shown;
@@ -127,7 +131,7 @@ fn cut_manifest(import: &PoolImport<'_>, shown: &Found, end: RowEnd, epoch: Epoc
     let old = &shown.manifest;
     let mut cuts = old.cuts.clone();
     // A cut may count on changes that were in the journal; there is no journal here.
-    for cut in &mut cuts {
+    for cut in cuts.iter_mut().filter(|_| !planted(Mutant::ImportKeepsPromises)) {
         cut.last = cut.last.min(end.last);
     }
     cuts.retain(|cut| cut.end > old.boundary || cut.last > old.merged);

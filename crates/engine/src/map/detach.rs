@@ -15,6 +15,7 @@ use super::interior::{Ledger, Node, Slot};
 use super::{Kills, NodePath, ROOT_LEVEL, Tree, entry_of, first_of, span};
 use varve_format::{FormatError, Pointer};
 use varve_types::Ordinal;
+use varve_types::mutant::{Mutant, planted};
 
 /// What a node in the store holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +87,10 @@ impl Tree {
         let mut slot = self.root.as_ref()?;
         let mut level = ROOT_LEVEL;
         while level >= least {
-            if !slot.is_dirty() && first_of(level, block) == block && end - block >= span(level) {
+            let is_stored = !slot.is_dirty() || planted(Mutant::DetachDirty);
+            let begins_here = first_of(level, block) == block || planted(Mutant::DetachUnaligned);
+            let ends_before = end - block >= span(level) || planted(Mutant::DetachHalfCovered);
+            if is_stored && begins_here && ends_before {
                 return Some(NodePath { level, first_block: block, pointer: slot.pointer() });
             }
             let Slot::Loaded { node: Node::Interior(interior), .. } = slot else { return None };

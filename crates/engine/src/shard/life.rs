@@ -18,6 +18,7 @@ use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
 use varve_format::manifest::{Hold, Manifest, TimelineState};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
 
 /// What a new volume is.
@@ -184,10 +185,10 @@ impl Shard {
     pub async fn undelete_volume(self: &Rc<Self>, name: &Name) -> Result<Rc<Volume>> {
         let records = Records::new(&*self.context.coord);
         let now = self.context.now_ms();
-        let deleted =
-            records.list_volumes().await?.into_iter().filter(|(record, _)| {
-                record.name == *name && record.deleted.is_some_and(|deleted| deleted.until_ms > now)
-            });
+        let deleted = records.list_volumes().await?.into_iter().filter(|(record, _)| {
+            let is_inside = |until_ms| until_ms > now || planted(Mutant::UndeleteAfterWindow);
+            record.name == *name && record.deleted.is_some_and(|deleted| is_inside(deleted.until_ms))
+        });
         let Some((record, _)) = deleted.max_by_key(|(record, _)| record.deleted.map(|deleted| deleted.at_ms)) else {
             let what = format!("no deleted volume {name} can be brought back (its window may be over)");
             return Err(EngineError::new(ErrorKind::NotFound, what));
@@ -211,7 +212,8 @@ impl Shard {
     pub async fn sweep(self: &Rc<Self>) -> Result<()> {
         let now = self.context.now_ms();
         for (record, _) in Records::new(&*self.context.coord).list_volumes().await? {
-            if record.deleted.is_some_and(|deleted| deleted.until_ms <= now)
+            let is_over = |until_ms| until_ms <= now || planted(Mutant::PurgeInsideWindow);
+            if record.deleted.is_some_and(|deleted| is_over(deleted.until_ms))
                 && let Err(error) = self.purge(&record).await
             {
                 tracing::warn!(volume = %record.id, %error, "a deleted volume could not be removed yet");
@@ -248,7 +250,7 @@ impl Shard {
             // Else an earlier try came so far.
             let Ok(manifest) = found else { continue };
             for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
-                if self.is_held(hold, timeline.id).await? {
+                if self.is_held(hold, timeline.id).await? && !planted(Mutant::PurgeHeldOrigin) {
                     return Ok(());
                 }
             }
@@ -311,7 +313,7 @@ impl Shard {
                 for hold in holds.into_iter().filter(|hold| !is_own(hold)) {
                     // A clone of this epoch may be about to be recorded.
                     let fresh = hold.epoch >= record.epoch && !self.is_recorded(&hold).await?;
-                    if !fresh && !self.is_held(&hold, timeline.id).await? {
+                    if !fresh && (planted(Mutant::DropHold) || !self.is_held(&hold, timeline.id).await?) {
                         volume.drop_hold(timeline.id, hold.clone).await?;
                     }
                 }
