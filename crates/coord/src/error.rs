@@ -130,6 +130,10 @@ impl CoordError {
     }
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "only the text of an error that no simulation meets: nobody else locks its files"
+)]
 fn holder(pid: Option<u32>) -> String {
     match pid {
         Some(pid) if pid == std::process::id() => format!("this same process ({pid})"),

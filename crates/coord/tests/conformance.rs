@@ -2,6 +2,7 @@
 //! What every form of coordination does alike, tried on each. Those that come later (etcd) are added to `on_each_form`.
 
 #![allow(clippy::unwrap_used, reason = "here a failed unwrap is a failed test")]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test of real threads")]
 
 use std::time::Duration;
 use tokio::time::timeout;

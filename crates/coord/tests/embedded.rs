@@ -2,6 +2,7 @@
 //! What the embedded form promises beyond the others: it is durable, it has one opener, it tells damage, and its leases end with real time.
 
 #![allow(clippy::unwrap_used, reason = "here a failed unwrap is a failed test")]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test of real files and processes")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -6,7 +6,6 @@
 //! used since the hand passed it stays for a round. Each frame keeps the plain checksum of its block, and a hit is
 //! verified before it is given out.
 
-use std::collections::HashMap;
 use varve_format::crc::crc;
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Ordinal, TimelineId};
@@ -14,6 +13,13 @@ use varve_types::{BLOCK, Ordinal, TimelineId};
 const BLOCK_LEN: usize = BLOCK as usize;
 /// Frames of a slab: 1 MiB.
 const SLAB_FRAMES: usize = 256;
+
+/// The frame of each key.
+#[allow(
+    clippy::disallowed_types,
+    reason = "it is looked up by key and never walked, so its random order shows nowhere"
+)]
+type Index = std::collections::HashMap<CacheKey, u32>;
 
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,8 +53,7 @@ pub struct CacheCounts {
 pub(crate) struct BlockCache {
     frames: Vec<Frame>,
     slabs: Vec<Box<[u8]>>,
-    /// Only ever looked up by key, never walked: its order is random.
-    index: HashMap<CacheKey, u32>,
+    index: Index,
     most: usize,
     hand: usize,
     counts: CacheCounts,
@@ -61,7 +66,7 @@ impl BlockCache {
         Self {
             frames: Vec::new(),
             slabs: Vec::new(),
-            index: HashMap::new(),
+            index: Index::new(),
             most,
             hand: 0,
             counts: CacheCounts::default(),

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask tidy`: the rules of the tree that a machine can check, each as `file:line: message`.
 //!
-//! Crate arrows and lints ([`arrows`]), files and functions ([`files`]), one version of each dependency ([`lock`]), generated
-//! documents ([`references`]). An error fails the run; a warning is shown and does not. Rules are not preached, they are
-//! ratcheted: what is allowed as an exception stands in a list that must stay exactly true.
+//! Crate arrows and lints ([`arrows`]), what a simulation must not ask of the machine ([`bans`]), files and functions
+//! ([`files`]), one version of each dependency ([`lock`]), generated documents ([`references`]). An error fails the run; a
+//! warning is shown and does not. Rules are not preached, they are ratcheted: what is allowed as an exception stands in a
+//! list that must stay exactly true.
 
 mod arrows;
+mod bans;
 mod files;
 mod functions;
 mod lexer;
@@ -50,9 +52,11 @@ pub fn run() -> Result<bool> {
         // What is not text (a golden file, a picture) has no lines to check.
         if let Ok(text) = String::from_utf8(bytes) {
             files::check(path, &text, &mut findings);
+            bans::check_exceptions(path, &text, &mut findings);
         }
     }
     arrows::check(&repo::metadata()?, &mut findings);
+    bans::check(&mut findings);
     let read = |path: &str| std::fs::read_to_string(repo::root().join(path)).with_context(|| format!("reading {path}"));
     lock::check(&read("Cargo.lock")?, &read(lock::ALLOWED)?, &mut findings);
     references::check(&mut findings)?;

@@ -11,6 +11,12 @@
 //!
 //! Leases run on the monotonic clock of this opening and end with it: opening deletes the keys of all leases.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "this is the real form: files, a thread and a clock are what it is made of; a simulation takes `Memory`"
+)]
+
 mod file;
 mod holder;
 mod writer;

@@ -76,6 +76,43 @@ fn reclaim() -> Vec<Reclaim> {
     vec![entry(0, 512, 3), entry(1, 1 << 18, 40), entry(2, 1 << 27, 41), entry(3, 0, 42)]
 }
 
+fn birth() -> Birth {
+    Birth {
+        origin: ORIGIN,
+        boundary: Ordinal(900),
+        base_number: RootNumber(7),
+        base_root: node(0, 7, 99),
+        base_boundary: Ordinal(890),
+    }
+}
+
+fn maps() -> Vec<MapObject> {
+    vec![
+        MapObject { root: RootNumber(2), part: 0, epoch: Epoch(3), writer: OLDER, records: 20, live: 4, bytes: 9_999 },
+        MapObject {
+            root: RootNumber(5),
+            part: 63,
+            epoch: EPOCH,
+            writer: WRITER,
+            records: 65_536,
+            live: 65_536,
+            bytes: 1 << 29,
+        },
+    ]
+}
+
+fn holds() -> Vec<Hold> {
+    vec![Hold {
+        clone: CLONE,
+        volume: CLONES_VOLUME,
+        boundary: Ordinal(131_080),
+        base_number: RootNumber(2),
+        base_root: node(1, 2, 17),
+        base_boundary: Ordinal(131_080),
+        epoch: Epoch(3),
+    }]
+}
+
 fn full() -> Manifest {
     Manifest {
         volume: VOLUME,
@@ -101,13 +138,7 @@ fn full() -> Manifest {
             Ancestor { lineage: Lineage(1), timeline: TIMELINE },
         ],
         own: Lineage(1),
-        birth: Some(Birth {
-            origin: ORIGIN,
-            boundary: Ordinal(900),
-            base_number: RootNumber(7),
-            base_root: node(0, 7, 99),
-            base_boundary: Ordinal(890),
-        }),
+        birth: Some(birth()),
         inherited: vec![cut(1, 890, 895, 333), cut(2, 66_431, 66_431, 340)],
         boundary: Ordinal(131_100),
         merged: Sequence(4_600),
@@ -119,15 +150,7 @@ fn full() -> Manifest {
         marks_through: Ordinal(196_650),
         cuts: vec![cut(3, 131_072, 131_104, 4_700)],
         snapshots: snapshots(),
-        holds: vec![Hold {
-            clone: CLONE,
-            volume: CLONES_VOLUME,
-            boundary: Ordinal(131_080),
-            base_number: RootNumber(2),
-            base_root: node(1, 2, 17),
-            base_boundary: Ordinal(131_080),
-            epoch: Epoch(3),
-        }],
+        holds: holds(),
         table: vec![PageRef { page: 2_048, object: 11, index: 0 }, PageRef { page: 2_049, object: 12, index: 65_535 }],
         kills: vec![RunRef {
             object: 11,
@@ -137,26 +160,7 @@ fn full() -> Manifest {
             count: 70_000,
         }],
         node_kills: vec![NodeRunRef { object: 12, index: 3, count: 5, passing: true }],
-        maps: vec![
-            MapObject {
-                root: RootNumber(2),
-                part: 0,
-                epoch: Epoch(3),
-                writer: OLDER,
-                records: 20,
-                live: 4,
-                bytes: 9_999,
-            },
-            MapObject {
-                root: RootNumber(5),
-                part: 63,
-                epoch: EPOCH,
-                writer: WRITER,
-                records: 65_536,
-                live: 65_536,
-                bytes: 1 << 29,
-            },
-        ],
+        maps: maps(),
         tables: vec![
             TableObject { number: 11, epoch: Epoch(3), writer: OLDER, bytes: 4_321 },
             TableObject { number: 12, epoch: EPOCH, writer: WRITER, bytes: 1 << 20 },
