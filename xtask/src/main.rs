@@ -2,7 +2,8 @@
 //! Chores of the repository, behind `cargo xtask`.
 //!
 //! `check` is what one runs before a commit, `test` is everything that CI runs, `tidy` holds the rules of the tree that a
-//! machine can check, `bench` measures the server beside its peers. `docs/testing.md` and `docs/benchmarks.md` explain them.
+//! machine can check, `fuzz` feeds the decoders with what a fuzzer makes up, `bench` measures the server beside its peers.
+//! `docs/testing.md` and `docs/benchmarks.md` explain them.
 //!
 //! Every process that is started here is known to a watcher ([`guard`]) that ends it when this one ends, however that happens.
 
@@ -11,6 +12,7 @@
 mod bench;
 mod check;
 mod count;
+mod fuzz;
 mod guard;
 mod process;
 mod provision;
@@ -37,6 +39,8 @@ enum Chore {
     Tidy,
     /// Everything: installs what the tests need, then runs every kind of test.
     Test(test::Options),
+    /// Feeds every decoder with what a fuzzer makes up, for a set time.
+    Fuzz(fuzz::Options),
     /// Measures the server beside its peers.
     Bench(bench::Options),
     /// Installs the programs that tests and benchmarks run, and nothing else.
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
         Chore::Check => check::run(),
         Chore::Tidy => tidy::run(),
         Chore::Test(options) => test::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Provision => provision::run(),
         Chore::Guard => guard::watch().map(|()| true),

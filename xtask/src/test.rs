@@ -21,27 +21,30 @@ const HALF_HOUR_S: u64 = 30 * 60;
 const CI_TOTAL_S: u64 = 44 * 60;
 
 /// Shares of the half hour, in seconds. A crate whose tests are not named here has [`OTHER_S`].
-const SHARES: [(&str, u64); 17] = [
-    ("provision", 150),
+const SHARES: [(&str, u64); 18] = [
+    ("provision", 130),
     ("fmt", 10),
     ("tidy", 60),
-    ("clippy", 200),
-    ("build", 320),
-    ("unit", 90),
-    ("docs", 80),
+    ("clippy", 190),
+    ("build", 290),
+    ("unit", 45),
+    ("docs", 60),
     ("tests of types", 10),
     ("tests of env", 15),
-    ("tests of format", 60),
-    ("tests of coord", 30),
-    ("tests of store", 60),
+    ("tests of format", 30),
+    ("tests of coord", 20),
+    ("tests of store", 50),
     ("tests of engine", 10),
     ("tests of lab", 60),
     ("tests of sim", 240),
-    ("tests of server", 120),
-    ("tests of varve", 270),
+    ("tests of server", 60),
+    ("tests of varve", 280),
+    ("fuzz", 240),
 ];
 /// The share of any other crate's integration tests.
 const OTHER_S: u64 = 15;
+/// For how long each fuzz target runs, two at a time, behind a build of its own.
+const FUZZ_S: &str = "15";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -101,6 +104,7 @@ fn stages(ci: bool, metadata: &Metadata, nextest: bool) -> Vec<Stage> {
         stages.push(stage(&name, command, deadline(&name, ci)));
     }
     stages.push(docs(deadline("docs", ci)));
+    stages.push(fuzz(deadline("fuzz", ci)));
     stages
 }
 
@@ -145,6 +149,13 @@ fn docs(deadline_s: u64) -> Stage {
     stage("docs", command, deadline_s)
 }
 
+/// Every decoder, fed by a fuzzer. A process of its own, so that its build and its runs end with the stage.
+fn fuzz(deadline_s: u64) -> Stage {
+    let mut command = repo::cargo();
+    command.args(["xtask", "fuzz", "--seconds", FUZZ_S]);
+    stage("fuzz", command, deadline_s)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,8 +180,18 @@ mod tests {
         let metadata = Metadata { packages, target_directory: "target".into() };
         for nextest in [false, true] {
             let names: Vec<String> = stages(true, &metadata, nextest).into_iter().map(|stage| stage.name).collect();
-            let expected =
-                ["provision", "fmt", "clippy", "build", "tidy", "unit", "tests of engine", "tests of varve", "docs"];
+            let expected = [
+                "provision",
+                "fmt",
+                "clippy",
+                "build",
+                "tidy",
+                "unit",
+                "tests of engine",
+                "tests of varve",
+                "docs",
+                "fuzz",
+            ];
             assert_eq!(names, expected);
         }
     }

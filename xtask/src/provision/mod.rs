@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What tests and benchmarks run and cargo does not build: Debian packages, one Python package, a kernel for guests.
+//! What tests and benchmarks run and cargo does not build: Debian packages, two Python packages, a kernel for guests.
 //!
 //! Everything is looked for first, and only what is missing is installed. Debian packages need root; without it the one
-//! command that installs them is printed, and the run ends. The Python package goes into an environment of its own and the
+//! command that installs them is printed, and the run ends. The Python packages go into environments of their own and the
 //! kernel is only unpacked, both below `target/lab`, so neither needs root nor changes the machine.
 
+pub mod cargo_fuzz;
 mod debian;
 mod kernel;
 mod python;
@@ -25,7 +26,7 @@ pub fn run() -> Result<bool> {
 /// The `PATH` under which tests find the programs that were installed below `target/lab`.
 pub fn path_for_tests() -> OsString {
     let old = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::iter::once(python::programs()).chain(std::env::split_paths(&old));
+    let directories = python::programs().chain(std::env::split_paths(&old));
     // A directory with a colon in its name cannot be in a PATH; then the tests say which program they miss.
     std::env::join_paths(directories).unwrap_or(old)
 }
