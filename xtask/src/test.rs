@@ -28,7 +28,7 @@ const SHARES: [(&str, u64); 18] = [
     ("clippy", 190),
     ("build", 290),
     ("unit", 45),
-    ("docs", 60),
+    ("docs", 55),
     ("tests of types", 10),
     ("tests of env", 15),
     ("tests of format", 30),
