@@ -31,7 +31,7 @@ pub struct Pool {
 #[serde(deny_unknown_fields)]
 pub struct NewPool {
     /// Its name.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
     pub name: Name,
     /// Its store.
     pub store: String,

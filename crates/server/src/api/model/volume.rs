@@ -170,9 +170,10 @@ pub struct Snapshot {
 #[serde(deny_unknown_fields)]
 pub struct NewVolume {
     /// Its name.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
     pub name: Name,
     /// Its size: more than zero, a multiple of 512, at most 64 TiB.
+    #[schema(minimum = 512, maximum = 70_368_744_177_664_u64, multiple_of = 512)]
     pub size_bytes: u64,
     /// The pool that is to keep it; `default` when it is left out.
     #[schema(value_type = Option<String>)]
@@ -196,6 +197,7 @@ pub struct SetSettings {
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// The new size, by the rules of [`NewVolume::size_bytes`].
+    #[schema(minimum = 512, maximum = 70_368_744_177_664_u64, multiple_of = 512)]
     pub size_bytes: u64,
     /// Whether data beyond the new end may be cut off.
     #[serde(default)]
@@ -207,7 +209,7 @@ pub struct Resize {
 #[serde(deny_unknown_fields)]
 pub struct Rename {
     /// The new name.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
     pub name: Name,
 }
 
@@ -216,7 +218,7 @@ pub struct Rename {
 #[serde(deny_unknown_fields)]
 pub struct NewSnapshot {
     /// Its name.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
     pub name: Name,
 }
 
@@ -225,7 +227,7 @@ pub struct NewSnapshot {
 #[serde(deny_unknown_fields)]
 pub struct Rollback {
     /// The snapshot that the volume is to show again.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
     pub snapshot: Name,
     /// Only tell what would be hidden, and change nothing.
     #[serde(default)]
@@ -248,7 +250,7 @@ pub struct RollbackReport {
 #[serde(deny_unknown_fields)]
 pub struct CloneVolume {
     /// Name of the new volume.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
     pub name: Name,
     /// The snapshot to clone; the present state when it is left out.
     #[schema(value_type = Option<String>)]
