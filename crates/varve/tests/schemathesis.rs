@@ -36,8 +36,7 @@ parameters = { volume = ["gone", "away"] }
 include-name = "POST /v1/volumes/{volume}/template"
 parameters = { volume = ["gone", "away"] }
 "#;
-const CHECKS: &str =
-    "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
+const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
 /// Requests of an operation in the random phase, on top of those that the document's bounds give.
 const EXAMPLES: &str = "40";
 /// Fewer than this would mean that the document lost operations.
