@@ -266,8 +266,6 @@ mutants! {
     DetachHalfCovered = "detach-half-covered",
     /// A subtree is cut out though a discard begins inside it: what is in front is lost.
     DetachUnaligned = "detach-unaligned",
-    /// A subtree is cut out though it has changes that are in no store: nothing can be worked off below it.
-    DetachDirty = "detach-dirty",
 
     // Manifests, and what is deleted.
     /// Objects go after the manifest that stopped needing them, before the second: the one before it is no way back.

@@ -87,10 +87,9 @@ impl Tree {
         let mut slot = self.root.as_ref()?;
         let mut level = ROOT_LEVEL;
         while level >= least {
-            let is_stored = !slot.is_dirty() || planted(Mutant::DetachDirty);
             let begins_here = first_of(level, block) == block || planted(Mutant::DetachUnaligned);
             let ends_before = end - block >= span(level) || planted(Mutant::DetachHalfCovered);
-            if is_stored && begins_here && ends_before {
+            if !slot.is_dirty() && begins_here && ends_before {
                 return Some(NodePath { level, first_block: block, pointer: slot.pointer() });
             }
             let Slot::Loaded { node: Node::Interior(interior), .. } = slot else { return None };
