@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod nbd;
 pub mod node;
 pub mod page;
+pub mod replay;
 pub mod samples;
 pub mod seeds;
 pub mod segment;

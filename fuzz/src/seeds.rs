@@ -30,6 +30,7 @@ pub fn all() -> Vec<Seed> {
     configurations(&mut seeds);
     coordination(&mut seeds);
     clients(&mut seeds);
+    journals(&mut seeds);
     seeds
 }
 
@@ -213,6 +214,23 @@ fn coordination(seeds: &mut Vec<Seed>) {
     made_up(seeds, "coord_file", None);
 }
 
+/// A journal in which one field after the other, of superblocks and of records, is the largest or the smallest number there is.
+fn journals(seeds: &mut Vec<Seed>) {
+    use crate::replay::Change;
+    seeds.push(("replay", Vec::new()));
+    for (kind, fields) in [(0, &[32, 40, 48][..]), (1, &[8, 16, 40, 48, 56, 64, 72])] {
+        for at in fields {
+            for bytes in [0, u64::MAX, u64::MAX - 4095, 1 << 44].map(u64::to_le_bytes) {
+                // Both superblocks, so that the start has no other to take; one record of each sort at most.
+                let change = |which| Change { kind, at: *at, len: 7, mend: true, which, bytes };
+                seeds.push(("replay", [change(0).encode(), change(1).encode()].concat()));
+                seeds.push(("replay", change(3).encode()));
+            }
+        }
+    }
+    made_up(seeds, "replay", None);
+}
+
 fn option(which: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = bytes::BytesMut::new();
     OptionHeader { option: which, length: data.len() as u32 }.encode(&mut bytes);
@@ -282,22 +300,30 @@ fn clients(seeds: &mut Vec<Seed>) {
 mod tests {
     use super::*;
 
+    fn run(target: &str, bytes: &[u8]) {
+        match target {
+            "journal" => crate::journal::check(bytes),
+            "segment" => crate::segment::check(bytes),
+            "page" => crate::page::check(bytes),
+            "node" => crate::node::check(bytes),
+            "manifest" => crate::manifest::check(bytes),
+            "text" => crate::text::check(bytes),
+            "config" => crate::config::check(bytes),
+            "coord" => crate::coord::check(bytes),
+            "coord_file" => crate::coord::check_file(bytes),
+            "nbd" => nbd::check(bytes),
+            "replay" => crate::replay::check(bytes),
+            other => panic!("there is no target {other}"),
+        }
+    }
+
     #[test]
     fn every_seed_is_taken_by_its_target() {
-        for (target, bytes) in all() {
-            match target {
-                "journal" => crate::journal::check(&bytes),
-                "segment" => crate::segment::check(&bytes),
-                "page" => crate::page::check(&bytes),
-                "node" => crate::node::check(&bytes),
-                "manifest" => crate::manifest::check(&bytes),
-                "text" => crate::text::check(&bytes),
-                "config" => crate::config::check(&bytes),
-                "coord" => crate::coord::check(&bytes),
-                "coord_file" => crate::coord::check_file(&bytes),
-                "nbd" => nbd::check(&bytes),
-                other => panic!("there is no target {other}"),
-            }
-        }
+        let broken = |(number, (target, bytes)): &(usize, Seed)| {
+            let outcome = std::panic::catch_unwind(|| run(target, bytes));
+            outcome.is_err().then(|| format!("seed {number}, of {target}: {bytes:02x?}"))
+        };
+        let broken: Vec<String> = all().into_iter().enumerate().filter_map(|seed| broken(&seed)).collect();
+        assert!(broken.is_empty(), "{}", broken.join("\n"));
     }
 }

@@ -198,7 +198,9 @@ fn keep(target: &str) -> Result<()> {
     let count = || Ok::<_, anyhow::Error>(std::fs::read_dir(&corpus).context("counting the corpus")?.count());
     let before = count()?;
     let mut command = program(target)?;
-    command.args(["-set_cover_merge=1", &format!("-max_len={LONGEST}")]).arg(&corpus).arg(&finds);
+    // By what code is reached alone, not how often: else it would be thousands of files.
+    command.args(["-set_cover_merge=1", "-use_counters=0", "-use_cmp=0", &format!("-max_len={LONGEST}")]);
+    command.arg(&corpus).arg(&finds);
     let finished = run_process(&mut command, BUILD, Echo::No)?;
     if !finished.ok() {
         bail!("`{}` failed:\n{}", command_line(&command), finished.stderr.trim_end());

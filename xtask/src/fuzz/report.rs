@@ -7,8 +7,10 @@
 
 use crate::process::Finished;
 
-/// Lines of a failed target that are shown.
-const TAIL: usize = 40;
+/// Lines at the end of a failed target that are shown.
+const TAIL: usize = 12;
+/// Lines of a panic that are shown, the calls that led there among them.
+const PANIC: usize = 40;
 
 /// What came of a target.
 pub struct Report {
@@ -62,9 +64,13 @@ fn number_behind(line: &str, name: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
+/// The panic, if there was one, and the end.
 fn tail(said: &str) -> String {
     let lines: Vec<&str> = said.lines().collect();
-    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    let end = lines.len().saturating_sub(TAIL);
+    let panic = lines.iter().position(|line| line.contains(" panicked at ")).unwrap_or(end).min(end);
+    let shown = lines[panic..end.min(panic + PANIC)].iter().chain(&lines[end..]);
+    shown.copied().collect::<Vec<_>>().join("\n")
 }
 
 /// Prints failures and the table; whether there are no failures.
