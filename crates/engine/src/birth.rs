@@ -283,10 +283,15 @@ impl Volume {
             listed.extend(more);
         }
         let (until_ms, now_id) = (self.window_end(), now.id);
+        let before = now.data.borrow().manifest.show_number;
         let attempt = self.begin_switch().await?;
+        let volume = self.record();
         let edit = |m: &mut Manifest, _: &mut Data| {
             m.state = TimelineState::Shown;
             m.show_number = attempt;
+            // They may have changed while it was hidden, and an import knows no others.
+            m.name = volume.name.clone();
+            m.settings = volume.settings;
         };
         let also = |record: &mut VolumeRecord| {
             for entry in &mut record.timelines {
@@ -301,6 +306,8 @@ impl Volume {
         };
         let record = old.write_manifest(edit, also).await?;
         *self.record.borrow_mut() = record;
+        // The attempt has raised it for the case that it fails; what is hidden stays below what is shown, in every manifest that comes of it.
+        now.data.borrow_mut().manifest.show_number = before;
         self.show(old);
         self.close_timeline(&now);
         // The undo is done. An import goes by the show number, so what the manifest of the hidden one says is for people.

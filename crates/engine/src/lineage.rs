@@ -189,7 +189,7 @@ pub(crate) async fn newest_manifest_if_there(
     Err(EngineError::new(ErrorKind::Busy, format!("timeline {timeline}: its manifests change all the time")))
 }
 
-fn manifest_name(timeline: TimelineId, named: ManifestRef) -> ObjectName {
+pub(crate) fn manifest_name(timeline: TimelineId, named: ManifestRef) -> ObjectName {
     let ManifestRef { number, epoch, writer } = named;
     ObjectName { timeline, kind: ObjectKind::Manifest, number, part: 0, epoch, writer }
 }

@@ -9,6 +9,7 @@
 //! and after a look whether the pool still belongs to this cluster.
 
 use crate::context::{Context, Held};
+use crate::lineage::manifest_name;
 use crate::timeline::{Data, Timeline, fenced};
 use crate::{EngineError, Result};
 use bytes::Bytes;
@@ -172,6 +173,15 @@ pub(crate) async fn remove_objects(pool: &PoolStore, timeline: TimelineId, keep:
             }
         }
     }
+}
+
+/// Deletes what is left of a timeline that has ended: its tombstone, by name because a listing may lag behind it, and whatever a listing shows.
+pub(crate) async fn remove_rest(pool: &PoolStore, timeline: TimelineId, tombstone: Option<ManifestRef>) -> Result<()> {
+    remove_objects(pool, timeline, None).await?;
+    if let Some(tombstone) = tombstone {
+        pool.store.delete(&manifest_name(timeline, tombstone).to_string()).await?;
+    }
+    Ok(())
 }
 
 impl Timeline {

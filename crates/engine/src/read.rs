@@ -242,8 +242,16 @@ impl Timeline {
         Ok(ObjectName { timeline, kind: ObjectKind::Segment, number: ordinal.0, part: 0, epoch, writer })
     }
 
-    /// Loads a node of the map into the tree.
+    /// Loads a node of the map into the tree, if it is still wanted there: whoever waits for the store may wait so long that a checkpoint has replaced the
+    /// node, and its object is gone.
     pub async fn load_node(&self, path: NodePath) -> Result<()> {
+        match self.load_wanted_node(path).await {
+            Err(error) if !error.may_pass() && !self.data.borrow_mut().tree.wants(&path) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn load_wanted_node(&self, path: NodePath) -> Result<()> {
         let mut tries = 0;
         let (name, bytes) = loop {
             match self.node_bytes(path.pointer).await {

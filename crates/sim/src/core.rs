@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// Lines of trace that are kept for people.
-const LOG_LINES: usize = 20_000;
+const LOG_LINES: usize = 1_000_000;
 
 /// Which stream of chance to draw from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -224,7 +224,7 @@ impl SimWorld {
         self.executor.core.trace()
     }
 
-    /// The last 20,000 lines of the trace, where [`SimOptions::log`] is set.
+    /// The last million lines of the trace, where [`SimOptions::log`] is set.
     #[must_use]
     pub fn log(&self) -> Vec<String> {
         self.executor.core.log()

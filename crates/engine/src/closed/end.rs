@@ -12,7 +12,7 @@ use super::held;
 use super::pages::{Pages, map_name, segment_name};
 use super::trim::Kept;
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::remove_objects;
+use crate::manifests::{remove_objects, remove_rest};
 use crate::timeline::fenced;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -82,7 +82,8 @@ impl Volume {
     pub(crate) async fn forget_timeline(&self, id: TimelineId) -> Result<()> {
         let _turn = self.changes.take().await;
         self.pool.check().await?;
-        remove_objects(&self.pool, id, None).await?;
+        let tombstone = self.record.borrow().timeline(id).and_then(|timeline| timeline.manifest);
+        remove_rest(&self.pool, id, tombstone).await?;
         let (epoch, writer) = (self.record().epoch, self.record().writer);
         let change = |record: &mut VolumeRecord| -> Result<()> {
             if (record.epoch, record.writer) != (epoch, writer) {

@@ -139,6 +139,12 @@ impl Tree {
         Ok(())
     }
 
+    /// Whether a node that was asked for is still what stands there, and not in RAM.
+    pub fn wants(&mut self, path: &NodePath) -> bool {
+        let slot = slot_mut(&mut self.root, path.level, path.first_block);
+        matches!(slot, Some(Slot::Cold(pointer)) if *pointer == path.pointer)
+    }
+
     /// All roots that were written are in the store now, so their nodes may leave RAM. Must not be called while a root is being written.
     pub fn stored(&mut self) {
         assert!(!self.writing, "a root is in the store when all of it is");

@@ -9,7 +9,7 @@ use super::Shard;
 use crate::birth::start;
 use crate::closed::edit_closed;
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{put_manifest, reference, remove_objects};
+use crate::manifests::{put_manifest, reference, remove_objects, remove_rest};
 use crate::timeline::Data;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -90,9 +90,22 @@ impl Shard {
         manifest.size = new.size;
         put_manifest(&*pool.store, &manifest).await?;
         record.timelines[0].manifest = Some(reference(&manifest));
-        Records::new(&*self.context.coord).create_volume(&record, Vec::new()).await?;
+        self.record_volume(&record, Vec::new()).await?;
         let timeline = start(&self.context, &pool, manifest, &pool_settings, None);
         Ok(self.enter(Volume::with(Rc::clone(&self.context), pool, pool_settings, record, timeline)))
+    }
+
+    /// Makes the record of a volume. An answer that was lost is found out by looking: the id is nobody else's.
+    async fn record_volume(&self, record: &VolumeRecord, checks: Vec<Check>) -> std::result::Result<(), CoordError> {
+        let records = Records::new(&*self.context.coord);
+        match records.create_volume(record, checks).await {
+            Err(error) if error.is_unknown() => match records.load_volume(record.id).await {
+                Ok((found, _)) if found == *record => Ok(()),
+                // It may still come: whoever lists the volumes next sees what became of it.
+                _ => Err(error),
+            },
+            done => done.map(drop),
+        }
     }
 
     fn enter(&self, volume: Rc<Volume>) -> Rc<Volume> {
@@ -146,7 +159,7 @@ impl Shard {
                 return Err(crate::timeline::fenced(format!("volume {}: it was opened elsewhere", now.name)));
             }
             let check = Check::Revision(now.key(), revision);
-            match records.create_volume(record, vec![check]).await {
+            match self.record_volume(record, vec![check]).await {
                 Ok(_) => return Ok(()),
                 Err(CoordError::Changed(_)) => {}
                 Err(error) => return Err(error.into()),
@@ -267,8 +280,8 @@ impl Shard {
             let tombstone = record.timeline(id).and_then(|t| t.manifest);
             remove_objects(&pool, id, tombstone.map(|m| m.number)).await?;
         }
-        for id in record.timelines.iter().map(|t| t.id) {
-            remove_objects(&pool, id, None).await?;
+        for timeline in &record.timelines {
+            remove_rest(&pool, timeline.id, timeline.manifest).await?;
         }
         let records = Records::new(&*self.context.coord);
         let (last, revision) = records.load_volume(record.id).await?;

@@ -228,6 +228,8 @@ impl Run {
                 if self.cut_off.is_some() { Err(Died) } else { done }
             }
             Some(Err(error)) if matches!(admin.kind, Kind::Flatten) && error.kind() == ErrorKind::Conflict => done,
+            // It reads every byte, and begins anew at each refusal.
+            Some(Err(error)) if matches!(admin.kind, Kind::Check) && error.kind() == ErrorKind::Unavailable => done,
             Some(Err(error)) => self.fail(&format!("{:?}: {error} ({:?})", admin.kind, error.kind())),
             None => {
                 self.keep_in_mind(admin, false, before, made);

@@ -15,11 +15,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// A snapshot.
-#[derive(Debug)]
 pub(super) struct Snap {
     pub(super) name: String,
     pub(super) disk: Disk,
     pub(super) alive: bool,
+}
+
+impl std::fmt::Debug for Snap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 /// A change of a batch.
