@@ -24,7 +24,7 @@ mod sweep;
 mod trim;
 
 pub(crate) use reach::Reached;
-pub(crate) use sweep::Family;
+pub(crate) use sweep::{Family, Pinned};
 pub(crate) use trim::Kept;
 
 use crate::context::{Context, Held};

@@ -175,11 +175,10 @@ pub(crate) async fn remove_objects(pool: &PoolStore, timeline: TimelineId, keep:
     }
 }
 
-/// Deletes what is left of a timeline that has ended: its tombstone, by name because a listing may lag behind it, and whatever a listing shows.
-pub(crate) async fn remove_rest(pool: &PoolStore, timeline: TimelineId, tombstone: Option<ManifestRef>) -> Result<()> {
-    remove_objects(pool, timeline, None).await?;
-    if let Some(tombstone) = tombstone {
-        pool.store.delete(&manifest_name(timeline, tombstone).to_string()).await?;
+/// Deletes a manifest of a timeline that ends, by name: a listing may lag behind it.
+pub(crate) async fn remove_manifest(pool: &PoolStore, timeline: TimelineId, named: Option<ManifestRef>) -> Result<()> {
+    if let Some(named) = named {
+        pool.store.delete(&manifest_name(timeline, named).to_string()).await?;
     }
     Ok(())
 }

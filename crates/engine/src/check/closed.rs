@@ -9,10 +9,11 @@
 
 use super::{CheckReport, Progress, Subject};
 use crate::Result;
-use crate::closed::{Family, Kept, Reached};
+use crate::closed::{Family, Kept, Pinned, Reached};
 use crate::context::Held;
 use crate::lineage::load_manifest;
 use crate::volume::Volume;
+use std::rc::Rc;
 use varve_coord::TimelineRecord;
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_types::{ErrorKind, TimelineId};
@@ -65,6 +66,8 @@ impl Volume {
 
     async fn check_swept(&self, manifest: Manifest, report: &mut CheckReport, progress: Progress<'_>) -> Result<()> {
         let (timeline, id) = (self.shown(), manifest.timeline);
+        // The shown timeline makes checkpoints meanwhile; what is walked stays.
+        let _pinned = Pinned::new(Rc::clone(&timeline));
         let subject = timeline.closed_subject(manifest, true, report).await?;
         if let Some(members) = self.family(id).await? {
             let family = Family::of(&members);

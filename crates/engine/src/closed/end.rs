@@ -12,7 +12,7 @@ use super::held;
 use super::pages::{Pages, map_name, segment_name};
 use super::trim::Kept;
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{remove_objects, remove_rest};
+use crate::manifests::{reference, remove_manifest, remove_objects};
 use crate::timeline::fenced;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -53,7 +53,7 @@ impl Volume {
     /// Ends a timeline, if nothing keeps it still. Gives where it was born from another volume: the caller drops that hold and then calls
     /// [`forget_timeline`](Self::forget_timeline).
     pub(crate) async fn end_timeline(&self, id: TimelineId) -> Result<Option<Birth>> {
-        let tombstone = {
+        let (tombstone, replaced) = {
             let _turn = self.changes.take().await;
             if !self.is_closed(id) || !self.is_past(id) {
                 return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is not at its end")));
@@ -65,11 +65,12 @@ impl Volume {
                 }
                 self.edit_closed_with(id, |m| m.state = TimelineState::Tombstone, |record| held(record, id)).await?;
             }
-            self.closed_manifest(id).await?
+            (self.closed_manifest(id).await?, reference(&manifest))
         };
         // Nothing brings it back from here on.
         self.pool.check().await?;
         remove_objects(&self.pool, id, Some(tombstone.number)).await?;
+        remove_manifest(&self.pool, id, Some(replaced).filter(|replaced| replaced.number != tombstone.number)).await?;
         let Some(birth) = tombstone.birth else { return Ok(None) };
         if self.record.borrow().timeline(birth.origin).is_none() {
             return Ok(Some(birth));
@@ -83,7 +84,8 @@ impl Volume {
         let _turn = self.changes.take().await;
         self.pool.check().await?;
         let tombstone = self.record.borrow().timeline(id).and_then(|timeline| timeline.manifest);
-        remove_rest(&self.pool, id, tombstone).await?;
+        remove_objects(&self.pool, id, None).await?;
+        remove_manifest(&self.pool, id, tombstone).await?;
         let (epoch, writer) = (self.record().epoch, self.record().writer);
         let change = |record: &mut VolumeRecord| -> Result<()> {
             if (record.epoch, record.writer) != (epoch, writer) {

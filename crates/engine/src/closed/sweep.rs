@@ -51,11 +51,11 @@ impl Family {
     }
 }
 
-/// Keeps the nodes of some roots while somebody walks them.
-struct Pinned(Rc<Timeline>);
+/// Keeps the nodes of some roots while somebody walks them. Who has the turn to tidy the volume has one at most.
+pub(crate) struct Pinned(Rc<Timeline>);
 
 impl Pinned {
-    fn new(timeline: Rc<Timeline>) -> Self {
+    pub(crate) fn new(timeline: Rc<Timeline>) -> Self {
         {
             let mut data = timeline.data.borrow_mut();
             let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));

@@ -9,7 +9,7 @@ use super::Shard;
 use crate::birth::start;
 use crate::closed::edit_closed;
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{put_manifest, reference, remove_objects, remove_rest};
+use crate::manifests::{put_manifest, reference, remove_manifest, remove_objects};
 use crate::timeline::Data;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -276,12 +276,15 @@ impl Shard {
             if newest_manifest_if_there(&self.context, &pool.store, id).await?.is_err() {
                 continue;
             }
+            let replaced = record.timeline(id).and_then(|t| t.manifest);
             record = edit_closed(&self.context, &pool, &record, id, |m| m.state = TimelineState::Tombstone).await?;
             let tombstone = record.timeline(id).and_then(|t| t.manifest);
             remove_objects(&pool, id, tombstone.map(|m| m.number)).await?;
+            remove_manifest(&pool, id, replaced.filter(|replaced| Some(*replaced) != tombstone)).await?;
         }
         for timeline in &record.timelines {
-            remove_rest(&pool, timeline.id, timeline.manifest).await?;
+            remove_objects(&pool, timeline.id, None).await?;
+            remove_manifest(&pool, timeline.id, timeline.manifest).await?;
         }
         let records = Records::new(&*self.context.coord);
         let (last, revision) = records.load_volume(record.id).await?;
