@@ -134,7 +134,14 @@ pub async fn import_pool(import: PoolImport<'_>, mut progress: impl FnMut(u64, u
         volumes.entry(found.manifest.volume).or_default().push(found);
     }
     let total = volumes.len() as u64;
-    for (count, (id, timelines)) in (0..).zip(volumes) {
+    let (mut used, mut unused) = (Vec::new(), Vec::new());
+    for (id, timelines) in volumes {
+        let is_unused = volume::is_unused(&import.store, &timelines).await?;
+        if is_unused { &mut unused } else { &mut used }.push((id, timelines));
+    }
+    // Of several with one name the one that was used has it: the others may be what a creation has left that was never answered.
+    used.append(&mut unused);
+    for (count, (id, timelines)) in (0..).zip(used) {
         progress(count, total);
         match volume::import_volume(&import, id, timelines, &mut done).await {
             Ok(()) => {}

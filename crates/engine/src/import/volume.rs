@@ -78,6 +78,19 @@ pub(super) async fn import_volume(
     Ok(())
 }
 
+/// Whether nothing was ever done with a volume after it was made.
+pub(super) async fn is_unused(store: &Arc<dyn ObjectStore>, timelines: &[Found]) -> Result<bool> {
+    let [Found { manifest, epoch, number: 1 }] = timelines else { return Ok(false) };
+    if *epoch != Epoch(1) || manifest.birth.is_some() {
+        return Ok(false);
+    }
+    match store.head(&row_name(manifest, manifest.first_ordinal).to_string()).await {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Where a row of segments ends.
 struct RowEnd {
     end: Ordinal,

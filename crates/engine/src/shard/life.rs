@@ -90,7 +90,13 @@ impl Shard {
         manifest.size = new.size;
         put_manifest(&*pool.store, &manifest).await?;
         record.timelines[0].manifest = Some(reference(&manifest));
-        self.record_volume(&record, Vec::new()).await?;
+        if let Err(error) = self.record_volume(&record, Vec::new()).await {
+            if !error.is_unknown() {
+                // Else an import would find a volume that nobody was ever told of. It is no loss if it stays: what counts is the record.
+                remove_manifest(&pool, record.shown, record.timelines[0].manifest).await.ok();
+            }
+            return Err(error.into());
+        }
         let timeline = start(&self.context, &pool, manifest, &pool_settings, None);
         Ok(self.enter(Volume::with(Rc::clone(&self.context), pool, pool_settings, record, timeline)))
     }

@@ -142,6 +142,7 @@ impl Run {
     /// Faults that begin now and end by themselves.
     fn faults(&mut self, rng: &mut Rng) {
         let plan = self.plan.clone();
+        self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
         if rng.chance(plan.away) {
             self.cover.count("fault: the store is away");
             self.node.server.away_for(Duration::from_millis(100 + rng.below(90_000)));
