@@ -37,9 +37,18 @@ impl Volume {
         report: &mut CheckReport,
         progress: Progress<'_>,
     ) -> Result<()> {
-        let Some(accepted) = other.manifest else { return Ok(()) };
         let timeline = self.shown();
-        let loaded = load_manifest(&timeline.pool.store, other.id, accepted).await;
+        let mut accepted = other.manifest;
+        let loaded = loop {
+            let Some(named) = accepted else { return Ok(()) };
+            let loaded = load_manifest(&timeline.pool.store, other.id, named).await;
+            // Whoever drops a hold replaces it meanwhile.
+            let now = self.record().timeline(other.id).and_then(|entry| entry.manifest);
+            if loaded.is_ok() || now == accepted {
+                break loaded;
+            }
+            accepted = now;
+        };
         let is_missing = loaded.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
         if is_missing && matches!(self.held_manifest(other.id).await, Ok(None)) {
             // It has ended but for its entry in the record.

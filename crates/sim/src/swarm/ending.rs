@@ -350,6 +350,10 @@ impl Run {
         }
         self.gone.clear();
         self.vols.iter_mut().for_each(|vol| vol.hidden.clear());
+        if self.plan.jump > 0 {
+            // Where the clock jumped, what was hidden before may look newer than what is hidden next.
+            self.plan.weights.retain(|(op, _)| *op != Op::Undo);
+        }
         self.go_on_with(stranger, devices, rng, options);
     }
 }
