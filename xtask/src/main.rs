@@ -2,7 +2,7 @@
 //! Chores of the repository, behind `cargo xtask`.
 //!
 //! `check` is what one runs before a commit, `test` is everything that CI runs, `tidy` holds the rules of the tree that a
-//! machine can check, `fuzz` feeds the decoders with what a fuzzer makes up, `bench` measures the server beside its peers.
+//! machine can check, `sim` runs the engine in a simulated world, `fuzz` feeds the decoders with what a fuzzer makes up, `bench` measures the server beside its peers.
 //! `docs/testing.md` and `docs/benchmarks.md` explain them.
 //!
 //! Every process that is started here is known to a watcher ([`guard`]) that ends it when this one ends, however that happens.
@@ -17,6 +17,7 @@ mod guard;
 mod process;
 mod provision;
 mod repo;
+mod sim;
 mod stage;
 mod test;
 mod tidy;
@@ -39,6 +40,8 @@ enum Chore {
     Tidy,
     /// Everything: installs what the tests need, then runs every kind of test.
     Test(test::Options),
+    /// Runs the engine in the simulator, seed after seed.
+    Sim(sim::Options),
     /// Feeds every decoder with what a fuzzer makes up, for a set time.
     Fuzz(fuzz::Options),
     /// Measures the server beside its peers.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::run(),
         Chore::Test(options) => test::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
+        Chore::Sim(options) => sim::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Provision => provision::run(),
         Chore::Guard => guard::watch().map(|()| true),

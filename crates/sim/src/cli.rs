@@ -17,12 +17,12 @@ const MOST_FAILURES: usize = 3;
 #[derive(Parser, Debug)]
 #[command(name = "varve-sim", about = "Runs the engine in a simulated world, seed after seed")]
 pub struct Arguments {
-    /// How many seeds to run.
+    /// How many seeds to run; with --mutants, for each at most.
     #[arg(long, default_value_t = 100)]
-    seeds: u64,
+    pub seeds: u64,
     /// The first of them; by default chosen by the clock where --seconds is given, else 0.
     #[arg(long)]
-    from: Option<u64>,
+    pub from: Option<u64>,
     /// Ends after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -31,7 +31,7 @@ pub struct Arguments {
     threads: Option<usize>,
     /// Requests a seed.
     #[arg(long, default_value_t = 2000)]
-    ops: u64,
+    pub ops: u64,
     /// Runs this seed alone.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -41,9 +41,22 @@ pub struct Arguments {
     /// Prints the log of that seed.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Plants one bug after the other, and tells after how many seeds each is caught.
+    #[arg(long)]
+    pub mutants: bool,
+    /// Of the bugs only these, by name, with commas between.
+    #[arg(long, requires = "mutants")]
+    pub only: Option<String>,
     /// Does not shorten a seed that fails.
     #[arg(long)]
     whole: bool,
+}
+
+impl Arguments {
+    /// Threads to use.
+    pub fn threads(&self) -> usize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1)
+    }
 }
 
 /// What all threads have done so far.
@@ -135,7 +148,6 @@ pub fn many(arguments: &Arguments) -> bool {
     let from = arguments.from.unwrap_or_else(|| if arguments.seconds.is_some() { clock() } else { 0 });
     let seeds = if arguments.seconds.is_some() { u64::MAX - from } else { arguments.seeds };
     let end = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let threads = arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let tally = Mutex::new(Tally::default());
     let options = RunOptions { ops: arguments.ops, ..RunOptions::default() };
@@ -165,7 +177,7 @@ pub fn many(arguments: &Arguments) -> bool {
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..arguments.threads() {
             scope.spawn(work);
         }
     });

@@ -7,6 +7,8 @@
 #![allow(clippy::disallowed_methods, reason = "threads and a clock around the worlds: none of it reaches into one")]
 
 mod cli;
+#[cfg(feature = "mutants")]
+mod mutation;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -14,7 +16,21 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let done = match cli::Arguments::parse() {
         arguments if arguments.seed.is_some() => cli::replay(&arguments),
+        arguments if arguments.mutants => mutants(&arguments),
         arguments => cli::many(&arguments),
     };
     if done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(feature = "mutants")]
+fn mutants(arguments: &cli::Arguments) -> bool {
+    mutation::check(arguments)
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants(_: &cli::Arguments) -> bool {
+    eprintln!(
+        "error: this build can not be made to carry a bug: build it with the feature `mutants`, as `cargo xtask sim --mutants` does"
+    );
+    false
 }

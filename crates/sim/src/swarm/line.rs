@@ -171,7 +171,7 @@ impl Line {
     fn size_fits(&self, cut: usize, size: u64) -> bool {
         let before = self.log[..cut.min(self.log.len())].iter().flatten();
         let resized = |made: &Made| if let Change::Resize { to, .. } = made.change { Some(to) } else { None };
-        let whole = before.filter_map(resized).last().unwrap_or(self.base.size);
+        let whole = before.filter_map(resized).next_back().unwrap_or(self.base.size);
         size == whole || self.log.get(cut).into_iter().flatten().filter_map(resized).any(|to| to == size)
     }
 

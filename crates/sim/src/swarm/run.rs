@@ -175,6 +175,9 @@ impl Run {
                 self.node.disk.fail_write(nth, fault);
             }
         }
+        if rng.chance(4) && self.node.shard().spoil_cache(rng.next_u64()) {
+            self.cover.count("fault: a bit of the read cache flips");
+        }
         if rng.chance(plan.jump) {
             self.cover.count("fault: the wall clock jumps");
             let by = rng.below(2_400_000) as i64 - 1_200_000;
