@@ -122,6 +122,19 @@ fn addresses_that_are_taken() {
     assert!(!node.data().join("nbd.sock").exists());
 }
 
+/// Starts a node on another data directory; it is ended with what is given back. Gives the address of its disk too.
+fn serve_elsewhere(node: &Node, data: &Path) -> (varve_lab::process::Process, String) {
+    let mut command = node.command(data);
+    command.args(["--volume", "disk:64M"]);
+    let mut process = varve_lab::process::Process::start("elsewhere", command, node.dir.path()).unwrap();
+    varve_lab::process::wait_until(real::DEADLINE, "the node to serve", || {
+        process.check_running()?;
+        Ok(process.log_tail().contains("Ctrl-C stops it."))
+    })
+    .unwrap();
+    (process, format!("nbd+unix:///disk?socket={}", data.join("nbd.sock").display()))
+}
+
 #[test]
 fn a_data_directory_that_was_moved_takes_its_store_along() {
     let mut node = Node::start(&["--volume", "disk:64M"]);
@@ -129,14 +142,21 @@ fn a_data_directory_that_was_moved_takes_its_store_along() {
     node.stop();
     let (moved, back) = (node.path("moved"), node.data());
     std::fs::rename(&back, &moved).unwrap();
-    let mut command = node.command(&moved);
-    command.args(["--volume", "disk:64M"]);
-    let mut process = varve_lab::process::Process::start("moved", command, node.dir.path()).unwrap();
-    varve_lab::process::wait_until(real::DEADLINE, "the node to serve", || {
-        process.check_running()?;
-        Ok(process.log_tail().contains("Ctrl-C stops it."))
-    })
-    .unwrap();
-    let uri = format!("nbd+unix:///disk?socket={}", moved.join("nbd.sock").display());
+    let (_process, uri) = serve_elsewhere(&node, &moved);
     assert_eq!(real::nbdsh(&uri, "print(h.pread(512, 0) == b'\\x01' * 512)").ok(), "True\n");
+}
+
+#[test]
+fn a_data_directory_that_was_copied_has_a_store_of_its_own() {
+    let mut node = Node::start(&["--volume", "disk:64M"]);
+    node.qemu_io("disk", &["write -P 1 0 1M"]);
+    node.stop();
+    let copy = node.path("copy");
+    real::run("cp", "coreutils", &["-a", node.data().to_str().unwrap(), copy.to_str().unwrap()]).ok();
+    let (process, uri) = serve_elsewhere(&node, &copy);
+    assert!(process.log_tail().contains("copy/store"), "{}", process.log_tail());
+    let write = "h.pwrite(b'\\x02' * 1048576, 0); h.flush(); print(h.pread(512, 0) == b'\\x02' * 512)";
+    assert_eq!(real::nbdsh(&uri, write).ok(), "True\n");
+    node.up();
+    node.qemu_io("disk", &["read -P 1 0 1M"]);
 }

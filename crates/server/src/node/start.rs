@@ -125,9 +125,10 @@ async fn default_pool_ready(
         );
         return Err(ControlError::conflict(message));
     }
-    // A store within the data directory moves with it.
-    let gone = matches!(StoreUrl::parse(&record.store), Ok(StoreUrl::File { path }) if !path.exists());
-    if given.is_none() && gone && record.store != own.to_string() && directory.path().join("store").exists() {
+    // A store within the data directory goes where that goes, also where it was copied and the first one is still there: two nodes on one store would
+    // delete each other's objects.
+    let has_own = directory.path().join("store").join("owner").exists();
+    if given.is_none() && has_own && record.store != own.to_string() {
         record.store = own.to_string();
         let opened = pools.open(&record).await?;
         pools.records().update_pool(revision, &record).await.map_err(coord_error)?;
