@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The commands of `varve-sim`: many seeds with progress and a table of what was reached, or one seed with its log.
+//!
+//! Seeds are given out one by one to as many threads as there are cores; each runs its world alone, so nothing is shared but the counts. After
+//! three failures no further seed is begun. Of the first failure a short form is looked for, and the command that replays it
+//! is printed: a seed and the numbers of the steps that are enough. Nothing is written but to the terminal.
 
 use clap::Parser;
 use std::collections::BTreeSet;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A node in a simulated world: what outlives a process (disk, store, coordination), and the process of now with its shard.
 //!
+//! Tests and the swarm share it; it takes no decision of its own.
+//!
 //! A test drives it from outside: it runs futures to their end, kills the process, lets the power go, and starts the next process. Devices speak as a front
 //! end does: a write counts as answered once it was applied and committed.
 

@@ -2,6 +2,9 @@
 //! Operations on volumes and snapshots: what is asked for, what the model makes of the answer, and what became of one that a death cut off.
 //!
 //! An operation that was answered is done. One that was not may be done or not, and what the next process finds decides; both ends of it are whole.
+//! What store or coordination refuse for now is tried again, as a person would: a try that was refused may have been done all the same, so the next one
+//! looks first. Nothing is asked for that must be refused by the rules (an undo past its window, a rollback while attached): that is for tests of their
+//! own.
 
 use super::batch::Batch;
 use super::disk::{Change, Disk};
@@ -275,36 +278,17 @@ impl Run {
                 let name = snap.borrow().name.clone();
                 self.views.retain(|view| view.snapshot != name);
             }
-            Kind::Clone { snap, name } => {
-                let disk = snap.map(|snap| snap.borrow().disk.clone());
-                let disk = disk.unwrap_or_else(|| {
-                    self.vols[vol].line.flushed(0);
-                    self.vols[vol].line.now.clone()
-                });
-                let regions = if self.vols[vol].regions.len() == 1 {
-                    vec![(0, disk.size)]
-                } else {
-                    self.vols[vol].regions.clone()
-                };
-                self.adopt(name, disk, regions, false);
-            }
+            Kind::Clone { snap, name } => self.was_cloned(vol, snap, name),
             Kind::Rollback { snap, .. } => {
-                let vol = &mut self.vols[vol];
-                let place = vol.line.snaps.iter().position(|s| Rc::ptr_eq(s, &snap)).expect("it is one of them");
+                let old = &self.vols[vol].line;
+                let place = old.snaps.iter().position(|s| Rc::ptr_eq(s, &snap)).expect("it is one of them");
                 let mut line = Line::new(snap.borrow().disk.clone());
-                line.snaps = vol.line.snaps[..=place].to_vec();
-                vol.line.flushed(0);
-                vol.line.hidden_ms = at_ms;
-                vol.hidden.push(std::mem::replace(&mut vol.line, line));
-                vol.size_changed();
+                line.snaps = old.snaps[..=place].to_vec();
+                self.vols[vol].show(line, at_ms);
             }
             Kind::Undo { .. } => {
-                let vol = &mut self.vols[vol];
-                let back = vol.hidden.pop().expect("there is one");
-                vol.line.flushed(0);
-                vol.line.hidden_ms = at_ms;
-                vol.hidden.push(std::mem::replace(&mut vol.line, back));
-                vol.size_changed();
+                let back = self.vols[vol].hidden.pop().expect("there is one");
+                self.vols[vol].show(back, at_ms);
             }
             Kind::Create { name, size, ram } => self.adopt(name, Disk::new(size), vec![(0, size)], ram),
             Kind::Delete => {
@@ -337,6 +321,19 @@ impl Run {
             Kind::Seal => self.vols[vol].line.flushed(usize::from(!made.is_empty())),
             Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check => {}
         }
+    }
+
+    fn was_cloned(&mut self, vol: usize, snap: Option<Shared>, name: String) {
+        let origin = &mut self.vols[vol];
+        let disk = match snap {
+            Some(snap) => snap.borrow().disk.clone(),
+            None => {
+                origin.line.flushed(0);
+                origin.line.now.clone()
+            }
+        };
+        let regions = if origin.regions.len() == 1 { vec![(0, disk.size)] } else { origin.regions.clone() };
+        self.adopt(name, disk, regions, false);
     }
 
     /// Finds out what became of the operation that a death cut off.

@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How runs end: what must hold once every window has ended, when everything was deleted, when bytes went bad, and when somebody else took over.
+//!
+//! - Windows end: everything is compared and recounted, before and after one more crash.
+//! - Everything is deleted: the store has no data left, no node of a map, no table.
+//! - Objects go bad: a read gives what was written, or says that it is damaged; a check finds what reads found.
+//! - A second node, or another cluster, takes over while the first sleeps with requests under way and then wakes: what was in the store is there,
+//!   what was only in the first one's journal may be cut off at one point, and nothing that the first one does afterwards is ever seen.
 
 use super::RunOptions;
 use super::disk::{Change, Disk};

@@ -67,6 +67,14 @@ pub(super) struct Vol {
 }
 
 impl Vol {
+    /// Shows another timeline; the one that was shown is hidden.
+    pub(super) fn show(&mut self, line: Line, at_ms: u64) {
+        self.line.flushed(0);
+        self.line.hidden_ms = at_ms;
+        self.hidden.push(std::mem::replace(&mut self.line, line));
+        self.size_changed();
+    }
+
     /// A volume that is used everywhere is used up to its size.
     pub(super) fn size_changed(&mut self) {
         if let [region] = &mut self.regions[..] {

@@ -3,6 +3,9 @@
 //!
 //! Each seed turns a random part of the operations and faults off and others up (swarm testing): a run that does everything a little reaches fewer states
 //! than many that do a few things much. Source: Groce et al., "Swarm Testing", 2012.
+//!
+//! Writes are never turned off. Bounds are small (layers of some 100 KiB, overlays of some 100 entries), so that what a node meets once a day happens
+//! many times in a run.
 
 use crate::{Chaos, Rng};
 use std::time::Duration;

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Comparing the engine with the model: contents of volumes, snapshots and views; what a crash may have left; and the engine's own recount.
+//!
+//! After every crash each volume is read whole and has to be explained by its model ([`super::line`]), its list of snapshots has to be right, and one
+//! snapshot of each is read; the model then goes on from what was found. Everything else is compared now and then and at the end. Reads
+//! are tried again where the store refuses, and no death is planned while the model looks.
 
 use super::disk::Disk;
 use super::run::{Died, Run, known};

@@ -3,6 +3,9 @@
 //!
 //! Each step draws from a stream of its own, made of the seed and the step's number, so a step does the same kind of thing whatever steps before it were left
 //! out: that is what lets a failing run be shortened. A failure is a panic that names seed and step.
+//!
+//! A step is: faults that begin now, a batch (inside which the process may die at any I/O or any await), and perhaps a death behind it. Faults end
+//! by themselves, and while a process starts there are none but deaths.
 
 use super::admin::CutOff;
 use super::cover::Cover;
