@@ -50,7 +50,8 @@ impl Volume {
             accepted = now;
         };
         let is_missing = loaded.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        if is_missing && matches!(self.held_manifest(other.id).await, Ok(None)) {
+        let has_ended = |found: Option<Rc<Manifest>>| found.is_none_or(|m| m.state == TimelineState::Tombstone);
+        if is_missing && self.held_manifest(other.id).await.is_ok_and(has_ended) {
             // It has ended but for its entry in the record.
             return Ok(());
         }
