@@ -86,6 +86,7 @@ fn segment(seeds: &mut Vec<Seed>) {
         both(seeds, "segment", 2, &chunk);
     }
     made_up(seeds, "segment", Some(4));
+    made_up(seeds, "segment", Some(5));
 }
 
 /// A run of sevens as an LZ4 block: a literal, a match of distance 1, five literals at the end.

@@ -5,25 +5,27 @@
 //! that the chunks fill the data area, is asserted of all that decodes. What a chunk holds is believed only with its checksum: a flipped bit
 //! anywhere in a data area leads to an error or to the same blocks, never to others.
 
-use crate::{bounded, bounded_by, choose, made_up, owner, put_u32};
+use crate::{bounded, bounded_by, choose, made_up, ordinal, owner, put_u32};
 use arbitrary::Arbitrary;
 use bytes::Bytes;
 use varve_format::chunk::{RAW_BLOCK, SealBlock, pack, raw_block, unpack};
 use varve_format::crc::{Domain, Identity, crc};
+use varve_format::mark::Mark;
 use varve_format::segment::{
-    CHUNK_BLOCKS, Codec, SEGMENT_HEADER, SegmentFacts, SegmentHeader, SegmentIndex, encode_head,
+    CHUNK_BLOCKS, Codec, IndexExtent, SEGMENT_HEADER, SegmentFacts, SegmentHeader, SegmentIndex, encode_head,
 };
-use varve_types::{BLOCK, MAX_SEGMENT_BLOCKS, MAX_VOLUME, Ordinal};
+use varve_types::{BLOCK, Epoch, MAX_SEGMENT_BLOCKS, MAX_VOLUME, Ordinal, Sequence};
 
 /// See the module.
 pub fn check(data: &[u8]) {
-    let Some((choice, rest)) = choose(data, 5) else { return };
+    let Some((choice, rest)) = choose(data, 6) else { return };
     match choice {
         0 => head(rest),
         1 => head(&mended_head(rest)),
         2 => chunk(rest, false),
         3 => chunk(rest, true),
-        _ => made_up_chunks(rest),
+        4 => made_up_chunks(rest),
+        _ => made_up_head(rest),
     }
 }
 
@@ -85,6 +87,53 @@ fn mended_head(bytes: &[u8]) -> Vec<u8> {
         put_u32(&mut bytes, 12, sum);
     }
     bytes
+}
+
+#[derive(Arbitrary)]
+struct MadeHead {
+    numbers: [u64; 5],
+    codec: u8,
+    /// Distance from the one before, blocks, whether it is a hole.
+    extents: Vec<(u32, u16, bool)>,
+    /// Sequence above the first, size.
+    marks: Vec<(u8, u64)>,
+    chunk: u16,
+}
+
+/// What is sealed is read again, whatever extents, marks and chunks there are.
+fn made_up_head(bytes: &[u8]) {
+    let Some(made) = made_up::<MadeHead>(bytes) else { return };
+    let codec = [Codec::Raw, Codec::Lz4, Codec::Zstd][usize::from(made.codec % 3)];
+    let (mut extents, mut end, mut blocks) = (Vec::new(), 0, 0);
+    for (distance, len, hole) in made.extents {
+        let (start, len) = (end + u64::from(distance), u64::from(len) + 1);
+        if start + len > MAX_VOLUME / BLOCK || (!hole && blocks + len > u64::from(MAX_SEGMENT_BLOCKS)) {
+            break;
+        }
+        blocks += if hole { 0 } else { len };
+        extents.push(IndexExtent { start, blocks: len, hole });
+        end = start + len;
+    }
+    let first = Sequence(made.numbers[0] >> 1);
+    let mark = |(above, size): &(u8, u64)| Mark::Size { sequence: Sequence(first.0 + u64::from(*above)), size: *size };
+    let marks = made.marks.iter().map(mark).collect();
+    let (timeline, epoch, writer) = owner();
+    let [_, stream_epoch, sealed_ms, number, _] = made.numbers;
+    let (last, stream_epoch) = (Sequence(first.0 + 255), Epoch(stream_epoch));
+    let facts =
+        SegmentFacts { timeline, ordinal: ordinal(number), epoch, writer, stream_epoch, first, last, sealed_ms };
+    let packed = if codec == Codec::Raw { 0 } else { blocks.div_ceil(u64::from(CHUNK_BLOCKS)) };
+    let chunks: Vec<u32> = (0..packed as u32).map(|n| u32::from(made.chunk) % 32_000 + n % 7).collect();
+    let raw = blocks * RAW_BLOCK as u64;
+    let data_len = if codec == Codec::Raw { raw } else { chunks.iter().map(|len| u64::from(*len)).sum() };
+    let index = SegmentIndex { extents, marks, chunks };
+    let bytes = encode_head(&facts, codec, &index, data_len);
+    let header = SegmentHeader::decode(&bytes).expect("what was encoded decodes");
+    assert_eq!((header.ordinal, header.first, header.last), (facts.ordinal, first, last));
+    assert_eq!((header.codec, header.data_len, u64::from(header.blocks)), (codec, data_len, blocks));
+    assert_eq!(bytes.len() as u64, header.data_offset());
+    let body = &bytes[SEGMENT_HEADER..SEGMENT_HEADER + header.index_len as usize];
+    assert_eq!(header.decode_index(body), Ok(index));
 }
 
 const FIRST: u32 = 16;
