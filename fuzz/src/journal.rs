@@ -10,7 +10,7 @@ use varve_format::journal::{
     ALIGN, Body, MAX_HEADER, MAX_RECORD, MAX_RECORD_BLOCKS, Record, SUPERBLOCK, Superblock, WriteHeader,
     encode_write_header,
 };
-use varve_types::{Epoch, JournalId, Sequence, TimelineId};
+use varve_types::{BLOCK, Epoch, JournalId, MAX_VOLUME, Sequence, TimelineId};
 
 /// The journal that records of the corpus are of.
 pub const JOURNAL: JournalId = JournalId::from_bytes([8; 16]);
@@ -92,9 +92,11 @@ struct Made {
 fn made_up_record(bytes: &[u8]) {
     let Some(made) = made_up::<Made>(bytes) else { return };
     let [epoch, sequence, flushed, start] = made.numbers;
+    // A record's place lies in the largest volume that there can be.
+    let start = start % (MAX_VOLUME / BLOCK);
     let crcs: Vec<u32> = (0..=u32::from(made.blocks)).map(|n| made.sum.wrapping_mul(n)).collect();
     let body = match made.hole {
-        Some(blocks) => Body::Hole { start, blocks },
+        Some(blocks) => Body::Hole { start, blocks: blocks % (MAX_VOLUME / BLOCK) + 1 },
         None => Body::Write { start, crcs: crcs.clone() },
     };
     let record = Record {

@@ -22,8 +22,6 @@ const JOURNAL: u64 = 9 << 20;
 const SIZE: u64 = 256 << 10;
 /// As far as the records reach.
 const USED: u64 = RING_START + (128 << 10);
-/// The kind of a record that is a mark. It says its sequence twice, and one that says two is never mended.
-const MARK: u8 = 3;
 /// Most changes of one input.
 const CHANGES: usize = 16;
 
@@ -119,29 +117,16 @@ fn apply(image: &mut [u8], records: &[usize], change: &Change) {
     let place = (base + at).min(end);
     image[place..end].copy_from_slice(&change.bytes[..end - place]);
     if change.mend && change.kind == 0 {
-        tame(image, base, &[32, 48]);
         image[base + 12..base + 16].fill(0);
         let sum = crc(&image[base..base + SUPERBLOCK as usize]);
         crate::put_u32(image, base + 12, sum);
-    } else if change.mend && change.kind < 4 && image.get(base + 12) != Some(&MARK) {
-        tame(image, base, &[64, 72]);
+    } else if change.mend && change.kind < 4 {
         let journal = array::<16>(image, 16);
         let len = u32::from_le_bytes(array(image, base + 8)) as usize;
         let position = u64::from_le_bytes(array(image, base + 16));
         if let Some(header) = image.get(base + 8..base.saturating_add(len)) {
             let sum = Identity::new(Domain::Journal, journal, position, 0).bind(crc(header));
             crate::put_u32(image, base + 4, sum);
-        }
-    }
-}
-
-/// Keeps places and lengths within what a journal or a volume can have, and above nothing: with a right checksum the start believes them.
-fn tame(image: &mut [u8], base: usize, fields: &[usize]) {
-    for at in fields.iter().map(|field| base + field) {
-        let number = u64::from_le_bytes(array(image, at)) % (1 << 34);
-        let least = u64::from(at == base + 72);
-        if let Some(place) = image.get_mut(at..at + 8) {
-            place.copy_from_slice(&number.max(least).to_le_bytes());
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::codec::{Decoder, Encoder};
 use crate::crc::{Domain, Identity, crc};
 use crate::mark::Mark;
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, Epoch, JournalId, Sequence, TimelineId};
+use varve_types::{BLOCK, Epoch, JournalId, MAX_VOLUME, Sequence, TimelineId};
 
 /// Positions and header lengths are multiples of this.
 pub const ALIGN: u64 = 32;
@@ -32,6 +32,11 @@ pub const MAX_HEADER: usize = write_header_len(MAX_RECORD_BLOCKS) as usize;
 /// Longest record.
 pub const MAX_RECORD: u64 = MAX_HEADER as u64 + MAX_RECORD_BLOCKS as u64 * BLOCK;
 
+/// Longest ring, and the highest position that a journal can come to: what a reader adds to either fits 64 bits.
+const MAX_RING: u64 = 1 << 48;
+const MAX_POSITION: u64 = 1 << 62;
+/// Blocks of the largest volume.
+const MAX_BLOCK: u64 = MAX_VOLUME / BLOCK;
 const SUPER_MAGIC: &[u8; 8] = b"VARVEJNL";
 const VERSION: u32 = 1;
 /// First bytes of every record.
@@ -90,7 +95,8 @@ impl Superblock {
         }
         let this =
             Self { journal: JournalId::from_bytes(d.array()?), ring: d.u64()?, generation: d.u64()?, trim: d.u64()? };
-        if this.ring == 0 || !this.ring.is_multiple_of(4096) || !this.trim.is_multiple_of(ALIGN) {
+        let sizes = (4096..=MAX_RING).contains(&this.ring) && this.trim <= MAX_POSITION;
+        if !sizes || !this.ring.is_multiple_of(4096) || !this.trim.is_multiple_of(ALIGN) {
             return Err(d.corrupt("its numbers make no sense"));
         }
         Ok(this)
@@ -279,14 +285,18 @@ impl Record {
         let (epoch, sequence, flushed) = (Epoch(d.u64()?), Sequence(d.u64()?), Sequence(d.u64()?));
         let (start, count) = (d.u64()?, d.u64()?);
         let body = match kind {
+            KIND_WRITE | KIND_HOLE if start > MAX_BLOCK => return Err(d.corrupt("it lies outside any volume")),
             KIND_WRITE if (1..=u64::from(MAX_RECORD_BLOCKS)).contains(&count) => {
                 Body::Write { start, crcs: (0..count).map(|_| d.u32()).collect::<Result<_, _>>()? }
             }
-            KIND_HOLE => Body::Hole { start, blocks: count },
+            KIND_HOLE if (1..=MAX_BLOCK).contains(&count) => Body::Hole { start, blocks: count },
             KIND_MARK => {
                 let body = usize::try_from(count).ok().and_then(|count| d.raw(count).ok());
                 let mut body = Decoder::new("journal mark", body.ok_or_else(|| d.corrupt("a mark too long"))?);
                 let mark = Mark::decode(&mut body)?;
+                if mark.sequence() != sequence {
+                    return Err(body.corrupt("its sequence is not the record's"));
+                }
                 body.end()?;
                 Body::Mark(mark)
             }

@@ -6,7 +6,7 @@
 //! segment's ordinal; died at an ordinal), sorted by birth.
 
 use crate::codec::{Decoder, Encoder};
-use crate::{FormatError, NodePointer};
+use crate::{FormatError, NodePointer, Pointer};
 use varve_types::{Epoch, MAX_SEGMENT_BLOCKS, Ordinal, RootNumber, Sequence, WriterId};
 
 /// Ordinals described by one page.
@@ -118,6 +118,9 @@ pub fn encode_page(page: u64, entries: &[(Ordinal, &TableEntry)]) -> Vec<u8> {
 /// When it is damaged.
 pub fn decode_page(page: u64, bytes: &[u8]) -> Result<TablePage, FormatError> {
     let mut d = Decoder::new("segment table page", bytes);
+    if page >= Pointer::ORDINAL_END / PAGE_ORDINALS {
+        return Err(d.corrupt(format!("there is no page {page}")));
+    }
     let mut before = None;
     let entries = d.list(|d| {
         let slot = d.u8()?;
@@ -195,6 +198,9 @@ pub fn decode_kills(bytes: &[u8]) -> Result<Vec<Kill>, FormatError> {
         birth = birth.checked_add(d.ordinal()?.0).filter(|b| b >> 36 == 0).ok_or_else(|| d.corrupt("a birth"))?;
         let block = u16::try_from(d.varint()?).map_err(|_| d.corrupt("a block number"))?;
         let death = birth + d.ordinal()?.0;
+        if death >= Pointer::ORDINAL_END {
+            return Err(d.corrupt("a death"));
+        }
         Ok(Kill { ordinal: Ordinal(birth), block, death: Ordinal(death) })
     })?;
     d.end()?;
