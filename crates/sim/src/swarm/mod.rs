@@ -3,11 +3,11 @@
 //!
 //! [`run_seed`] is one run: some 2,000 requests on several volumes (reads, writes, flushes, discards, snapshots, clones, rollbacks, deletions, resizes, …), many
 //! of them under way together, while processes die at any I/O and any await, power fails, the store loses answers, is away or full, the journal's disk
-//! fails, coordination refuses or is away, and clocks jump. Which of all that a seed has is drawn from the seed ([`plan`]). What is found afterwards must be explained by
-//! the model ([`line`]): the last flushed value of each block or a newer one, never older, torn or invented, cut off at one point of the history;
+//! fails, coordination refuses or is away, and clocks jump. Which of all that a seed has is drawn from the seed (`plan.rs`). What is found afterwards must be explained by
+//! the model (`line.rs`): the last flushed value of each block or a newer one, never older, torn or invented, cut off at one point of the history;
 //! snapshots and clones exact for ever; counts exact; nothing live deleted, nothing dead left.
 //!
-//! One seed fixes a run, to the last poll: the same seed gives the same trace. A run that fails panics; [`shrink`] finds few steps that still fail.
+//! One seed fixes a run, to the last poll: the same seed gives the same trace. A run that fails panics; [`shrink()`] finds few steps that still fail.
 
 mod admin;
 mod batch;
