@@ -14,7 +14,7 @@ use crate::process::{Process, find_program, free_port, wait_until};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -105,7 +105,12 @@ impl SeaweedFs {
         let mut command = Command::new(program);
         let dir = self.dir.path();
         let Ports { master, volume, filer, s3 } = self.ports;
-        command.current_dir(dir).arg("server").args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]);
+        command.current_dir(dir).arg(format!("-logdir={}", dir.display())).arg("server").args([
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-filer",
+            "-s3",
+        ]);
         command.args([
             "-master.telemetry=false",
             "-master.electionTimeout=1s",
@@ -161,6 +166,28 @@ impl SeaweedFs {
     }
 }
 
+impl SeaweedFs {
+    /// Sockets that it makes outside its directory, whatever it is told.
+    fn stray_sockets(&self) -> Vec<PathBuf> {
+        let Ports { master, volume, filer, s3 } = self.ports;
+        let of = |(name, ports): (&str, [u16; 2])| {
+            ports.map(|port| format!("/tmp/seaweedfs-{name}-grpc-{port}.sock").into())
+        };
+        [("master", master), ("volume", volume), ("filer", filer), ("s3", s3)].into_iter().flat_map(of).collect()
+    }
+}
+
+impl Drop for SeaweedFs {
+    fn drop(&mut self) {
+        // The process ends with its handle in any case.
+        self.stop().ok();
+        for socket in self.stray_sockets() {
+            // Most of them were never made.
+            std::fs::remove_file(socket).ok();
+        }
+    }
+}
+
 /// The status code of a request without a body to 127.0.0.1.
 fn status_of(port: u16, method: &str, path: &str) -> Result<u16> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("connect to {port}"))?;
@@ -190,5 +217,9 @@ mod tests {
         assert!(status_of(server.ports.s3[0], "GET", "/").is_err());
         server.start_again().unwrap();
         assert_eq!(status_of(server.ports.filer[0], "GET", "/buckets/some-bucket/").unwrap(), 200);
+        let sockets = server.stray_sockets();
+        assert!(sockets.iter().any(|socket| socket.exists()));
+        drop(server);
+        assert!(!sockets.iter().any(|socket| socket.exists()));
     }
 }
