@@ -140,12 +140,12 @@ impl Timeline {
         self.count_ready();
         let done = self.merge_and_write(&strata, point, gathered).await;
         self.count_ready();
-        // Beside the shard: a full stratum is two million entries to give back one by one.
-        compute(&*self.context.env, move || drop(strata)).await;
         if let Err(error) = &done {
             // Half of it is done in RAM: only what is in the store can be built upon.
             self.data.borrow_mut().no_checkpoints = Some(error.clone());
         }
+        // Beside the shard: a full stratum is two million entries to give back one by one.
+        compute(&*self.context.env, move || drop(strata)).await;
         done
     }
 

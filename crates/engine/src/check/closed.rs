@@ -38,17 +38,15 @@ impl Volume {
         progress: Progress<'_>,
     ) -> Result<()> {
         let timeline = self.shown();
-        let mut accepted = other.manifest;
-        let loaded = loop {
-            let Some(named) = accepted else { return Ok(()) };
-            let loaded = load_manifest(&timeline.pool.store, other.id, named).await;
+        let Some(mut accepted) = other.manifest else { return Ok(()) };
+        let mut loaded = load_manifest(&timeline.pool.store, other.id, accepted).await;
+        for _ in 0..ROUNDS {
             // Whoever drops a hold replaces it meanwhile.
             let now = self.record().timeline(other.id).and_then(|entry| entry.manifest);
-            if loaded.is_ok() || now == accepted {
-                break loaded;
-            }
+            let Some(now) = now.filter(|now| loaded.is_err() && *now != accepted) else { break };
             accepted = now;
-        };
+            loaded = load_manifest(&timeline.pool.store, other.id, accepted).await;
+        }
         let is_missing = loaded.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
         let has_ended = |found: Option<Rc<Manifest>>| found.is_none_or(|m| m.state == TimelineState::Tombstone);
         if is_missing && self.held_manifest(other.id).await.is_ok_and(has_ended) {

@@ -91,9 +91,11 @@ impl Shard {
         put_manifest(&*pool.store, &manifest).await?;
         record.timelines[0].manifest = Some(reference(&manifest));
         if let Err(error) = self.record_volume(&record, Vec::new()).await {
-            if !error.is_unknown() {
-                // Else an import would find a volume that nobody was ever told of. It is no loss if it stays: what counts is the record.
-                remove_manifest(&pool, record.shown, record.timelines[0].manifest).await.ok();
+            // Else an import would find a volume that nobody was ever told of. While the answer is unknown the record may need it.
+            if !error.is_unknown()
+                && let Err(left) = remove_manifest(&pool, record.shown, record.timelines[0].manifest).await
+            {
+                tracing::warn!(timeline = %record.shown, error = %left, "the manifest of a volume that was not made is left in the store");
             }
             return Err(error.into());
         }

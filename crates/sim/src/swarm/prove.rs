@@ -79,6 +79,16 @@ impl Run {
         }
     }
 
+    /// Reads a volume.
+    fn read_volume(&mut self, vol: usize) -> Disk {
+        let volume = self.vols[vol].name.clone();
+        self.alive(|this| {
+            let device = this.device(&volume)?;
+            let regions = this.regions_of(vol, device.size());
+            this.contents(&device, &regions)
+        })
+    }
+
     /// Reads a snapshot.
     pub(super) fn read_snapshot(&mut self, vol: usize, snapshot: &str) -> Result<Disk, Died> {
         let (open, text) = (self.node.volume(&self.vols[vol].name), known(snapshot));
@@ -111,11 +121,7 @@ impl Run {
         self.resolve_cut_off();
         for vol in 0..self.vols.len() {
             let volume = self.vols[vol].name.clone();
-            let found = self.alive(|this| {
-                let device = this.device(&volume)?;
-                let regions = this.regions_of(vol, device.size());
-                this.contents(&device, &regions)
-            });
+            let found = self.read_volume(vol);
             let all = !lost && !self.vols[vol].ram;
             if let Err(text) = self.vols[vol].line.recover(found, all) {
                 self.fail(&format!("volume {volume} after a crash: {text}"));
@@ -148,11 +154,7 @@ impl Run {
     pub(super) fn compare_all(&mut self) {
         for vol in 0..self.vols.len() {
             let volume = self.vols[vol].name.clone();
-            let found = self.alive(|this| {
-                let device = this.device(&volume)?;
-                let regions = this.regions_of(vol, device.size());
-                this.contents(&device, &regions)
-            });
+            let found = self.read_volume(vol);
             self.same(&format!("volume {volume}"), &found, &self.vols[vol].line.now);
             self.compare_list(vol);
             for snap in self.vols[vol].line.alive() {

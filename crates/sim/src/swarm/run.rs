@@ -40,6 +40,8 @@ pub(super) struct View {
 pub(super) struct Run {
     pub(super) seed: u64,
     pub(super) step: u64,
+    /// The number of the next step of the ending.
+    pub(super) ending_steps: u64,
     pub(super) plan: Plan,
     pub(super) node: Node,
     pub(super) vols: Vec<Vol>,
@@ -60,6 +62,8 @@ pub(super) struct Run {
     pub(super) cut_off: Option<CutOff>,
 }
 
+/// Number of the first step that belongs to the ending: however long the run was before, so that a shorter one can end in the same way.
+pub(super) const ENDING: u64 = 1_000_000;
 /// Most tries of an operation that the store or coordination refuses.
 const TRIES: u32 = 400;
 
@@ -76,6 +80,7 @@ impl Run {
         let mut this = Self {
             seed,
             step: 0,
+            ending_steps: ENDING,
             plan,
             node,
             vols: Vec::new(),
@@ -106,6 +111,7 @@ impl Run {
         while steps < options.most_steps && (self.ops < options.ops || options.keep.is_some()) {
             self.step = steps;
             steps += 1;
+            super::shrink::STEPS.set(steps);
             if options.keep.as_ref().is_some_and(|keep| !keep.contains(&self.step)) {
                 continue;
             }
@@ -113,6 +119,7 @@ impl Run {
             self.one_step(&mut rng);
         }
         self.step = steps;
+        super::shrink::STEPS.set(steps);
         self.end(options);
         let trace = self.node.world.trace();
         let log = self.node.world.log();
@@ -144,19 +151,19 @@ impl Run {
 
     /// Faults that begin now and end by themselves.
     fn faults(&mut self, rng: &mut Rng) {
-        let plan = self.plan.clone();
+        let Plan { away, full, coordination, disk, jump, .. } = self.plan;
         self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
-        if rng.chance(plan.away) {
+        if rng.chance(away) {
             self.cover.count("fault: the store is away");
             self.node.server.away_for(Duration::from_millis(100 + rng.below(90_000)));
         }
-        if rng.chance(plan.full) {
+        if rng.chance(full) {
             self.cover.count("fault: the store is full");
             self.node.server.set_capacity(Some(0));
             let server = self.node.server.clone();
             self.later(rng.below(30_000), move || server.set_capacity(None));
         }
-        if rng.chance(plan.coordination) {
+        if rng.chance(coordination) {
             self.cover.count("fault: coordination");
             let fault = [Fault::Unavailable, Fault::AnswerLost, Fault::RequestLost][rng.below(3) as usize];
             self.node.coord.inject(&[fault]).expect("few faults wait");
@@ -167,7 +174,7 @@ impl Run {
                 self.later(rng.below(30_000), move || coord.set_away(false));
             }
         }
-        if rng.chance(plan.disk) {
+        if rng.chance(disk) {
             let nth = rng.below(6);
             if rng.chance(500) {
                 self.cover.count("fault: a sync of the journal fails");
@@ -181,7 +188,7 @@ impl Run {
         if rng.chance(4) && self.node.shard().spoil_cache(rng.next_u64()) {
             self.cover.count("fault: a bit of the read cache flips");
         }
-        if rng.chance(plan.jump) {
+        if rng.chance(jump) {
             self.cover.count("fault: the wall clock jumps");
             let by = rng.below(2_400_000) as i64 - 1_200_000;
             self.node.world.jump_wall(by);
@@ -346,14 +353,15 @@ impl Run {
 
     /// Further steps behind the last one.
     pub(super) fn more_steps(&mut self, count: u64, options: &RunOptions) {
-        for _ in 0..count {
-            self.step += 1;
+        for step in self.ending_steps..self.ending_steps + count {
+            self.step = step;
             if options.keep.as_ref().is_some_and(|keep| !keep.contains(&self.step)) {
                 continue;
             }
             let mut rng = Rng::stream(self.seed, 1000 + self.step);
             self.one_step(&mut rng);
         }
+        self.ending_steps += count;
         self.immortal();
     }
 }

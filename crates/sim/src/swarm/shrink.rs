@@ -4,14 +4,20 @@
 //! A failing run is shortened by leaving out steps: halves first, then ever smaller pieces, as long as what is left still fails. It need not fail in the same way.
 //! Source: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002.
 
+use super::run::ENDING;
 use super::{RunOptions, RunReport, run_seed};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
+/// More steps than an ending has.
+const MOST_ENDING: u64 = 100;
+
 thread_local! {
     static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Steps of the run before its ending, so far.
+    pub(super) static STEPS: Cell<u64> = const { Cell::new(0) };
     /// Left by a run that fails.
     pub(super) static LOG: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
@@ -25,6 +31,8 @@ pub struct Failure {
     pub keep: Option<BTreeSet<u64>>,
     /// What was wrong.
     pub message: String,
+    /// Steps that it had before its ending.
+    pub steps: u64,
     /// The last lines of the log, where one was asked for.
     pub log: Vec<String>,
 }
@@ -46,18 +54,18 @@ pub fn try_seed(seed: u64, options: &RunOptions) -> Result<RunReport, Failure> {
     run.map_err(|_| {
         let message = MESSAGE.with(|message| message.borrow_mut().take()).unwrap_or_default();
         let log = LOG.with(|log| std::mem::take(&mut *log.borrow_mut()));
-        Failure { seed, keep: options.keep.clone(), message, log }
+        Failure { seed, keep: options.keep.clone(), message, steps: STEPS.get(), log }
     })
 }
 
 /// Finds few steps of a failing run that still fail, with at most `tries` runs. `tell` is told how many steps are left.
 pub fn shrink(failure: Failure, options: &RunOptions, tries: u32, mut tell: impl FnMut(usize)) -> Failure {
     let mut best = failure;
-    // Steps are numbered before any is left out, so the first run fixes how many there may be.
-    let all: Vec<u64> =
-        best.keep.as_ref().map_or_else(|| (0..options.most_steps).collect(), |keep| keep.iter().copied().collect());
-    let mut steps =
-        last_step(&best.message).map_or(all.clone(), |last| all.iter().copied().filter(|s| *s <= last).collect());
+    let ending = ENDING..ENDING + MOST_ENDING;
+    let mut steps: Vec<u64> = best
+        .keep
+        .as_ref()
+        .map_or_else(|| (0..best.steps).chain(ending).collect(), |keep| keep.iter().copied().collect());
     let mut left = tries;
     let mut piece = steps.len().div_ceil(2).max(1);
     loop {
@@ -82,10 +90,4 @@ pub fn shrink(failure: Failure, options: &RunOptions, tries: u32, mut tell: impl
         }
         piece = (piece / 2).max(1);
     }
-}
-
-/// The step that a message of a failure names.
-fn last_step(message: &str) -> Option<u64> {
-    let rest = message.split_once(", step ")?.1;
-    rest.split(':').next()?.parse().ok()
 }
