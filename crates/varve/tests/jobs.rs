@@ -36,21 +36,30 @@ fn a_check_finds_nothing_wrong_and_then_what_was_broken() {
         || -> real::Run { varve().arg("check").arg("--data").arg(node.data()).arg("--json").output().unwrap().into() };
     assert_eq!(offline().json()["volumes"].as_array().unwrap().len(), 2);
 
-    // One bit of one block, in the largest object.
-    let mut objects = Vec::new();
-    find_files(&node.data().join("store"), &mut objects);
-    let largest = objects.into_iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
-    let mut bytes = std::fs::read(&largest).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&largest, bytes).unwrap();
+    let spoilt = spoil_block_of(&node.data().join("store"), 2);
     let broken = offline();
     assert_eq!(broken.code, 1, "{broken:?}");
-    let name = largest.file_name().unwrap().to_str().unwrap();
+    let name = spoilt.file_name().unwrap().to_str().unwrap();
     assert!(broken.out.contains(name), "{name}: {broken:?}");
     node.up();
     let online = node.varve(&["check"]);
     assert!(online.code == 1 && online.out.contains(name), "{online:?}");
+}
+
+/// Flips one bit of one block in the store that holds nothing but `fill`; says in which object. The block must be a live one: nobody
+/// reads what was overwritten, and where that lies depends on which writes shared a layer.
+fn spoil_block_of(store: &std::path::Path, fill: u8) -> std::path::PathBuf {
+    let mut objects = Vec::new();
+    find_files(store, &mut objects);
+    for path in objects {
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(start) = bytes.windows(4096).position(|block| block.iter().all(|byte| *byte == fill)) {
+            bytes[start + 2048] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            return path;
+        }
+    }
+    panic!("no object under {} holds a block of {fill}s", store.display());
 }
 
 fn find_files(dir: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
