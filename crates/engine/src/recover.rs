@@ -259,7 +259,7 @@ impl Timeline {
             let record = &replayed.record;
             if limit(record.epoch).is_some_and(|limit| record.sequence <= limit) {
                 promised = promised.max(record.flushed_through);
-                if record.sequence > counted {
+                if record.sequence > counted && record.body != Body::Counted {
                     let mut place = record.sequence;
                     if planted(Mutant::ReplayInRingOrder) {
                         place = Sequence(record.position % self.context.journal.usage().0);
@@ -317,7 +317,7 @@ impl Timeline {
                 }
                 data.open.mark(mark, pin, now);
             }
-            Body::Pad => return,
+            Body::Pad | Body::Counted => return,
         }
         data.last = sequence;
         if was_empty {
