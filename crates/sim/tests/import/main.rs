@@ -5,6 +5,8 @@
 
 use varve_sim::node;
 
+mod names;
+
 use node::{Node, name};
 use std::cell::Cell;
 use std::rc::Rc;
