@@ -2,13 +2,14 @@
 //! Which history of a volume an import shows, and under which name; and which of several volumes a name goes to.
 
 use super::node::{Node, name};
-use super::{SIZE, check, check_snapshot, import_into, names, seal, snapshot, start, write_some};
+use super::{SIZE, check, check_snapshot, clone, import_into, names, seal, snapshot, start, until_it_puts, write_some};
 use std::collections::BTreeSet;
-use varve_coord::Fault;
+use varve_coord::{Fault, Memory};
 use varve_engine::{Imported, NewVolume};
+use varve_format::ObjectName;
 use varve_format::manifest::Manifest;
 use varve_sim::{CrashMode, InFlight, Rng};
-use varve_types::{Compression, ErrorKind, Overrides, VolumeId};
+use varve_types::{Compression, ErrorKind, Overrides, TimelineId, VolumeId};
 
 /// The node is gone: what another cluster finds in the store.
 fn found_by_another(node: &mut Node) -> (Node, Imported) {
@@ -110,4 +111,58 @@ fn a_name_goes_to_the_volume_that_was_used() {
         check(&other, &other.device("v"), &model, &format!("seed {seed}"));
     }
     assert_eq!(orders.len(), 6, "of the two volumes either was to have the lower id: {orders:?}");
+}
+
+/// Asks for a clone of `v` under the name `w`, in vain. Gives the timelines whose manifests are in the store for nothing.
+fn fail_to_clone(node: &Node, fault: fn(&Memory)) -> Vec<TimelineId> {
+    let timelines = |node: &Node| -> BTreeSet<TimelineId> {
+        let names = node.server.names();
+        names.iter().filter_map(|text| ObjectName::parse(text)).map(|object| object.timeline).collect()
+    };
+    let (shard, before) = (node.shard(), timelines(node));
+    until_it_puts(node, fault, async move {
+        shard.clone_volume(&name("v"), None, name("w"), Overrides::default()).await.map(drop)
+    });
+    timelines(node).difference(&before).copied().collect()
+}
+
+#[test]
+fn a_clone_that_was_refused_leaves_nothing() {
+    let (node, mut rng) = (start(1), Rng::new(1));
+    node.create_volume("v", SIZE as u64);
+    write_some(&node, "v", &mut vec![0; SIZE], &mut rng);
+    seal(&node, "v");
+    // The manifest is taken back as soon as the store is asked to; nothing else of the clone is there.
+    assert_eq!(fail_to_clone(&node, |coord| coord.set_away(true)), []);
+}
+
+#[test]
+fn a_name_goes_to_the_clone_that_was_used() {
+    let mut orders = BTreeSet::new();
+    for seed in 0..12 {
+        let (mut node, mut rng) = (start(seed), Rng::new(seed));
+        node.create_volume("v", SIZE as u64);
+        let mut model = vec![0; SIZE];
+        write_some(&node, "v", &mut model, &mut rng);
+        seal(&node, "v");
+        // Nobody knows whether it was recorded, so its manifest stays.
+        let left = fail_to_clone(&node, |coord| coord.inject(&[Fault::RequestLost]).unwrap());
+        assert_eq!(left.len(), 1, "seed {seed}");
+        let unmade = node.server.names().into_iter().find(|object| object.starts_with(&left[0].to_string())).unwrap();
+        let unmade = Manifest::decode(&node.server.object(&unmade).unwrap()).unwrap().volume;
+        clone(&node, "v", None, "w");
+        let used = node.volume("w").id();
+        write_some(&node, "w", &mut model, &mut rng);
+        let volume = node.volume("w");
+        node.must("merge", async move {
+            volume.seal().await?;
+            volume.checkpoint().await
+        });
+        orders.insert(unmade < used);
+        let (other, imported) = found_by_another(&mut node);
+        let was = |id| imported.volumes.iter().find(|volume| volume.id == id).map(|volume| volume.was.clone());
+        assert_eq!((was(used), was(unmade)), (Some(None), Some(Some(name("w")))), "seed {seed}: {imported:?}");
+        check(&other, &other.device("w"), &model, &format!("seed {seed}"));
+    }
+    assert_eq!(orders.len(), 2, "of the two clones either was to have the lower id");
 }
