@@ -11,7 +11,6 @@ use super::run::{Died, REGION, Run, write};
 use super::stamp::{BLOCK, bytes_of};
 use crate::node::wait;
 use crate::{CrashMode, InFlight, Rng, WriteFault};
-use std::ops::Range;
 use std::rc::Rc;
 use varve_engine::BlockDevice;
 use varve_format::journal::{ALIGN, Body, MAX_HEADER, RECORD_MAGIC, RING_START, Record, SUPERBLOCK, Superblock};
@@ -19,15 +18,15 @@ use varve_types::ErrorKind;
 
 /// Flushes of each volume, of which all but the last two are sure.
 const LEAST_ROUNDS: u64 = 4;
-/// Where a record's header has its numbers: epoch, sequence, flushed through, first block, blocks.
-const NUMBERS: Range<u64> = 40..80;
+/// Where a record's header has the low bytes of its numbers: epoch, sequence, flushed through, first block, blocks.
+const NUMBERS: [u64; 6] = [40, 48, 56, 64, 65, 72];
 /// Writes of the journal's disk, from the beginning of a round, of which one goes wrong.
 const WRITES: u64 = 24;
 
 impl Run {
     /// See the module. Ends with a shard that serves what can be served.
     pub(super) fn rot(&mut self, rng: &mut Rng) {
-        let kind = rng.below(4);
+        let kind = [0, 0, 0, 1, 2, 3][rng.below(6) as usize];
         if kind == 1 {
             self.go_round();
         }
@@ -135,8 +134,8 @@ impl Run {
         let count = records.len() as u64;
         let nth = if rng.chance(700) { count - 1 - rng.below(count.min(24)) } else { rng.below(count) };
         let (position, len) = records[nth as usize];
-        let numbers = NUMBERS.start + rng.below(NUMBERS.end - NUMBERS.start);
-        let within = if rng.chance(500) { numbers } else { rng.below(len) };
+        let number = NUMBERS[rng.below(NUMBERS.len() as u64) as usize];
+        let within = if rng.chance(600) { number } else { rng.below(len) };
         self.cover.count("fault: a bit of a journal record flips");
         self.node.world.note(&format!("byte {within} of the record at {position} goes bad"));
         let offset = RING_START + position % superblock.ring + within;

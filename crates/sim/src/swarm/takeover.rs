@@ -12,7 +12,7 @@ use super::line::Made;
 use super::plan::Op;
 use super::run::{REGION, Run, cluster, known, write};
 use super::stamp::{BLOCK, bytes_of};
-use crate::node::Node;
+use crate::node::{Node, finish};
 use crate::{CrashMode, InFlight, Rng, StoreFault, StoreOp};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -147,8 +147,8 @@ impl Run {
         self.go_on_with(second, devices, rng, options);
     }
 
-    /// Renames a volume, and writes what its next manifests will say. With `twice` the newest two manifests of each volume say the same but for its data.
-    fn change_names(&mut self, twice: bool, rng: &mut Rng) {
+    /// Renames a volume. With `twice` see [`checkpoint_twice`](Self::checkpoint_twice).
+    fn change_names(&mut self, twice: bool, rng: &mut Rng) -> Option<usize> {
         let (vol, to) = (rng.below(self.vols.len() as u64) as usize, self.fresh_name("v"));
         let (open, text) = (self.node.volume(&self.vols[vol].name), known(&to));
         self.devices.clear();
@@ -164,16 +164,43 @@ impl Run {
             // What is hidden may then be given back; nothing of that can be brought back here.
             self.wait_ms(self.plan.pool.undelete_window_ms.unwrap_or_default());
         }
-        for _ in 0..if twice { 2 } else { 0 } {
+        if twice { Some(self.checkpoint_twice(rng)) } else { None }
+    }
+
+    /// The newest two manifests of each volume say the same but for its data. Gives a volume, one with a history behind it where there is one: of that
+    /// the newest manifest may lead to nothing, and the one before it to everything.
+    fn checkpoint_twice(&mut self, rng: &mut Rng) -> usize {
+        let old = |this: &Self, vol: &usize| this.node.volume(&this.vols[*vol].name).record().timelines.len() > 1;
+        let with_history: Vec<usize> = (0..self.vols.len()).filter(|vol| old(self, vol)).collect();
+        let any = rng.below(self.vols.len() as u64) as usize;
+        let chosen = with_history.get(rng.below(with_history.len().max(1) as u64) as usize).copied().unwrap_or(any);
+        for round in 0..2 {
             let usual = self.begin_losing();
             self.batches(12, rng);
             self.plan.weights = usual;
+            if round == 1 && rng.chance(500) && !self.vols[chosen].template {
+                self.discard_all(chosen);
+            }
             for vol in 0..self.vols.len() {
                 self.checkpoint(vol);
                 self.vols[vol].line.frozen_base = false;
             }
-            self.wait_ms(rng.below(30_000));
+            self.wait_ms(rng.below(60_000));
         }
+        chosen
+    }
+
+    fn discard_all(&mut self, vol: usize) {
+        let (name, len) = (self.vols[vol].name.clone(), self.vols[vol].line.now.size);
+        self.alive(|this| {
+            let device = this.device(&name)?;
+            this.insist("discard", move || {
+                let device = Rc::clone(&device);
+                async move { finish(&device, device.discard(0, len, false)).await }
+            })
+        });
+        let change = Change::Zero { offset: 0, len };
+        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
     }
 
     fn checkpoint(&mut self, vol: usize) {
@@ -188,8 +215,8 @@ impl Run {
     }
 
     /// A bit of the newest manifest of a volume that is shown turns over.
-    fn spoil_newest_manifest(&mut self, rng: &mut Rng) {
-        let vol = &self.vols[rng.below(self.vols.len() as u64) as usize];
+    fn spoil_newest_manifest(&mut self, vol: usize, rng: &mut Rng) {
+        let vol = &self.vols[vol];
         let timeline = self.node.volume(&vol.name).record().shown;
         let names = self.node.server.names();
         let manifests = names.iter().filter_map(|name| ObjectName::parse(name));
@@ -209,15 +236,15 @@ impl Run {
         self.node.server.set_list_lag(self.plan.list_lag);
         self.wait_ms(self.plan.list_lag.as_millis() as u64);
         let spoilt = rng.chance(300);
-        self.change_names(spoilt, rng);
+        let chosen = self.change_names(spoilt, rng);
         self.write_what_may_be_lost(rng);
         // An opening that has put one manifest only leaves an import no other; and one that no listing shows yet is not found.
         if !spoilt && self.plan.list_lag.is_zero() && rng.chance(400) {
             self.die_with_unput(rng);
         }
         let devices = self.fall_asleep(rng);
-        if spoilt {
-            self.spoil_newest_manifest(rng);
+        if let Some(vol) = chosen {
+            self.spoil_newest_manifest(vol, rng);
         }
         if rng.chance(500) {
             self.node.world.resume(&self.node.env);
