@@ -10,6 +10,7 @@ use crate::Result;
 use std::io::IoSlice;
 use std::rc::Rc;
 use varve_format::journal::{ALIGN, Superblock};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 
 impl Journal {
@@ -90,7 +91,10 @@ impl Journal {
                     let jumped = target.next_multiple_of(PAGE);
                     state.synced = if state.written == jumped { jumped } else { target };
                 }
-                Err(error) => state.failed = Some(io_failed("sync", &error)),
+                Err(error) => {
+                    reached(Branch::JournalSyncFails);
+                    state.failed = Some(io_failed("sync", &error));
+                }
             }
         }
         self.changed.ring();
@@ -141,7 +145,10 @@ impl Journal {
                 state.trimming = false;
                 match done {
                     Ok(()) => state.superblock = superblock,
-                    Err(error) => state.failed = Some(error),
+                    Err(error) => {
+                        reached(Branch::JournalTrimFails);
+                        state.failed = Some(error);
+                    }
                 }
             }
             this.changed.ring();

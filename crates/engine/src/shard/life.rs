@@ -18,6 +18,7 @@ use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
 use varve_format::manifest::{Hold, Manifest, TimelineState};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
 
@@ -272,6 +273,7 @@ impl Shard {
             let Ok(manifest) = found else { continue };
             for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
                 if self.is_held(hold, timeline.id).await? && !planted(Mutant::PurgeHeldOrigin) {
+                    reached(Branch::PurgeKept);
                     return Ok(());
                 }
             }
@@ -282,6 +284,7 @@ impl Shard {
         let mut record = crate::volume::raise_epoch(&self.context, record.id, record.writer).await?;
         for id in record.timelines.iter().map(|t| t.id).collect::<Vec<_>>() {
             if newest_manifest_if_there(&self.context, &pool.store, id).await?.is_err() {
+                reached(Branch::PurgeResumed);
                 continue;
             }
             let replaced = record.timeline(id).and_then(|t| t.manifest);
@@ -338,6 +341,7 @@ impl Shard {
                     // A clone of this epoch may be about to be recorded.
                     let fresh = hold.epoch >= record.epoch && !self.is_recorded(&hold).await?;
                     if !fresh && (planted(Mutant::DropHold) || !self.is_held(&hold, timeline.id).await?) {
+                        reached(Branch::HoldOrphaned);
                         volume.drop_hold(timeline.id, hold.clone).await?;
                     }
                 }
