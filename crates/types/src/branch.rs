@@ -220,7 +220,7 @@ branches! {
     HeldIndexKept = "held-index-kept",
     /// The manifest of a checkpoint was not put or not accepted: it is written again, from the state before it.
     ManifestTriedAgain = "manifest-tried-again",
-    /// A checkpoint meets damage half-way: no other is made until it is opened again.
+    /// A checkpoint meets damage half-way, or needs an object that a newer owner has deleted: no other is made until the volume is opened again.
     CheckpointBroken = "checkpoint-broken",
 
     // Snapshots, clones, flattening.
