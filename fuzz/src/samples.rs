@@ -64,6 +64,7 @@ pub fn journal_records() -> Vec<Record> {
         Body::Mark(size),
         Body::Mark(snapshot),
         Body::Pad,
+        Body::Counted,
     ];
     let (timeline, epoch, _) = owner();
     let record =

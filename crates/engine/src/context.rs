@@ -7,7 +7,7 @@
 
 use crate::EngineError;
 use crate::cache::BlockCache;
-use crate::journal::Journal;
+use crate::journal::{Journal, Stamp};
 use crate::lineage::PageTables;
 use crate::signal::Signal;
 use crate::timeline::Timeline;
@@ -161,6 +161,12 @@ impl Context {
         for timeline in open {
             timeline.spill();
         }
+    }
+
+    /// How far the segments of each timeline go that no manifest names yet.
+    pub fn evidence(&self) -> Vec<Stamp> {
+        let timelines = self.timelines.borrow();
+        timelines.values().filter_map(Weak::upgrade).filter_map(|timeline| timeline.evidence()).collect()
     }
 
     /// Whether layers have all the RAM that they may have.

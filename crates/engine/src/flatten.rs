@@ -369,8 +369,11 @@ impl Shard {
         let volume = self.find(name)?;
         let timeline = volume.shown().id;
         let (done, birth) = volume.flatten(progress).await?;
-        if let Some(birth) = birth {
-            self.drop_hold(birth.origin, timeline).await?;
+        if let Some(birth) = birth
+            && let Err(error) = self.drop_hold(birth.origin, timeline).await
+        {
+            // The volume is independent by now. Its origin's next owner, or the next look at windows, lets go of it.
+            tracing::warn!(volume = %name, origin = %birth.origin, %error, "the origin of a flattened volume keeps what it held for it, for now");
         }
         Ok(done)
     }

@@ -134,14 +134,13 @@ pub async fn import_pool(import: PoolImport<'_>, mut progress: impl FnMut(u64, u
         volumes.entry(found.manifest.volume).or_default().push(found);
     }
     let total = volumes.len() as u64;
-    let (mut used, mut unused) = (Vec::new(), Vec::new());
+    let mut ordered = Vec::new();
     for (id, timelines) in volumes {
-        let is_unused = volume::is_unused(&import.store, &timelines).await?;
-        if is_unused { &mut unused } else { &mut used }.push((id, timelines));
+        ordered.push((volume::sign_of_use(&import.store, &timelines).await?, id, timelines));
     }
     // Of several with one name the one that was used has it: the others may be what a creation has left that was never answered.
-    used.append(&mut unused);
-    for (count, (id, timelines)) in (0..).zip(used) {
+    ordered.sort_by_key(|(signs, ..)| std::cmp::Reverse(*signs));
+    for (count, (_, id, timelines)) in (0..).zip(ordered) {
         progress(count, total);
         match volume::import_volume(&import, id, timelines, &mut done).await {
             Ok(()) => {}

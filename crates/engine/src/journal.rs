@@ -10,6 +10,8 @@
 //!   jump to the next page.
 //! - `head − synced ≤ MAX_UNSYNCED`: how far after a power cut a reader has to look for records behind a damaged
 //!   one.
+//! - Whatever a trim passes is in the store, and the journal says so behind the trim: each timeline that has put segments which no manifest names
+//!   yet has a record of how far they go. A segment that the store loses is so missed at the next opening.
 //! - After a failed write or sync nothing is appended any more. A second sync would prove nothing, so none is
 //!   tried.
 //!
@@ -24,9 +26,10 @@ pub(crate) use replay::{Replayed, replay};
 use crate::signal::Signal;
 use crate::{EngineError, Result};
 use bytes::Bytes;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::rc::Rc;
 use varve_env::{Disk, Env};
 use varve_format::journal::{
@@ -56,6 +59,9 @@ pub(crate) struct Stamp {
     pub sequence: Sequence,
     pub flushed_through: Sequence,
 }
+
+/// Tells, for each timeline that has put segments which no manifest names yet, how far they go.
+pub(crate) type Evidence = Box<dyn Fn() -> Vec<Stamp>>;
 
 /// A record that was appended.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +98,8 @@ struct State {
     committing: bool,
     syncing: bool,
     trimming: bool,
+    /// Where the last trim told what is in the store.
+    told: Range<u64>,
     failed: Option<EngineError>,
     /// What was appended since the last commit: headers, and what stands where, from position `batch_start`.
     headers: Vec<u8>,
@@ -108,6 +116,7 @@ pub(crate) struct Journal {
     /// The most that may be unsynced: `MAX_UNSYNCED`, or less in a small ring.
     max_unsynced: u64,
     state: RefCell<State>,
+    evidence: OnceCell<Evidence>,
     /// Rings when something was synced, trimmed or failed.
     changed: Signal,
 }
@@ -149,6 +158,7 @@ impl Journal {
             committing: false,
             syncing: false,
             trimming: false,
+            told: 0..0,
             failed: None,
             headers: Vec::new(),
             parts: Vec::new(),
@@ -161,8 +171,14 @@ impl Journal {
             ring: superblock.ring,
             max_unsynced: MAX_UNSYNCED.min(superblock.ring / 4),
             state: RefCell::new(state),
+            evidence: OnceCell::new(),
             changed: Signal::default(),
         }
+    }
+
+    /// Sets who is asked, before each trim, what its segments hold. Once.
+    pub fn set_evidence(&self, evidence: Evidence) {
+        let _ = self.evidence.set(evidence);
     }
 
     /// Whether it failed, and how.

@@ -264,7 +264,7 @@ impl Timeline {
             reached_if(limit.is_some_and(|limit| record.sequence > limit), Branch::ChangeBehindCut);
             if limit.is_some_and(|limit| record.sequence <= limit) {
                 promised = promised.max(record.flushed_through);
-                if record.sequence > counted {
+                if record.sequence > counted && record.body != Body::Counted {
                     let mut place = record.sequence;
                     if planted(Mutant::ReplayInRingOrder) {
                         place = Sequence(record.position % self.context.journal.usage().0);
@@ -328,7 +328,7 @@ impl Timeline {
                 }
                 data.open.mark(mark, pin, now);
             }
-            Body::Pad => return,
+            Body::Pad | Body::Counted => return,
         }
         data.last = sequence;
         if was_empty {

@@ -120,6 +120,8 @@ impl Shard {
             relieved: Signal::default(),
             timelines: RefCell::new(BTreeMap::new()),
         });
+        let weak = Rc::downgrade(&context);
+        context.journal.set_evidence(Box::new(move || weak.upgrade().map_or_else(Vec::new, |it| it.evidence())));
         let this = Rc::new(Self {
             context,
             pools: RefCell::new(BTreeMap::new()),

@@ -17,6 +17,14 @@ pub fn crc(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
+/// Whether a header of 8 bytes of magic, version and checksum, and what follows, has this checksum as version `version`.
+pub(crate) fn is_whole(header: &[u8], version: u32, sum: u32) -> bool {
+    let mut copy = header.to_vec();
+    copy[8..12].copy_from_slice(&version.to_le_bytes());
+    copy[12..16].fill(0);
+    crc(&copy) == sum
+}
+
 /// What bytes are, as 32 bits to bind their checksum with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity(u32);

@@ -31,6 +31,17 @@ impl FormatError {
     pub fn new(what: &'static str, reason: impl Into<String>) -> Self {
         Self::Corrupt { what, reason: reason.into() }
     }
+    /// A version that is not known; or damage, where nothing else is wrong with the bytes: a bit that flips must not turn what is ours into what only
+    /// a newer build can read.
+    pub(crate) fn version(what: &'static str, found: u32, known: u32, is_ours_but_for_it: bool) -> Self {
+        if is_ours_but_for_it {
+            return Self::new(
+                what,
+                format!("its version is damaged: it says {found}, and all the rest fits version {known}"),
+            );
+        }
+        Self::Version { what, found, known }
+    }
     /// What the caller should do.
     #[must_use]
     pub const fn kind(&self) -> ErrorKind {

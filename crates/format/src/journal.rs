@@ -12,7 +12,7 @@
 
 use crate::FormatError;
 use crate::codec::{Decoder, Encoder};
-use crate::crc::{Domain, Identity, crc};
+use crate::crc::{Domain, Identity, crc, is_whole};
 use crate::mark::Mark;
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, JournalId, MAX_VOLUME, Sequence, TimelineId};
@@ -27,6 +27,8 @@ pub const RING_START: u64 = 2 * SUPERBLOCK;
 pub const MAX_RECORD_BLOCKS: u32 = 256;
 /// Bytes of a record's header without what depends on its kind.
 pub const FIXED_HEADER: usize = 80;
+/// Bytes of a record that is nothing but its fixed header.
+pub const SHORT_HEADER: u64 = (FIXED_HEADER as u64).next_multiple_of(ALIGN);
 /// Longest header: a full crc table, or a mark.
 pub const MAX_HEADER: usize = write_header_len(MAX_RECORD_BLOCKS) as usize;
 /// Longest record.
@@ -84,13 +86,12 @@ impl Superblock {
             return Err(d.corrupt("it does not begin with VARVEJNL"));
         }
         let found = d.u32()?;
-        if found != VERSION {
-            return Err(FormatError::Version { what: "the journal", found, known: VERSION });
-        }
         let sum = d.u32()?;
-        let mut copy = bytes.get(..SUPERBLOCK as usize).ok_or_else(|| d.corrupt("it is too short"))?.to_vec();
-        copy[12..16].fill(0);
-        if crc(&copy) != sum {
+        let is_whole = bytes.get(..SUPERBLOCK as usize).map(|bytes| is_whole(bytes, VERSION, sum));
+        if found != VERSION {
+            return Err(FormatError::version("the journal", found, VERSION, is_whole == Some(true)));
+        }
+        if !is_whole.ok_or_else(|| d.corrupt("it is too short"))? {
             return Err(d.corrupt("its checksum does not match"));
         }
         let this =
@@ -124,12 +125,16 @@ pub enum Body {
     Mark(Mark),
     /// Nothing up to the end of the ring.
     Pad,
+    /// Every change up to the record's sequence is in segments: told before a trim passes the changes themselves, so that a store which loses a
+    /// segment gives itself away.
+    Counted,
 }
 
 const KIND_WRITE: u8 = 1;
 const KIND_HOLE: u8 = 2;
 const KIND_MARK: u8 = 3;
 const KIND_PAD: u8 = 4;
+const KIND_COUNTED: u8 = 5;
 
 /// A record's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +145,7 @@ pub struct Record {
     pub timeline: TimelineId,
     /// In which epoch it was made.
     pub epoch: Epoch,
-    /// Its place among the timeline's changes.
+    /// Its place among the timeline's changes; where it is none, the last change that it tells of.
     pub sequence: Sequence,
     /// Every change of the timeline up to this one was on stable media when this record was made.
     pub flushed_through: Sequence,
@@ -240,9 +245,8 @@ impl Record {
                 encode_write_header(journal, &header, out);
             }
             Body::Hole { start, blocks } => {
-                let len = (FIXED_HEADER as u64).next_multiple_of(ALIGN);
-                fixed(out, KIND_HOLE, len as u32, self.position, numbers, (*start, *blocks));
-                seal_header(journal, self.position, len, begin, out);
+                fixed(out, KIND_HOLE, SHORT_HEADER as u32, self.position, numbers, (*start, *blocks));
+                seal_header(journal, self.position, SHORT_HEADER, begin, out);
             }
             Body::Mark(mark) => {
                 let mut body = Encoder::new();
@@ -253,10 +257,10 @@ impl Record {
                 out.extend_from_slice(&body);
                 seal_header(journal, self.position, len, begin, out);
             }
-            Body::Pad => {
-                let len = (FIXED_HEADER as u64).next_multiple_of(ALIGN);
-                fixed(out, KIND_PAD, len as u32, self.position, numbers, (0, 0));
-                seal_header(journal, self.position, len, begin, out);
+            Body::Pad | Body::Counted => {
+                let kind = if self.body == Body::Pad { KIND_PAD } else { KIND_COUNTED };
+                fixed(out, kind, SHORT_HEADER as u32, self.position, numbers, (0, 0));
+                seal_header(journal, self.position, SHORT_HEADER, begin, out);
             }
         }
     }
@@ -301,6 +305,7 @@ impl Record {
                 Body::Mark(mark)
             }
             KIND_PAD => Body::Pad,
+            KIND_COUNTED => Body::Counted,
             other => return Err(d.corrupt(format!("kind {other} with {count} blocks"))),
         };
         if record_position != position {
@@ -338,6 +343,7 @@ mod tests {
             Body::Hole { start: 5, blocks: 1 << 34 },
             Body::Mark(mark),
             Body::Pad,
+            Body::Counted,
         ];
         body.into_iter()
             .map(|body| Record {
@@ -380,8 +386,11 @@ mod tests {
         let mut bytes = block.encode();
         assert_eq!(Superblock::decode(&bytes).unwrap(), block);
         bytes[8] = 2;
+        assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Corrupt { .. })), "a flipped bit of the version");
+        bytes[40] = 9;
         assert!(matches!(Superblock::decode(&bytes), Err(FormatError::Version { found: 2, .. })));
         bytes[8] = 1;
+        bytes[40] = 0;
         bytes[4000] = 1;
         assert!(Superblock::decode(&bytes).is_err());
     }

@@ -344,10 +344,10 @@ impl Manifest {
             return Err(d.corrupt("it does not begin with VARVEMAN"));
         }
         let found = d.u32()?;
-        if found != VERSION {
-            return Err(FormatError::Version { what: "a manifest", found, known: VERSION });
-        }
         let sum = d.u32()?;
+        if found != VERSION {
+            return Err(FormatError::version("a manifest", found, VERSION, crc(&bytes[16..]) == sum));
+        }
         if crc(&bytes[16..]) != sum {
             return Err(d.corrupt("its checksum does not match"));
         }

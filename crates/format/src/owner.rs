@@ -55,7 +55,9 @@ impl OwnerRecord {
         }
         let found = d.u32()?;
         if found != VERSION {
-            return Err(FormatError::Version { what: "the pool's owner record", found, known: VERSION });
+            let mut ours = bytes.to_vec();
+            ours[8..12].copy_from_slice(&VERSION.to_le_bytes());
+            return Err(FormatError::version("the pool's owner record", found, VERSION, Self::decode(&ours).is_ok()));
         }
         let this = Self { number: d.u64()?, cluster: ClusterId::from_bytes(d.array()?), created_ms: d.u64()? };
         let sum = d.u32()?;

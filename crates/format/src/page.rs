@@ -13,7 +13,7 @@
 
 use crate::FormatError;
 use crate::codec::{Decoder, Encoder};
-use crate::crc::{Domain, Identity, crc};
+use crate::crc::{Domain, Identity, crc, is_whole};
 use crate::name::{ObjectKind, ObjectName};
 use std::ops::Range;
 use varve_types::{Epoch, TimelineId, WriterId};
@@ -196,13 +196,12 @@ fn decode_header(name: &ObjectName, bytes: &[u8]) -> Result<Header, FormatError>
         return Err(d.corrupt(format!("{name} does not begin with VARVEPGS")));
     }
     let found = d.u32()?;
-    if found != VERSION {
-        return Err(FormatError::Version { what: "a page object", found, known: VERSION });
-    }
     let sum = d.u32()?;
-    let mut copy = bytes.get(..PAGE_HEADER).ok_or_else(|| d.corrupt("it is too short"))?.to_vec();
-    copy[12..16].fill(0);
-    if crc(&copy) != sum {
+    let is_whole = bytes.get(..PAGE_HEADER).map(|bytes| is_whole(bytes, VERSION, sum));
+    if found != VERSION {
+        return Err(FormatError::version("a page object", found, VERSION, is_whole == Some(true)));
+    }
+    if !is_whole.ok_or_else(|| d.corrupt("it is too short"))? {
         return Err(d.corrupt(format!("{name}: its header's checksum does not match")));
     }
     let timeline: TimelineId = d.timeline()?;

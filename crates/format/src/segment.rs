@@ -12,7 +12,7 @@
 
 use crate::FormatError;
 use crate::codec::{Decoder, Encoder};
-use crate::crc::crc;
+use crate::crc::{crc, is_whole};
 use crate::mark::Mark;
 use varve_types::{BLOCK, Epoch, MAX_SEGMENT_BLOCKS, MAX_VOLUME, Ordinal, Sequence, TimelineId, WriterId};
 
@@ -174,13 +174,12 @@ impl SegmentHeader {
             return Err(d.corrupt("it does not begin with VARVESEG"));
         }
         let found = d.u32()?;
-        if found != VERSION {
-            return Err(FormatError::Version { what: "a segment", found, known: VERSION });
-        }
         let sum = d.u32()?;
-        let mut copy = bytes.get(..SEGMENT_HEADER).ok_or_else(|| d.corrupt("it is too short"))?.to_vec();
-        copy[12..16].fill(0);
-        if crc(&copy) != sum {
+        let is_whole = bytes.get(..SEGMENT_HEADER).map(|bytes| is_whole(bytes, VERSION, sum));
+        if found != VERSION {
+            return Err(FormatError::version("a segment", found, VERSION, is_whole == Some(true)));
+        }
+        if !is_whole.ok_or_else(|| d.corrupt("it is too short"))? {
             return Err(d.corrupt("its checksum does not match"));
         }
         let timeline = d.timeline()?;

@@ -120,7 +120,6 @@ struct State {
 
 struct Task {
     process: Rc<SimEnv>,
-    name: String,
     /// Absent while it is being polled.
     future: Option<LocalFuture<()>>,
     waker: Arc<TaskWaker>,
@@ -252,7 +251,9 @@ impl SimWorld {
         self.executor.add(process, task);
         for _ in 0..self.executor.options.most_steps {
             // A process that died in the very poll that completed the future has died: nobody can have seen the result.
-            if let Some(death) = process.points().death() {
+            if process.is_dead()
+                && let Some(death) = process.points().death()
+            {
                 self.executor.drop_tasks(process);
                 return Err(RunError::Dead { process: process.name().to_owned(), death });
             }
@@ -308,8 +309,7 @@ impl Executor {
         state.next_task += 1;
         let waker =
             Arc::new(TaskWaker { core: Arc::downgrade(&self.core), task: number, queued: AtomicBool::new(true) });
-        let name = format!("{} task {number}", process.name());
-        state.tasks.insert(number, Task { process: Rc::clone(process), name, future: Some(future), waker });
+        state.tasks.insert(number, Task { process: Rc::clone(process), future: Some(future), waker });
         self.core.make_ready(number);
     }
 
@@ -384,7 +384,9 @@ impl Executor {
     }
 
     fn pending(&self) -> Vec<String> {
-        self.state.borrow().tasks.values().take(PENDING_LISTED).map(|task| task.name.clone()).collect()
+        let state = self.state.borrow();
+        let name = |(number, task): (&u64, &Task)| format!("{} task {number}", task.process.name());
+        state.tasks.iter().take(PENDING_LISTED).map(name).collect()
     }
 
     fn too_long(&self) -> RunError {

@@ -13,6 +13,10 @@ mod mutation;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Worlds are made of small things that come and go.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let done = match cli::Arguments::parse() {
         arguments if arguments.seed.is_some() => cli::replay(&arguments),

@@ -6,11 +6,12 @@
 //! A test drives it from outside: it runs futures to their end, kills the process, lets the power go, and starts the next process. Devices speak as a front
 //! end does: a write counts as answered once it was applied and committed.
 
-use crate::{CrashMode, DiskMedium, InFlight, RunError, SimEnv, SimOptions, SimWorld, StoreServer};
+use crate::{CrashMode, DiskMedium, InFlight, RunError, SimCoord, SimEnv, SimOptions, SimWorld, StoreServer};
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use varve_coord::{Memory, PoolRecord, Record, Records};
 use varve_engine::{BlockDevice, Device, EngineError, Limits, NewVolume, PoolStore, Shard, Submit, Volume};
 use varve_types::{Name, Overrides};
@@ -46,6 +47,8 @@ pub struct Node {
     pub server: StoreServer,
     /// Coordination.
     pub coord: Arc<Memory>,
+    /// How far away it is, there and back.
+    pub coord_latency: Duration,
     /// Bounds that the next shard is started with.
     pub limits: Limits,
     /// Settings of the pool.
@@ -88,7 +91,8 @@ impl Node {
         made.expect("the setup runs").expect("the pool is made");
         world.kill(&keeper);
         let (limits, pool) = (small_limits(), small_segments());
-        Self { world, disk, server, coord, limits, pool, owner: 1, env, shard: RefCell::new(None) }
+        let coord_latency = Duration::ZERO;
+        Self { world, disk, server, coord, coord_latency, limits, pool, owner: 1, env, shard: RefCell::new(None) }
     }
 
     /// A node of another cluster beside this one: the same world and store, an empty disk, a coordination that knows nothing.
@@ -97,8 +101,8 @@ impl Node {
         let disk = DiskMedium::new(&world, process, self.disk_len());
         let env = world.process(process);
         let coord = Arc::new(Memory::new());
-        let (server, limits, pool) = (self.server.clone(), self.limits, self.pool);
-        Self { world, disk, server, coord, limits, pool, owner: 0, env, shard: RefCell::new(None) }
+        let (server, limits, pool, coord_latency) = (self.server.clone(), self.limits, self.pool, self.coord_latency);
+        Self { world, disk, server, coord, coord_latency, limits, pool, owner: 0, env, shard: RefCell::new(None) }
     }
 
     /// A second node of the same cluster: the same world, store and coordination, an empty disk.
@@ -150,7 +154,7 @@ impl Node {
     #[expect(clippy::type_complexity, reason = "what a shard is started with")]
     fn parts(&self) -> (Rc<dyn varve_env::Env>, Rc<dyn varve_env::Disk>, Arc<dyn varve_coord::Coord>, Limits) {
         let env: Rc<dyn varve_env::Env> = Rc::<SimEnv>::clone(&self.env);
-        let coord: Arc<dyn varve_coord::Coord> = Arc::<Memory>::clone(&self.coord);
+        let coord = Arc::new(SimCoord::new(&self.world, &self.env, Arc::clone(&self.coord), self.coord_latency));
         (env, Rc::new(self.disk.open(&self.env)), coord, self.limits)
     }
 

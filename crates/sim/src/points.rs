@@ -40,6 +40,10 @@ pub enum IoPoint {
     DeleteStart,
     /// A delete was done, and nobody was told.
     DeleteEnd,
+    /// Before a transaction of coordination.
+    TransactStart,
+    /// A transaction was applied or refused, and nobody was told.
+    TransactEnd,
 }
 
 /// The I/O counter of one process, and when it dies. Clones share it.

@@ -245,3 +245,63 @@ fn a_spoilt_journal_is_corrupt_or_loses_its_end_cleanly() {
     }
     assert!(seen < 150, "the journal is not all that there is");
 }
+
+/// A volume whose newest segments are in the store, and nowhere else: the journal was trimmed behind them, and no manifest names them yet.
+fn put_and_trimmed() -> Node {
+    let mut node = Node::new(SimOptions::seed(1), 9 << 20);
+    node.pool = Overrides { segment_size: Some(4 << 20), ..Overrides::default() };
+    node.limits.layer_ram = 16 << 20;
+    node.create().expect("the world runs").expect("the shard starts");
+    for volume in ["v", "w"] {
+        node.create_volume(volume, 8 << 20);
+    }
+    node
+}
+
+/// Writes 1.25 MiB to a volume, and puts it as one segment.
+fn put_one(node: &Node, volume: &str, seed: u64) {
+    let device = node.device(volume);
+    for part in 0..40 {
+        node.write(&device, part * (32 << 10), pattern(seed, 32 << 10), false).expect("alive").expect("a write");
+    }
+    let open = node.volume(volume);
+    node.must("seal", async move { open.seal().await });
+    node.world.run_for(Duration::from_millis(200)).expect("the world runs");
+}
+
+#[test]
+fn a_store_that_loses_the_newest_segment_gives_itself_away() {
+    // Laps of other work behind it change nothing: each trim tells anew.
+    for others in [0, 1, 12] {
+        let mut node = put_and_trimmed();
+        put_one(&node, "v", 1);
+        let used = node.shard().counts().journal_used;
+        assert!(used < 256 << 10, "the journal was trimmed: {used} bytes are in use");
+        let before = node.server.names();
+        let newest = before.iter().filter(|name| name.contains("/seg/")).next_back().expect("it was put").clone();
+        for round in 0..others {
+            put_one(&node, "w", 2 + round);
+        }
+        node.crash(CrashMode::Kept, InFlight::Landed);
+        node.server.remove(&newest);
+        let failed = node.open().expect("the world runs").expect("the shard opens");
+        let [(volume, error)] = &failed[..] else { panic!("after {others} others: {failed:?}") };
+        assert_eq!((volume.as_str(), error.kind()), ("v", ErrorKind::Corrupt), "{error}");
+        assert!(error.to_string().contains("is missing"), "{error}");
+    }
+}
+
+#[test]
+fn a_store_that_loses_nothing_is_believed_whatever_the_journal_tells() {
+    let mut node = put_and_trimmed();
+    for round in 0..20 {
+        put_one(&node, if round % 3 == 0 { "w" } else { "v" }, round);
+        if round % 4 == 0 {
+            node.crash(CrashMode::ALL[round as usize % 6], InFlight::Landed);
+            node.reopen();
+        }
+    }
+    let device = node.device("v");
+    let bytes = node.read(&device, 0, 32 << 10).expect("alive").expect("a read");
+    assert_eq!(bytes, pattern(19, 32 << 10));
+}

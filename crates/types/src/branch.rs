@@ -108,15 +108,17 @@ branches! {
     JournalSyncFails = "journal-sync-fails",
     /// The superblock with a new trim can not be written or synced: the journal has failed, and the old trim stays in force.
     JournalTrimFails = "journal-trim-fails",
+    /// A trim would give back less room than the records take that have to tell what it passes: it is put off until more is in the store.
+    TrimPutOff = "trim-put-off",
 
     // The journal: read after a start.
-    /// One of the two superblocks was torn by a power cut: the other may be the older one, so records are looked for in two laps.
+    /// One of the two superblocks is damaged: the other may be the older one, so records are looked for in two laps.
     SuperblockDamaged = "superblock-damaged",
-    /// A record stands a lap or more behind the trim that was read: the superblock that was torn was the newer one.
+    /// A record stands a lap or more behind the trim that was read: the superblock that is damaged was the newer one.
     JournalSecondLap = "journal-second-lap",
-    /// A record stands behind a stretch that holds none: a power cut has kept a later batch and lost an earlier one.
+    /// A record stands behind a stretch that holds none: a power cut has kept a later batch and lost an earlier one, or bytes went bad.
     JournalHole = "journal-hole",
-    /// A record's header is whole and its data are not: a power cut has torn the write, and the record counts as not there.
+    /// A record's header is whole and its data are not: a power cut has torn the write, or its bytes went bad, and the record counts as not there.
     TornRecord = "torn-record",
 
     // Writes, and what they wait for.
@@ -260,6 +262,8 @@ branches! {
     HistoryEndResumed = "history-end-resumed",
 
     // What is deleted.
+    /// A volume was made, or cloned, and coordination did not take its record: its first manifest is deleted again.
+    BirthTakenBack = "birth-taken-back",
     /// The window of a deleted volume is over and a clone of it lives: it stays until the clone is gone or flattened.
     PurgeKept = "purge-kept",
     /// The end of a deleted volume was interrupted: some of its histories have no objects any more, and it goes on with the others.

@@ -79,16 +79,25 @@ pub(super) async fn import_volume(
     Ok(())
 }
 
-/// Whether nothing was ever done with a volume after it was made.
-pub(super) async fn is_unused(store: &Arc<dyn ObjectStore>, timelines: &[Found]) -> Result<bool> {
-    let [Found { manifest, epoch, number: 1 }] = timelines else { return Ok(false) };
-    if *epoch != Epoch(1) || manifest.birth.is_some() {
-        return Ok(false);
-    }
+/// What says that somebody has a volume: a later sign is a stronger one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SignOfUse {
+    /// Nothing was ever done with it, and it began empty.
+    None,
+    /// Nothing was ever done with it, but it holds what it was cloned from.
+    Cloned,
+    /// It was written to, opened again, or changed.
+    Changed,
+}
+
+/// What was done with a volume after it was made.
+pub(super) async fn sign_of_use(store: &Arc<dyn ObjectStore>, timelines: &[Found]) -> Result<SignOfUse> {
+    let [Found { manifest, epoch: Epoch(1), number: 1 }] = timelines else { return Ok(SignOfUse::Changed) };
     match store.head(&row_name(manifest, manifest.first_ordinal).to_string()).await {
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error.into()),
+        Ok(_) => Ok(SignOfUse::Changed),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        Err(_) if manifest.birth.is_some() => Ok(SignOfUse::Cloned),
+        Err(_) => Ok(SignOfUse::None),
     }
 }
 

@@ -2,16 +2,19 @@
 //! Group commit and trimming: one sync at a time covers all that was handed over before it began; who came later
 //! waits for the next.
 //!
-//! The trim is the lowest pinned position. Room before it is used again only once a superblock that says so is on
-//! stable media.
+//! The trim is the lowest pinned position, and not beyond the records, synced before, that tell what it passes to be in the store. Room
+//! before it is used again only once a superblock that says so is on stable media.
 
-use super::{FEW_COMMITS, Journal, MAX_RECORD, PAGE, SUPERBLOCK, io_failed, write};
+use super::{FEW_COMMITS, Journal, MAX_RECORD, PAGE, SUPERBLOCK, State, io_failed, write};
 use crate::Result;
 use std::io::IoSlice;
 use std::rc::Rc;
-use varve_format::journal::{ALIGN, Superblock};
-use varve_types::branch::{Branch, reached};
+use varve_format::journal::{ALIGN, Body, SHORT_HEADER, Superblock};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
+
+/// Timelines that a trim tells of, at most: 400 KiB of records. Of more, the rest is passed over in silence.
+const MAX_EVIDENCE: usize = 4096;
 
 impl Journal {
     /// Waits until everything before `position` is on stable media. What was appended is handed over first.
@@ -124,35 +127,74 @@ impl Journal {
         self.state.borrow().head > pin + self.ring / 2
     }
 
-    /// Writes a superblock with the trim of now, when that gives back enough room to be worth it.
+    /// Trims, when that gives back enough room to be worth it.
     pub(super) fn start_trim(self: &Rc<Self>) {
-        let superblock = {
+        {
             let mut state = self.state.borrow_mut();
-            let trim = state.pins.keys().next().copied().unwrap_or(state.synced).min(state.synced) / ALIGN * ALIGN;
-            let gain = trim - state.superblock.trim.min(trim);
+            let gain = gain(&state);
             let full = state.head + 3 * MAX_RECORD > state.superblock.trim + self.ring;
             if state.trimming || state.failed.is_some() || gain == 0 || (gain < self.ring / 16 && !full) {
                 return;
             }
             state.trimming = true;
-            Superblock { trim, generation: state.superblock.generation + 1, ..state.superblock }
-        };
+        }
         let this = Rc::clone(self);
         self.env.spawn(Box::pin(async move {
-            let done = this.write_superblock(superblock).await;
+            let done = this.trim().await;
             {
                 let mut state = this.state.borrow_mut();
                 state.trimming = false;
-                match done {
-                    Ok(()) => state.superblock = superblock,
-                    Err(error) => {
-                        reached(Branch::JournalTrimFails);
-                        state.failed = Some(error);
-                    }
+                if let Err(error) = &done {
+                    reached_if(state.failed.is_none(), Branch::JournalTrimFails);
+                    state.failed.get_or_insert_with(|| error.clone());
                 }
             }
-            this.changed.ring();
+            // Who waits for room asks for the next trim, so it is not woken where there is no more room than before.
+            if !matches!(done, Ok(false)) {
+                this.changed.ring();
+            }
         }));
+    }
+
+    /// Writes a superblock with the trim of now, behind records of what is in the store. Whether there is more room now.
+    async fn trim(self: &Rc<Self>) -> Result<bool> {
+        let Some((first, end)) = self.append_evidence()? else { return Ok(false) };
+        if end > first {
+            self.sync_to(end).await?;
+        }
+        let superblock = {
+            let state = self.state.borrow();
+            let trim = lowest(&state).min(first);
+            Superblock { trim, generation: state.superblock.generation + 1, ..state.superblock }
+        };
+        self.write_superblock(superblock).await?;
+        let mut state = self.state.borrow_mut();
+        state.superblock = superblock;
+        state.told = first..end.next_multiple_of(PAGE);
+        Ok(true)
+    }
+
+    /// Appends what the timelines have in the store. Gives where that begins and ends, or nothing where a trim would gain no more than it takes: puts
+    /// that are under way will make it worth it.
+    fn append_evidence(&self) -> Result<Option<(u64, u64)>> {
+        let mut stamps = self.evidence.get().map(|evidence| evidence()).unwrap_or_default();
+        stamps.truncate(MAX_EVIDENCE);
+        let takes = stamps.len() as u64 * SHORT_HEADER;
+        {
+            let state = self.state.borrow();
+            let fits = state.head + takes + MAX_RECORD / 2 <= state.superblock.trim + self.ring;
+            if !stamps.is_empty() && (!fits || gain(&state) < 2 * takes) {
+                reached(Branch::TrimPutOff);
+                return Ok(None);
+            }
+        }
+        let mut first = None;
+        for stamp in stamps {
+            let appended = self.append(stamp, Body::Counted)?;
+            first.get_or_insert(appended.position);
+        }
+        let head = self.state.borrow().head;
+        Ok(Some((first.unwrap_or(head), head)))
     }
 
     async fn write_superblock(&self, superblock: Superblock) -> Result<()> {
@@ -161,4 +203,16 @@ impl Journal {
         write(&*self.disk, offset, &[IoSlice::new(&superblock.encode())])?;
         self.disk.sync().await.map_err(|error| io_failed("sync", &error))
     }
+}
+
+/// The lowest position that is still needed.
+fn lowest(state: &State) -> u64 {
+    state.pins.keys().next().copied().unwrap_or(state.synced).min(state.synced) / ALIGN * ALIGN
+}
+
+/// Bytes that a trim would give back, without those that only the last trim has written.
+fn gain(state: &State) -> u64 {
+    let (from, to) = (state.superblock.trim, lowest(state));
+    let told = state.told.end.min(to).saturating_sub(state.told.start.max(from));
+    to.saturating_sub(from).saturating_sub(told)
 }

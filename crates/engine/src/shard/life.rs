@@ -9,7 +9,7 @@ use super::Shard;
 use crate::birth::start;
 use crate::closed::edit_closed;
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{put_manifest, reference, remove_manifest, remove_objects};
+use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest, remove_objects};
 use crate::timeline::Data;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -37,6 +37,35 @@ pub struct NewVolume {
 
 /// Tries of a transaction that others may be faster than.
 const MAX_TRIES: u32 = 16;
+
+/// Why a volume has no record.
+enum Unrecorded {
+    /// It has none, and never will.
+    Never(EngineError),
+    /// Nobody knows: it may come to have one.
+    Unknown(EngineError),
+}
+
+impl From<CoordError> for Unrecorded {
+    fn from(error: CoordError) -> Self {
+        if error.is_unknown() { Self::Unknown(error.into()) } else { Self::Never(error.into()) }
+    }
+}
+
+/// Takes the first manifest of a volume back that was not recorded: an import would find a volume that nobody was ever told of. While nobody knows
+/// the record may need it.
+async fn forget_unmade(pool: &PoolStore, record: &VolumeRecord, why: Unrecorded) -> EngineError {
+    match why {
+        Unrecorded::Unknown(error) => error,
+        Unrecorded::Never(error) => {
+            reached(Branch::BirthTakenBack);
+            if let Err(left) = remove_manifest(pool, record.shown, record.timelines[0].manifest).await {
+                tracing::warn!(timeline = %record.shown, error = %left, "the manifest of a volume that was not made is left in the store");
+            }
+            error
+        }
+    }
+}
 
 impl Shard {
     fn new_record(&self, name: Name, pool: Name, settings: Overrides) -> VolumeRecord {
@@ -91,14 +120,8 @@ impl Shard {
         manifest.size = new.size;
         put_manifest(&*pool.store, &manifest).await?;
         record.timelines[0].manifest = Some(reference(&manifest));
-        if let Err(error) = self.record_volume(&record, Vec::new()).await {
-            // Else an import would find a volume that nobody was ever told of. While the answer is unknown the record may need it.
-            if !error.is_unknown()
-                && let Err(left) = remove_manifest(&pool, record.shown, record.timelines[0].manifest).await
-            {
-                tracing::warn!(timeline = %record.shown, error = %left, "the manifest of a volume that was not made is left in the store");
-            }
-            return Err(error.into());
+        if let Err(error) = self.record_volume(&record, Vec::new()).await.map_err(Unrecorded::from) {
+            return Err(forget_unmade(&pool, &record, error).await);
         }
         let timeline = start(&self.context, &pool, manifest, &pool_settings, None);
         Ok(self.enter(Volume::with(Rc::clone(&self.context), pool, pool_settings, record, timeline)))
@@ -148,7 +171,9 @@ impl Shard {
         held.shape(&mut manifest)?;
         put_manifest(&*origin.pool.store, &manifest).await?;
         record.timelines[0].manifest = Some(reference(&manifest));
-        self.record_clone(&origin, &record).await?;
+        if let Err(error) = self.record_clone(&origin, &record).await {
+            return Err(forget_unmade(&origin.pool, &record, error).await);
+        }
         let timeline = start(&self.context, &origin.pool, manifest, &origin.pool_settings(), Some(&held));
         let pool = Rc::clone(&origin.pool);
         Ok(self.enter(Volume::with(Rc::clone(&self.context), pool, origin.pool_settings(), record, timeline)))
@@ -160,12 +185,15 @@ impl Shard {
     }
 
     /// Records a clone, if its origin's volume is still in the epoch of the hold.
-    async fn record_clone(&self, origin: &Volume, record: &VolumeRecord) -> Result<()> {
+    async fn record_clone(&self, origin: &Volume, record: &VolumeRecord) -> std::result::Result<(), Unrecorded> {
         let records = Records::new(&*self.context.coord);
         for _ in 0..MAX_TRIES {
             let (now, revision) = records.load_volume(origin.id()).await?;
             if now.epoch != origin.record().epoch {
-                return Err(crate::timeline::fenced(format!("volume {}: it was opened elsewhere", now.name)));
+                return Err(Unrecorded::Never(crate::timeline::fenced(format!(
+                    "volume {}: it was opened elsewhere",
+                    now.name
+                ))));
             }
             let check = Check::Revision(now.key(), revision);
             match self.record_volume(record, vec![check]).await {
@@ -174,7 +202,8 @@ impl Shard {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(EngineError::new(ErrorKind::Busy, format!("volume {} is changed all the time", origin.name())))
+        let what = format!("volume {} is changed all the time", origin.name());
+        Err(Unrecorded::Never(EngineError::new(ErrorKind::Busy, what)))
     }
 
     /// Deletes a volume: it is hidden, and can be brought back within its window. Clones of it stay.

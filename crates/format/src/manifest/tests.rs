@@ -80,8 +80,11 @@ fn any_flipped_bit_and_any_cut_is_seen() {
 fn a_newer_version_is_refused_by_name() {
     let mut bytes = full().encode();
     bytes[8] = 9;
-    let error = Manifest::decode(&bytes).unwrap_err().to_string();
-    assert!(error.contains("version 9"), "{error}");
+    let error = Manifest::decode(&bytes).unwrap_err();
+    assert_eq!(error.kind(), varve_types::ErrorKind::Corrupt, "nothing but its number says that it is newer: {error}");
+    bytes[20] ^= 1;
+    let error = Manifest::decode(&bytes).unwrap_err();
+    assert!(error.kind() == varve_types::ErrorKind::Invalid && error.to_string().contains("version 9;"), "{error}");
 }
 
 #[test]

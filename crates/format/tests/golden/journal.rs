@@ -67,6 +67,10 @@ fn size_mark() -> Record {
     record(Body::Mark(Mark::Size { sequence: Sequence(1_009), size: 1 << 30 }))
 }
 
+fn counted() -> Record {
+    Record { flushed_through: Sequence(1_009), ..record(Body::Counted) }
+}
+
 fn header(record: &Record) -> Vec<u8> {
     let mut bytes = Vec::new();
     record.encode(JOURNAL, &mut bytes);
@@ -168,6 +172,12 @@ pub fn goldens() -> Vec<Golden> {
             file: "journal-size",
             encode: || header(&size_mark()),
             read: |bytes| read(bytes, &size_mark()),
+            ..PLAIN
+        },
+        Golden {
+            file: "journal-counted",
+            encode: || header(&counted()),
+            read: |bytes| read(bytes, &counted()),
             ..PLAIN
         },
         Golden { file: "journal-pad", encode: || header(&pad()), read: |bytes| read(bytes, &pad()), ..PLAIN },

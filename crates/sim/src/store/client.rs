@@ -28,6 +28,7 @@ pub struct SimStore {
 /// A request that has been let through, or that fails only on its way back.
 struct Request {
     lost_answer: bool,
+    crossed: bool,
     half: Duration,
 }
 
@@ -75,7 +76,8 @@ impl SimStore {
             return self.refuse(op, name, takes, kind).await;
         }
         self.sleep(takes / 2).await;
-        Ok(Request { lost_answer: fault.is_some(), half: takes - takes / 2 })
+        let crossed = fault == Some(StoreFault::Crossed);
+        Ok(Request { lost_answer: fault.is_some() && !crossed, crossed, half: takes - takes / 2 })
     }
 
     /// The way of its answer back.
@@ -93,7 +95,7 @@ impl SimStore {
             Some(StoreFault::Error(kind)) => return self.refuse(op, name, takes, kind).await,
             Some(StoreFault::Late(by)) => (Some(by), false),
             Some(StoreFault::Held) => (None, true),
-            Some(StoreFault::LostAnswer) | None => (None, false),
+            Some(StoreFault::LostAnswer | StoreFault::Crossed) | None => (None, false),
         };
         if late.is_some() || held {
             let number = self.shared.send(self.process, name, bytes, true, held);
@@ -126,7 +128,8 @@ impl SimStore {
             if range.start > range.end || range.end > len {
                 return Err(format!("range {range:?} of an object of {len} bytes"));
             }
-            Ok(bytes.slice(range.start as usize..range.end as usize))
+            let own = bytes.slice(range.start as usize..range.end as usize);
+            Ok(self.shared.answer(own, request.crossed))
         });
         if let Some(Ok(bytes)) = &slice {
             self.shared.count_read(self.process, name, bytes.len() as u64);

@@ -49,6 +49,9 @@ pub enum StoreFault {
     /// A put: the caller is told `Unavailable` now, and it lands at [`release_held`](super::StoreServer::release_held) if the name is
     /// still free. Else as `LostAnswer`.
     Held,
+    /// A get of a range: it is answered with the bytes that the last get of the same length was answered with, if there was one. Anything else
+    /// is let through.
+    Crossed,
 }
 
 /// Faults by chance, each so many times in a thousand requests.
@@ -62,6 +65,8 @@ pub struct Chaos {
     pub late_put_per_mille: u32,
     /// The most that a late put waits.
     pub late_by: Duration,
+    /// A get is answered with the bytes of another one.
+    pub crossed_per_mille: u32,
 }
 
 /// What becomes of the puts that a dead process had sent, whose effect had not yet come.
@@ -93,6 +98,11 @@ pub(super) struct Faults {
 }
 
 impl Faults {
+    /// Lets no fault that was planned come any more.
+    pub(super) fn forget(&mut self) {
+        self.plans.clear();
+    }
+
     pub(super) fn plan(&mut self, op: StoreOp, part: &str, nth: u64, fault: StoreFault) {
         self.plans.push(Plan { op, part: part.to_owned(), skip: nth, fault });
     }
@@ -122,6 +132,9 @@ impl Faults {
         if op == StoreOp::Put && rng.chance(chaos.late_put_per_mille) {
             let most = u64::try_from(chaos.late_by.as_nanos()).unwrap_or(u64::MAX);
             return Some(StoreFault::Late(Duration::from_nanos(rng.below(most))));
+        }
+        if op == StoreOp::Get && rng.chance(chaos.crossed_per_mille) {
+            return Some(StoreFault::Crossed);
         }
         None
     }

@@ -52,8 +52,11 @@ pub(super) struct State {
     list_lag: Duration,
     capacity: Option<u64>,
     used: u64,
+    /// What the last get of each length was answered with, while answers cross.
+    answered: BTreeMap<usize, Bytes>,
     counts: StoreCounts,
-    log: VecDeque<LogEntry>,
+    /// Absent where nobody wants it.
+    log: Option<VecDeque<LogEntry>>,
 }
 
 pub(super) struct Shared {
@@ -83,8 +86,9 @@ impl StoreServer {
             list_lag: Duration::ZERO,
             capacity: None,
             used: 0,
+            answered: BTreeMap::new(),
             counts: StoreCounts::default(),
-            log: VecDeque::new(),
+            log: Some(VecDeque::new()),
         };
         let core = Arc::clone(world.core());
         Self { shared: Arc::new(Shared { core, name: name.to_owned(), state: Mutex::new(state) }) }
@@ -128,9 +132,16 @@ impl StoreServer {
         self.shared.lock().faults.plan(op, part, nth, fault);
     }
 
+    /// Lets no fault that was planned come any more.
+    pub fn forget_faults(&self) {
+        self.shared.lock().faults.forget();
+    }
+
     /// Lets requests meet faults by chance.
     pub fn set_chaos(&self, chaos: Chaos) {
-        self.shared.lock().faults.chaos = chaos;
+        let mut state = self.shared.lock();
+        state.faults.chaos = chaos;
+        state.answered.clear();
     }
 
     /// Lets every request sent in the next `duration` fail as `Unavailable`; zero ends it.
@@ -229,10 +240,15 @@ impl StoreServer {
         self.shared.lock().counts.clone()
     }
 
+    /// Keeps no log of requests any more: a long run needs none.
+    pub fn keep_no_log(&self) {
+        self.shared.lock().log = None;
+    }
+
     /// The last 65,536 requests, oldest first.
     #[must_use]
     pub fn log(&self) -> Vec<LogEntry> {
-        self.shared.lock().log.iter().cloned().collect()
+        self.shared.lock().log.iter().flatten().cloned().collect()
     }
 }
 
@@ -361,6 +377,18 @@ impl Shared {
         bytes
     }
 
+    /// The answer of a get: its own bytes, or those of the last one of the same length where they are crossed.
+    pub(super) fn answer(&self, own: Bytes, crossed: bool) -> Bytes {
+        let mut state = self.lock();
+        if state.faults.chaos.crossed_per_mille == 0 {
+            return own;
+        }
+        match state.answered.insert(own.len(), own.clone()) {
+            Some(other) if crossed => other,
+            _ => own,
+        }
+    }
+
     /// Counts a read that gave so many bytes.
     pub(super) fn count_read(&self, process: u32, name: &str, len: u64) {
         let mut state = self.lock();
@@ -423,10 +451,11 @@ impl Shared {
         self.core.note(&[30, u64::from(process), op as u64, amount], name, || {
             format!("{}: process {process}: {} {name}: {outcome:?}, {amount}", self.name, op.as_str())
         });
-        if state.log.len() == LOG_ENTRIES {
-            state.log.pop_front();
+        let Some(log) = &mut state.log else { return };
+        if log.len() == LOG_ENTRIES {
+            log.pop_front();
         }
         let at = self.core.now();
-        state.log.push_back(LogEntry { at, process, op, name: name.to_owned(), amount, outcome });
+        log.push_back(LogEntry { at, process, op, name: name.to_owned(), amount, outcome });
     }
 }

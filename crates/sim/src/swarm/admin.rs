@@ -6,20 +6,21 @@
 //! looks first. Nothing is asked for that must be refused by the rules (an undo past its window, a rollback while attached): that is for tests of their
 //! own.
 
+use super::act::{act, create, name_of, settings};
 use super::batch::Batch;
 use super::disk::{Change, Disk};
 use super::line::{Line, Made, Snap};
 use super::plan::Op;
-use super::run::{Died, Run, View, known, patiently};
+use super::run::{Died, Gone, Run, View, known, patiently};
 use super::stamp::SECTOR;
 use crate::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
-use varve_engine::{Device, EngineError, NewVolume};
+use varve_engine::{Device, EngineError};
 use varve_env::{Env, LocalFuture};
-use varve_types::{Ack, Compression, ErrorKind, Overrides, TimelineId};
+use varve_types::{Ack, ErrorKind, Overrides, TimelineId};
 
 const MOST_VOLUMES: usize = 5;
 const MOST_SNAPSHOTS: usize = 6;
@@ -39,6 +40,7 @@ pub(super) enum Kind {
     Create { name: String, size: u64, ram: bool },
     Delete,
     Undelete { gone: usize },
+    UndeleteTooLate { name: String },
     Resize { change: Change },
     Template,
     Rename { name: String },
@@ -78,7 +80,8 @@ impl Admin {
 
     /// The volume that it is about.
     pub(super) fn vol(&self) -> Option<usize> {
-        (!matches!(self.kind, Kind::Create { .. } | Kind::Undelete { .. })).then_some(self.vol)
+        (!matches!(self.kind, Kind::Create { .. } | Kind::Undelete { .. } | Kind::UndeleteTooLate { .. }))
+            .then_some(self.vol)
     }
 }
 
@@ -127,6 +130,8 @@ impl Run {
         Some(match op {
             _ if frozen => return None,
             Op::Snapshot if alive.len() < MOST_SNAPSHOTS && !template => Kind::Snapshot { name: self.fresh_name("s") },
+            // The newest often: nothing but its mark may be there of it yet.
+            Op::Forget if rng.chance(500) => Kind::Forget { snap: Rc::clone(alive.last()?) },
             Op::Forget => Kind::Forget { snap: any(rng)? },
             Op::Clone if self.vols.len() < MOST_VOLUMES => {
                 let snap = if rng.chance(700) { any(rng) } else { None };
@@ -144,20 +149,13 @@ impl Run {
                 Kind::Undo { shown }
             }
             Op::Create if self.vols.len() < MOST_VOLUMES => {
-                let size = (1 + rng.below(1000)) * SECTOR;
+                let size = (1 + rng.below(500)) * SECTOR;
                 Kind::Create { name: self.fresh_name("v"), size, ram: rng.chance(250) }
             }
             Op::Delete if self.vols.len() > 2 => Kind::Delete,
-            Op::Undelete if self.vols.len() <= MOST_VOLUMES => {
-                let (end, window) = (self.peak_ms + MARGIN_MS, self.window_ms());
-                self.gone.retain(|(_, at)| end < at + window);
-                if self.gone.is_empty() {
-                    return None;
-                }
-                Kind::Undelete { gone: rng.below(self.gone.len() as u64) as usize }
-            }
+            Op::Undelete if self.vols.len() <= MOST_VOLUMES => self.choose_deleted(rng)?,
             Op::Resize if self.vols[vol].regions.len() == 1 && !template => {
-                let (from, to) = (self.vols[vol].line.now.size, (1 + rng.below(2000)) * SECTOR);
+                let (from, to) = (self.vols[vol].line.now.size, (1 + rng.below(1000)) * SECTOR);
                 Kind::Resize { change: Change::Resize { from, to } }
             }
             Op::Template if self.vols.len() > 2 && !template => Kind::Template,
@@ -170,6 +168,25 @@ impl Run {
             Op::Check => Kind::Check,
             _ => return None,
         })
+    }
+
+    /// Which deleted volume is asked for: one that can be brought back, or one that nobody may.
+    fn choose_deleted(&mut self, rng: &mut Rng) -> Option<Kind> {
+        let (window, end) = (self.window_ms(), self.peak_ms + MARGIN_MS);
+        let (kept, over) = std::mem::take(&mut self.gone).into_iter().partition(|gone| end < gone.from_ms + window);
+        self.gone = kept;
+        let over: Vec<Gone> = over;
+        self.expired.extend(over.into_iter().map(|gone| (gone.vol.name, gone.to_ms + window)));
+        // Where the clock jumps, whether a window is over is the clock's opinion.
+        let now = self.node.env.wall_ms();
+        let late = self.expired.iter().rev().find(|(_, over_ms)| self.plan.jump == 0 && *over_ms <= now);
+        match late {
+            Some((name, _)) if self.gone.is_empty() || rng.chance(300) => {
+                Some(Kind::UndeleteTooLate { name: name.clone() })
+            }
+            _ if self.gone.is_empty() => None,
+            _ => Some(Kind::Undelete { gone: rng.below(self.gone.len() as u64) as usize }),
+        }
     }
 
     fn window_ms(&self) -> u64 {
@@ -189,7 +206,7 @@ impl Run {
         let shard = self.node.shard();
         let volume = self.vols[admin.vol.min(self.vols.len() - 1)].name.clone();
         let gone =
-            if let Kind::Undelete { gone } = admin.kind { self.gone[gone].0.name.clone() } else { String::new() };
+            if let Kind::Undelete { gone } = admin.kind { self.gone[gone].vol.name.clone() } else { String::new() };
         let (env, kind) = (Rc::clone(&self.node.env), admin.kind.clone());
         let (answer, device) = (Rc::clone(&admin.answer), Rc::clone(&admin.device));
         Box::pin(async move {
@@ -294,10 +311,10 @@ impl Run {
             Kind::Delete => {
                 let mut vol = self.vols.remove(vol);
                 vol.line.flushed(0);
-                self.gone.push((vol, at_ms));
+                self.gone.push(Gone { vol, from_ms: at_ms, to_ms: self.node.env.wall_ms() });
             }
             Kind::Undelete { gone } => {
-                let (vol, _) = self.gone.remove(gone);
+                let Gone { vol, .. } = self.gone.remove(gone);
                 self.vols.push(vol);
             }
             Kind::Resize { change } => {
@@ -319,7 +336,7 @@ impl Run {
             }
             Kind::Set { settings } => self.vols[vol].ram |= settings.ack == Some(Ack::Ram),
             Kind::Seal => self.vols[vol].line.flushed(usize::from(!made.is_empty())),
-            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check => {}
+            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check | Kind::UndeleteTooLate { .. } => {}
         }
     }
 
@@ -348,7 +365,7 @@ impl Run {
                 self.node.volume(&self.vols[vol].name).record().shown != *shown
             }
             Kind::Delete => !is_open(self, &self.vols[vol].name),
-            Kind::Undelete { gone } => is_open(self, &self.gone[*gone].0.name),
+            Kind::Undelete { gone } => is_open(self, &self.gone[*gone].vol.name),
             Kind::Template => self.node.volume(&self.vols[vol].name).record().template,
             // What was set in vain is told from what was set by nothing that matters here.
             Kind::Set { .. } => true,
@@ -357,7 +374,7 @@ impl Run {
                 return;
             }
             Kind::Resize { .. } | Kind::Seal => answered,
-            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check => return,
+            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check | Kind::UndeleteTooLate { .. } => return,
         };
         if !done {
             if answered {
@@ -371,107 +388,5 @@ impl Run {
             _ => None,
         };
         self.was_done(kind, vol, at_ms, &before, &made, found);
-    }
-}
-
-fn settings(ram: bool, rng: &mut Rng) -> Overrides {
-    Overrides {
-        ack: ram.then_some(Ack::Ram),
-        compression: [None, Some(Compression::None), Some(Compression::Zstd), Some(Compression::Lz4)]
-            [rng.below(4) as usize],
-        ..Overrides::default()
-    }
-}
-
-async fn create(shard: Rc<varve_engine::Shard>, volume: String, size: u64, ram: bool) -> Result<(), EngineError> {
-    let settings = Overrides { ack: ram.then_some(Ack::Ram), ..Overrides::default() };
-    let new = NewVolume { name: known(&volume), pool: known("default"), size, settings };
-    shard.create_volume(new).await.map(drop)
-}
-
-/// Does an operation. `again`: an earlier try was refused, and may have been done all the same.
-async fn act(
-    shard: Rc<varve_engine::Shard>,
-    volume: String,
-    gone: String,
-    kind: Kind,
-    device: Rc<RefCell<Option<Rc<Device>>>>,
-    again: bool,
-) -> Result<(), EngineError> {
-    let open = || shard.find(&known(&volume));
-    let is_there = |name: &str| shard.find(&known(name)).is_ok();
-    match kind {
-        Kind::Snapshot { name } => {
-            let open = open()?;
-            if again && open.snapshots().await?.iter().any(|s| s.name.as_str() == name) {
-                return Ok(());
-            }
-            open.snapshot(known(&name)).await.map(drop)
-        }
-        Kind::Forget { snap } => {
-            let name = snap.borrow().name.clone();
-            match open()?.delete_snapshot(&known(&name)).await {
-                Err(error) if again && error.kind() == ErrorKind::NotFound => Ok(()),
-                done => done,
-            }
-        }
-        Kind::Clone { name, .. } | Kind::Create { name, .. } if again && is_there(&name) => Ok(()),
-        Kind::Clone { snap, name } => {
-            let snap = snap.map(|snap| known(&snap.borrow().name));
-            shard.clone_volume(&known(&volume), snap.as_ref(), known(&name), Overrides::default()).await.map(drop)
-        }
-        Kind::Create { name, size, ram } => create(Rc::clone(&shard), name, size, ram).await,
-        Kind::Rollback { shown, .. } | Kind::Undo { shown } if again && open()?.record().shown != shown => Ok(()),
-        Kind::Rollback { snap, .. } => {
-            let name = snap.borrow().name.clone();
-            open()?.rollback(&known(&name)).await
-        }
-        Kind::Undo { .. } => open()?.undo_rollback().await,
-        Kind::Delete if again && !is_there(&volume) => Ok(()),
-        Kind::Delete => shard.delete_volume(&known(&volume)).await,
-        Kind::Undelete { .. } if again && is_there(&gone) => Ok(()),
-        Kind::Undelete { .. } => shard.undelete_volume(&known(&gone)).await.map(drop),
-        Kind::Resize { change: Change::Resize { to, .. } } => open()?.resize(to, true).await,
-        Kind::Resize { .. } => Ok(()),
-        Kind::Template => open()?.make_template().await,
-        Kind::Rename { name } if again && is_there(&name) => Ok(()),
-        Kind::Rename { name } => open()?.rename(known(&name)).await,
-        Kind::Set { settings } => open()?.set(settings).await,
-        Kind::Flatten => shard.flatten(&known(&volume), |_, _| ()).await.map(drop),
-        Kind::Seal => open()?.seal().await,
-        Kind::Checkpoint => open()?.checkpoint().await,
-        Kind::View { snap } => {
-            let name = snap.borrow().name.clone();
-            let attached = open()?.snapshot_device(&known(&name), "swarm".to_owned()).await?;
-            *device.borrow_mut() = Some(Rc::new(attached));
-            Ok(())
-        }
-        Kind::Check => {
-            let open = open()?;
-            super::prove::check(&open).await
-        }
-    }
-}
-
-const fn name_of(kind: &Kind) -> &'static str {
-    match kind {
-        Kind::Snapshot { .. } => "op: snapshot",
-        Kind::Forget { .. } => "op: delete a snapshot",
-        Kind::Clone { snap: Some(_), .. } => "op: clone a snapshot",
-        Kind::Clone { snap: None, .. } => "op: clone a volume",
-        Kind::Rollback { .. } => "op: rollback",
-        Kind::Undo { .. } => "op: undo a rollback",
-        Kind::Create { .. } => "op: create",
-        Kind::Delete => "op: delete",
-        Kind::Undelete { .. } => "op: undelete",
-        Kind::Resize { .. } => "op: resize",
-        Kind::Template => "op: template",
-        Kind::Rename { .. } => "op: rename",
-        Kind::Set { .. } => "op: change settings",
-        Kind::Flatten => "op: flatten",
-        Kind::Seal => "op: seal",
-        Kind::Checkpoint => "op: checkpoint",
-        Kind::View { .. } => "op: attach a snapshot",
-        Kind::Check => "op: check",
     }
 }

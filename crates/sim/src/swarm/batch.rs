@@ -125,6 +125,13 @@ impl Run {
         Some((from, len.min(end - from)))
     }
 
+    /// A sector of a volume: any, or one where it is used.
+    fn anywhere(&mut self, vol: usize, rng: &mut Rng) -> u64 {
+        let any = rng.below(self.vols[vol].line.now.size / SECTOR) * SECTOR;
+        let used = self.range(vol, SECTOR, rng).filter(|_| rng.chance(500));
+        used.map_or(any, |(offset, _)| offset)
+    }
+
     fn request(&mut self, op: Op, vol: usize, batch: &mut Batch, rng: &mut Rng) {
         let fixed = self.vols[vol].template;
         match op {
@@ -137,9 +144,8 @@ impl Run {
                 }
             }
             Op::ZeroAll if !fixed => {
-                let size = self.vols[vol].line.now.size;
-                let offset = rng.below(size / SECTOR) * SECTOR;
-                let len = (1 + rng.below((size - offset) / SECTOR)) * SECTOR;
+                let (one, other) = (self.anywhere(vol, rng), self.anywhere(vol, rng));
+                let (offset, len) = (one.min(other), one.abs_diff(other) + SECTOR);
                 batch.change(vol, Change::Zero { offset, len }, false, rng.chance(300));
             }
             Op::Read => {

@@ -100,10 +100,18 @@ impl Line {
 
     /// Everything is on stable media but the last `keep` batches.
     pub(super) fn flushed(&mut self, keep: usize) {
-        if self.frozen_base {
-            return;
+        if !self.frozen_base {
+            self.make_sure(self.log.len().saturating_sub(keep));
         }
-        let count = self.log.len().saturating_sub(keep);
+    }
+
+    /// Batches that a loss may cut off.
+    pub(super) const fn batches(&self) -> usize {
+        self.log.len()
+    }
+
+    /// The first `count` batches are sure to be there.
+    pub(super) fn make_sure(&mut self, count: usize) {
         for made in self.log.drain(..count).flatten().filter(|made| made.answered) {
             self.base.apply(&made.change);
         }

@@ -9,17 +9,21 @@
 //!
 //! One seed fixes a run, to the last poll: the same seed gives the same trace. A run that fails panics; [`shrink()`] finds few steps that still fail.
 
+mod act;
 mod admin;
 mod batch;
 mod cover;
 mod disk;
 mod ending;
+mod fault;
 mod line;
 mod plan;
 mod prove;
+mod rot;
 mod run;
 mod shrink;
 mod stamp;
+mod takeover;
 
 pub use cover::Cover;
 pub use shrink::{Failure, shrink, try_seed};

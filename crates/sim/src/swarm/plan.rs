@@ -66,11 +66,11 @@ const WEIGHTS: [(Op, u32); 27] = [
     (Op::Template, 1),
     (Op::Rename, 4),
     (Op::Set, 6),
-    (Op::Flatten, 4),
+    (Op::Flatten, 8),
     (Op::Seal, 16),
     (Op::Checkpoint, 16),
     (Op::View, 8),
-    (Op::Check, 3),
+    (Op::Check, 1),
     (Op::Wait, 16),
     (Op::WaitLong, 1),
 ];
@@ -84,6 +84,8 @@ pub(super) enum Ending {
     Empty,
     /// Bytes go bad behind everyone's back: wrong ones are never served.
     Spoil,
+    /// The journal's disk loses a write, puts it elsewhere, or a record goes bad: what was lost is noticed.
+    Rot,
     /// A second node takes over while the first sleeps, which then wakes.
     TakeOver,
     /// Another cluster imports the pool while this one runs.
@@ -113,6 +115,10 @@ pub(super) struct Plan {
     pub(super) disk: u32,
     pub(super) jump: u32,
     pub(super) coordination: u32,
+    /// How far away coordination is.
+    pub(super) coord_latency: Duration,
+    /// Of a thousand starts, those during which the store errs.
+    pub(super) errs_at_start: u32,
     pub(super) limits: Limits,
     pub(super) pool: Overrides,
     pub(super) journal: u64,
@@ -137,6 +143,7 @@ impl Plan {
             lost_answer_per_mille: rate(rng),
             late_put_per_mille: rate(rng),
             late_by: Duration::from_secs(20),
+            crossed_per_mille: 0,
         };
         let slow = rng.chance(200);
         let most = if slow { 400 } else { 5 };
@@ -146,8 +153,8 @@ impl Plan {
             chaos,
             latency: (Duration::from_millis(1), Duration::from_millis(most)),
             list_lag: if rng.chance(300) { Duration::from_secs(5) } else { Duration::ZERO },
-            dies_inside: sometimes(rng, 100, 10),
-            dies: sometimes(rng, 100, 6),
+            dies_inside: sometimes(rng, 100, 6),
+            dies: sometimes(rng, 100, 4),
             dies_again: sometimes(rng, 300, 200),
             kills_only: rng.chance(200),
             away: sometimes(rng, 600, 5),
@@ -155,6 +162,8 @@ impl Plan {
             disk: sometimes(rng, 700, 2),
             jump: sometimes(rng, 700, 4),
             coordination: sometimes(rng, 600, 5),
+            coord_latency: if rng.chance(500) { Duration::from_millis(rng.below(40)) } else { Duration::ZERO },
+            errs_at_start: sometimes(rng, 500, 150),
             limits: limits(rng),
             pool: Overrides {
                 segment_size: Some((16 << 10) << rng.below(5)),
@@ -164,15 +173,16 @@ impl Plan {
                     1 => Some(Compression::None),
                     _ => None,
                 },
-                undelete_window_ms: Some(600_000 << rng.below(4)),
+                undelete_window_ms: Some(300_000 << rng.below(3)),
                 ..Overrides::default()
             },
             journal: (9 << 20) + rng.below(4) * (4 << 20),
             ending: match rng.below(100) {
-                0..45 => Ending::Windows,
-                45..60 => Ending::Empty,
-                60..75 => Ending::Spoil,
-                75..90 => Ending::TakeOver,
+                0..36 => Ending::Windows,
+                36..48 => Ending::Empty,
+                48..62 => Ending::Spoil,
+                62..74 => Ending::Rot,
+                74..86 => Ending::TakeOver,
                 _ => Ending::Import,
             },
         }

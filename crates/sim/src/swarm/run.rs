@@ -14,11 +14,10 @@ use super::line::{Line, Vol};
 use super::plan::{Ending, Plan};
 use super::{RunOptions, RunReport};
 use crate::node::{Node, finish, name};
-use crate::{Chaos, CrashMode, InFlight, Rng, RunError, SimOptions, WriteFault};
-use std::collections::BTreeMap;
+use crate::{Rng, RunError, SimOptions};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
-use varve_coord::Fault;
 use varve_engine::{Device, EngineError};
 use varve_env::{Env, LocalFuture};
 use varve_format::owner::OwnerRecord;
@@ -37,6 +36,13 @@ pub(super) struct View {
     pub(super) disk: Disk,
 }
 
+/// A volume that was deleted, and the wall-clock time in milliseconds when that began and was over.
+pub(super) struct Gone {
+    pub(super) vol: Vol,
+    pub(super) from_ms: u64,
+    pub(super) to_ms: u64,
+}
+
 /// See the module.
 pub(super) struct Run {
     pub(super) seed: u64,
@@ -46,8 +52,10 @@ pub(super) struct Run {
     pub(super) plan: Plan,
     pub(super) node: Node,
     pub(super) vols: Vec<Vol>,
-    /// Deleted ones, and the wall-clock time of it in milliseconds.
-    pub(super) gone: Vec<(Vol, u64)>,
+    /// Deleted ones that can be brought back.
+    pub(super) gone: Vec<Gone>,
+    /// Names of deleted ones, and the wall-clock time in milliseconds from which nobody can bring them back.
+    pub(super) expired: Vec<(String, u64)>,
     pub(super) devices: BTreeMap<String, Rc<Device>>,
     pub(super) views: Vec<View>,
     pub(super) names: u64,
@@ -59,12 +67,18 @@ pub(super) struct Run {
     pub(super) crashes: u64,
     /// Nodes that have lost their volumes to others, and do not know it.
     pub(super) old_nodes: Vec<Node>,
+    /// Volumes that damage has taken: they are refused at each start.
+    pub(super) damaged: BTreeSet<String>,
     /// What was under way when the process died.
     pub(super) cut_off: Option<CutOff>,
 }
 
 /// Number of the first step that belongs to the ending: however long the run was before, so that a shorter one can end in the same way.
 pub(super) const ENDING: u64 = 1_000_000;
+/// Bytes of a region of the large volume that is used.
+pub(super) const REGION: u64 = 48 << 10;
+/// Bytes of the small one.
+const SMALL: u64 = 256 << 10;
 /// Most tries of an operation that the store or coordination refuses.
 const TRIES: u32 = 400;
 
@@ -75,8 +89,10 @@ impl Run {
         let plan = Plan::new(&mut Rng::stream(seed, 101));
         let world = SimOptions { most_steps: 20_000_000, log: options.log, ..SimOptions::seed(seed) };
         let mut node = Node::new(world, plan.journal);
+        node.server.keep_no_log();
         node.limits = plan.limits;
         node.pool = plan.pool;
+        node.coord_latency = plan.coord_latency;
         let owner = OwnerRecord { number: 1, cluster: cluster(1), created_ms: 0 };
         node.server.plant(&OwnerRecord::name(1), owner.encode());
         node.create().expect("the world runs").expect("the shard starts");
@@ -88,6 +104,7 @@ impl Run {
             node,
             vols: Vec::new(),
             gone: Vec::new(),
+            expired: Vec::new(),
             devices: BTreeMap::new(),
             views: Vec::new(),
             names: 0,
@@ -97,14 +114,15 @@ impl Run {
             ops: 0,
             crashes: 0,
             old_nodes: Vec::new(),
+            damaged: BTreeSet::new(),
             cut_off: None,
         };
         this.set_faults(true);
         let mut rng = Rng::stream(seed, 102);
         let far = 1u64 << 40;
-        let regions = [0, 3 << 20, 1 << 30, far / 2 + (1 << 20), far - (64 << 10)];
-        this.make_first(far, regions.iter().map(|start| (*start, 64 << 10)).collect(), &mut rng);
-        this.make_first(512 << 10, vec![(0, 512 << 10)], &mut rng);
+        let regions = [0, 3 << 20, 1 << 30, far / 2 + (1 << 20), far - REGION];
+        this.make_first(far, regions.iter().map(|start| (*start, REGION)).collect(), &mut rng);
+        this.make_first(SMALL, vec![(0, SMALL)], &mut rng);
         this
     }
 
@@ -148,135 +166,13 @@ impl Run {
         if done.is_err() || inside || behind {
             self.cover.count(if done.is_err() { "death: inside a batch" } else { "death: between batches" });
             self.crash(rng);
+            if rng.chance(100) {
+                self.cover.count("death: right after a recovery");
+                self.crash(rng);
+            }
         } else if rng.chance(4) {
             self.compare_all();
         }
-    }
-
-    /// Faults that begin now and end by themselves.
-    fn faults(&mut self, rng: &mut Rng) {
-        let Plan { away, full, coordination, disk, jump, .. } = self.plan;
-        self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
-        if rng.chance(away) {
-            self.cover.count("fault: the store is away");
-            self.node.server.away_for(Duration::from_millis(100 + rng.below(90_000)));
-        }
-        if rng.chance(full) {
-            self.cover.count("fault: the store is full");
-            self.node.server.set_capacity(Some(0));
-            let server = self.node.server.clone();
-            self.later(rng.below(30_000), move || server.set_capacity(None));
-        }
-        if rng.chance(coordination) {
-            self.cover.count("fault: coordination");
-            let fault = [Fault::Unavailable, Fault::AnswerLost, Fault::RequestLost][rng.below(3) as usize];
-            self.node.coord.inject(&[fault]).expect("few faults wait");
-            if rng.chance(300) {
-                self.cover.count("fault: coordination is away");
-                self.node.coord.set_away(true);
-                let coord = std::sync::Arc::clone(&self.node.coord);
-                self.later(rng.below(30_000), move || coord.set_away(false));
-            }
-        }
-        if rng.chance(disk) {
-            let nth = rng.below(6);
-            if rng.chance(500) {
-                self.cover.count("fault: a sync of the journal fails");
-                self.node.disk.fail_sync(nth);
-            } else {
-                self.cover.count("fault: a write of the journal fails");
-                let fault = [WriteFault::Error, WriteFault::NoSpace, WriteFault::Partial(5000)][rng.below(3) as usize];
-                self.node.disk.fail_write(nth, fault);
-            }
-        }
-        if rng.chance(4) && self.node.shard().spoil_cache(rng.next_u64()) {
-            self.cover.count("fault: a bit of the read cache flips");
-        }
-        if rng.chance(jump) {
-            self.cover.count("fault: the wall clock jumps");
-            let by = rng.below(2_400_000) as i64 - 1_200_000;
-            self.node.world.jump_wall(by);
-        }
-        self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
-    }
-
-    /// Lets something happen after so many milliseconds, whoever lives then.
-    pub(super) fn later(&self, after_ms: u64, act: impl FnOnce() + 'static) {
-        let world = self.node.world.clone();
-        let sleep = world.sleep(Duration::from_millis(after_ms));
-        world.process("fate").spawn(Box::pin(async move {
-            sleep.await;
-            act();
-        }));
-    }
-
-    /// Lets the store's chance faults come, or ends every fault.
-    pub(super) fn set_faults(&self, on: bool) {
-        let Node { server, coord, disk, .. } = &self.node;
-        if on {
-            server.set_chaos(self.plan.chaos);
-            server.set_latency(self.plan.latency.0, self.plan.latency.1);
-            server.set_list_lag(self.plan.list_lag);
-        } else {
-            server.set_chaos(Chaos::default());
-            server.away_for(Duration::ZERO);
-            server.set_capacity(None);
-            coord.set_away(false);
-            coord.forget_faults();
-            disk.forget_faults();
-        }
-    }
-
-    /// The process ends, and the next one starts: perhaps after more deaths.
-    pub(super) fn crash(&mut self, rng: &mut Rng) {
-        self.views.clear();
-        self.devices.clear();
-        let mut lost = false;
-        for death in 0.. {
-            self.crashes += 1;
-            let mode = if self.plan.kills_only || rng.chance(400) {
-                CrashMode::Kill
-            } else {
-                CrashMode::ALL[rng.below(CrashMode::ALL.len() as u64) as usize]
-            };
-            let fate = match rng.below(3) {
-                0 => InFlight::Lost,
-                1 => InFlight::Landed,
-                _ => InFlight::Late(Duration::from_millis(rng.below(3000))),
-            };
-            lost |= mode != CrashMode::Kill;
-            self.cover.count(match mode {
-                CrashMode::Kill => "crash: the process is killed",
-                CrashMode::Kept => "crash: power cut, all written back",
-                CrashMode::Lost => "crash: power cut, nothing written back",
-                CrashMode::Newest => "crash: power cut, the newest written back",
-                CrashMode::Writes => "crash: power cut, some writes written back",
-                CrashMode::Torn => "crash: power cut, torn writes",
-            });
-            self.node.world.note(&format!("step {}: crash {mode:?}, {fate:?}", self.step));
-            self.node.crash(mode, fate);
-            // A store in trouble only delays an opening; the run waits for none.
-            self.set_faults(false);
-            if death < 3 && rng.chance(self.plan.dies_again) {
-                self.cover.count("death: while starting");
-                self.node.env.points().after_polls(rng.below(400));
-            }
-            match self.node.open() {
-                Err(RunError::Dead { .. }) => {}
-                Ok(Ok(failed)) if failed.is_empty() && !self.node.env.is_dead() => break,
-                Ok(Ok(_)) if self.node.env.is_dead() => {}
-                other => self.fail(&format!("it does not open: {other:?}")),
-            }
-        }
-        self.immortal();
-        self.recover(lost);
-        self.set_faults(true);
-    }
-
-    /// The process does not die by plan any more.
-    pub(super) fn immortal(&self) {
-        self.node.env.points().after_polls(u64::MAX);
-        self.node.env.points().at(u64::MAX);
     }
 
     /// Ends the run with a failure.
@@ -340,6 +236,7 @@ impl Run {
             Ending::Windows => "ending: every window ends",
             Ending::Empty => "ending: everything is deleted",
             Ending::Spoil => "ending: bytes go bad",
+            Ending::Rot => "ending: the journal goes bad",
             Ending::TakeOver => "ending: a second node takes over",
             Ending::Import => "ending: another cluster imports",
         });
@@ -349,6 +246,7 @@ impl Run {
             Ending::Windows => {}
             Ending::Empty => return self.end_empty(),
             Ending::Spoil => return self.end_spoilt(&mut rng),
+            Ending::Rot => self.rot(&mut rng),
             Ending::TakeOver => self.take_over(&mut rng, options),
             Ending::Import => self.import(&mut rng, options),
         }

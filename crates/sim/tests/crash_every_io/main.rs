@@ -8,13 +8,8 @@
 
 use varve_sim::node;
 
-#[path = "../model/disk.rs"]
-#[allow(dead_code, reason = "shared with the model test")]
 mod disk;
-#[path = "../model/volume.rs"]
-#[allow(dead_code, reason = "shared with the model test")]
-mod volume;
-
+mod line;
 mod story;
 
 use node::Node;

@@ -2,8 +2,8 @@
 //! The story, what was answered of it, and what must be true after a crash in the middle.
 
 use super::disk::{Change, Disk, bytes_of};
+use super::line::{Line, Snap};
 use super::node::{Node, finish, name, wait};
-use super::volume::{Line, Snap};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -152,29 +152,28 @@ impl Story {
         }
         match step {
             Step::Create => {
-                self.lines.insert("v", Line::new(0, Disk::new(SIZE)));
+                self.lines.insert("v", Line::new(Disk::new(SIZE)));
             }
             Step::Flush(vol) | Step::Seal(vol) => self.line(vol).flushed(),
             Step::Snapshot(vol, snap) => {
                 let line = self.line(vol);
                 line.flushed();
-                let snap = Snap { name: (*snap).to_owned(), disk: line.now.clone(), alive: true };
-                line.snaps.push(Rc::new(RefCell::new(snap)));
+                line.snaps.push(Snap { name: (*snap).to_owned(), disk: line.now.clone() });
             }
-            Step::Forget(vol, snap) => self.line(vol).snaps.retain(|s| s.borrow().name != *snap),
+            Step::Forget(vol, snap) => self.line(vol).snaps.retain(|s| s.name != *snap),
             Step::Clone(vol, snap, new) => {
                 let line = self.line(vol);
-                let found = line.snaps.iter().find(|s| s.borrow().name == *snap).map(|s| s.borrow().disk.clone());
+                let found = line.snap(snap).map(|snap| snap.disk.clone());
                 let disk = found.unwrap_or_else(|| {
                     line.flushed();
                     line.now.clone()
                 });
-                self.lines.insert(new, Line::new(1, disk));
+                self.lines.insert(new, Line::new(disk));
             }
             Step::Rollback(vol, snap) => {
                 let line = self.line(vol);
-                let place = line.snaps.iter().position(|s| s.borrow().name == *snap).expect("it is there");
-                let mut new = Line::new(2, line.snaps[place].borrow().disk.clone());
+                let place = line.snaps.iter().position(|s| s.name == *snap).expect("it is there");
+                let mut new = Line::new(line.snaps[place].disk.clone());
                 new.snaps = line.snaps[..=place].to_vec();
                 line.flushed();
                 let old = std::mem::replace(line, new);
@@ -234,7 +233,6 @@ impl Story {
         for (vol, line) in &self.lines {
             self.same(&format!("{when}: volume {vol}"), &contents(node, &device(node, vol)), &line.now);
             for snap in &line.snaps {
-                let snap = snap.borrow();
                 let (volume, text) = (node.volume(vol), name(&snap.name));
                 let view = node
                     .must("view", async move { volume.snapshot_device(&text, "story".to_owned()).await.map(Rc::new) });
@@ -326,7 +324,6 @@ async fn perform(
         let submit = match change {
             Change::Write { offset, len, stamp } => device.write(offset, bytes_of(stamp, len).into(), false),
             Change::Zero { offset, len } => device.discard(offset, len, false),
-            Change::Resize { .. } => device.flush(),
         };
         return finish(device, submit).await;
     }

@@ -5,12 +5,14 @@
 
 use varve_sim::node;
 
+mod names;
+
 use node::{Node, name};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use varve_coord::{PoolRecord, Record, Records};
+use varve_coord::{Fault, Memory, PoolRecord, Record, Records};
 use varve_engine::{Device, EngineError, Imported, PoolImport, import_pool};
 use varve_env::StoreErrorKind;
 use varve_format::ObjectName;
@@ -390,15 +392,15 @@ fn what_was_never_accepted_does_not_hide_what_was() {
         write_some(&node, "v", &mut model, &mut rng);
         snapshot(&node, "v", "then");
         write_some(&node, "v", &mut model, &mut rng);
-        // A clone and a rollback whose last steps are refused, after their manifests were put.
+        // A clone and a rollback whose last steps are lost or refused, after their manifests were put.
         if reopened {
-            let shard = node.shard();
-            until_it_puts(&node, async move {
+            let (shard, lost) = (node.shard(), |coord: &Memory| coord.inject(&[Fault::RequestLost]).unwrap());
+            until_it_puts(&node, lost, async move {
                 shard.clone_volume(&name("v"), None, name("never"), Overrides::default()).await.map(drop)
             });
         }
         let volume = node.volume("v");
-        until_it_puts(&node, async move { volume.rollback(&name("then")).await });
+        until_it_puts(&node, |coord| coord.set_away(true), async move { volume.rollback(&name("then")).await });
         if reopened {
             // The next opening lets go of what they were to begin with.
             node.crash(CrashMode::Kill, InFlight::Lost);
@@ -421,8 +423,8 @@ fn what_was_never_accepted_does_not_hide_what_was() {
     }
 }
 
-/// Runs something that puts the first manifest of another timeline, and takes coordination away as soon as it has.
-fn until_it_puts(node: &Node, step: impl Future<Output = Result<(), EngineError>> + 'static) {
+/// Runs something that puts the first manifest of another timeline, and lets coordination fail as soon as it has.
+fn until_it_puts(node: &Node, fault: fn(&Memory), step: impl Future<Output = Result<(), EngineError>> + 'static) {
     let firsts = |names: Vec<String>| {
         let timelines = names.iter().filter_map(|text| ObjectName::parse(text)).map(|object| object.timeline);
         timelines.collect::<std::collections::BTreeSet<_>>().len()
@@ -431,11 +433,12 @@ fn until_it_puts(node: &Node, step: impl Future<Output = Result<(), EngineError>
     let mut step = Box::pin(step);
     let refused = node.run(futures_util::future::poll_fn(move |context| {
         if firsts(server.names()) > before {
-            coord.set_away(true);
+            fault(&coord);
         }
         step.as_mut().poll(context)
     }));
     node.coord.set_away(false);
+    node.coord.forget_faults();
     assert_eq!(refused.unwrap().expect_err("it was refused").kind(), ErrorKind::Unavailable);
 }
 

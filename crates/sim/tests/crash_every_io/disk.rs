@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The plain array that an engine is compared with, kept by block so that a terabyte with a few blocks in it is small.
+//! The plain array that a volume is compared with, kept by block so that a copy of it for each snapshot is small.
 //!
 //! A change is what a client asked for. A change that was not answered, or that a power cut may have cut through, may have come through for some of its
 //! blocks and not for others; [`Disk::explains`] says whether what was found can be explained so.
@@ -18,7 +18,6 @@ type Block = Rc<[u8; BLOCK as usize]>;
 pub enum Change {
     Write { offset: u64, len: u64, stamp: u64 },
     Zero { offset: u64, len: u64 },
-    Resize { size: u64 },
 }
 
 /// Bytes of a write: every word tells the write and its own place; of every second write they do not compress.
@@ -91,13 +90,6 @@ impl Disk {
         match change {
             Change::Write { offset, len, stamp } => self.put(*offset, &bytes_of(*stamp, *len)),
             Change::Zero { offset, len } => self.zero(*offset, *len),
-            Change::Resize { size } => {
-                if *size < self.size {
-                    let end = self.size.next_multiple_of(BLOCK);
-                    self.zero(*size, end - *size);
-                }
-                self.size = *size;
-            }
         }
     }
 
@@ -111,19 +103,12 @@ impl Disk {
     pub fn explains(&self, before: &Self, change: &Change) -> bool {
         let mut after = before.clone();
         after.apply(change);
-        if self.size != before.size && self.size != after.size {
-            return false;
-        }
-        let all = self.blocks.keys().chain(before.blocks.keys()).chain(after.blocks.keys());
-        all.into_iter().all(|block| {
+        let mut all = self.blocks.keys().chain(before.blocks.keys()).chain(after.blocks.keys());
+        let fits = all.all(|block| {
             let found = self.blocks.get(block);
             found == before.blocks.get(block) || found == after.blocks.get(block)
-        })
-    }
-
-    /// A block; `None` for zeroes.
-    pub fn block(&self, block: u64) -> Option<&[u8; BLOCK as usize]> {
-        self.blocks.get(&block).map(|block| &**block)
+        });
+        self.size == before.size && fits
     }
 
     /// Words of a block that tell who wrote it: for people.

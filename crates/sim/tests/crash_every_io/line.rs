@@ -1,52 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a volume should be: its timelines with their snapshots, and what a crash may have taken.
+//! What a volume should hold, and what a crash may have taken of it.
 //!
-//! `base` is what is certain to be there; `log` is what was answered since and, with the power, may be lost from its end on. Snapshots are shared by the timelines
-//! that list them, so one that is deleted in one of them is gone from all.
+//! `base` is what is certain to be there; `log` is what was answered since and, with the power, may be lost from its end on.
 
 use super::disk::{Change, Disk};
-use std::cell::RefCell;
-use std::rc::Rc;
-use std::time::Duration;
 
 /// A snapshot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Snap {
     pub name: String,
     pub disk: Disk,
-    pub alive: bool,
 }
 
-/// A timeline.
+/// What a volume shows, with the snapshots that it lists.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// Unique among the volume's.
-    pub number: u64,
-    pub base: Disk,
-    pub log: Vec<Change>,
+    base: Disk,
+    log: Vec<Change>,
     pub now: Disk,
     /// Oldest first.
-    pub snaps: Vec<Rc<RefCell<Snap>>>,
-    /// When it was hidden.
-    pub hidden_at: Duration,
-}
-
-/// A volume.
-#[derive(Debug)]
-pub struct Vol {
-    pub name: String,
-    pub line: Line,
-    /// Timelines that a rollback or an undo has hidden: the newest comes back first.
-    pub hidden: Vec<Line>,
-    /// Places where it is used: start and length. A small volume has one.
-    pub regions: Vec<(u64, u64)>,
-    /// Whether a write is answered before the kernel has it.
-    pub ram: bool,
+    pub snaps: Vec<Snap>,
 }
 
 impl Line {
-    pub fn new(number: u64, disk: Disk) -> Self {
-        Self { number, base: disk.clone(), log: Vec::new(), now: disk, snaps: Vec::new(), hidden_at: Duration::ZERO }
+    pub fn new(disk: Disk) -> Self {
+        Self { base: disk.clone(), log: Vec::new(), now: disk, snaps: Vec::new() }
     }
 
     /// A change was answered.
@@ -61,9 +39,9 @@ impl Line {
         self.log.clear();
     }
 
-    /// Snapshots that are there.
-    pub fn alive(&self) -> Vec<Rc<RefCell<Snap>>> {
-        self.snaps.iter().filter(|snap| snap.borrow().alive).map(Rc::clone).collect()
+    /// A snapshot that the volume lists.
+    pub fn snap(&self, name: &str) -> Option<&Snap> {
+        self.snaps.iter().find(|snap| snap.name == name)
     }
 
     /// Takes what was found after a crash, if the promises allow it. `all`: every answered change must be there. `flight` is a change that
@@ -81,10 +59,11 @@ impl Line {
             let next = self.log.get(count).or(if count == last { flight } else { None });
             let fits = match next {
                 Some(change) => found.explains(state, change),
-                None => found.size == state.size && found.difference(state).is_none(),
+                None => found == *state,
             };
             if fits {
-                *self = Self { base: found.clone(), log: Vec::new(), now: found, ..self.clone() };
+                self.now = found;
+                self.flushed();
                 return Ok(());
             }
         }

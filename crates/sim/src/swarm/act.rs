@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What an operation on volumes and snapshots does to the engine: the calls, and their names in the table of a run.
+//!
+//! Each call stands for a person's: where an earlier try was refused it looks first whether that was done all the same.
+
+use super::admin::Kind;
+use super::disk::Change;
+use super::run::known;
+use crate::Rng;
+use std::cell::RefCell;
+use std::rc::Rc;
+use varve_engine::{Device, EngineError, NewVolume};
+use varve_types::{Ack, Compression, ErrorKind, Overrides};
+
+/// Settings that change nothing that is compared.
+pub(super) fn settings(ram: bool, rng: &mut Rng) -> Overrides {
+    Overrides {
+        ack: ram.then_some(Ack::Ram),
+        compression: [None, Some(Compression::None), Some(Compression::Zstd), Some(Compression::Lz4)]
+            [rng.below(4) as usize],
+        ..Overrides::default()
+    }
+}
+
+/// Makes a volume.
+pub(super) async fn create(
+    shard: Rc<varve_engine::Shard>,
+    volume: String,
+    size: u64,
+    ram: bool,
+) -> Result<(), EngineError> {
+    let settings = Overrides { ack: ram.then_some(Ack::Ram), ..Overrides::default() };
+    let new = NewVolume { name: known(&volume), pool: known("default"), size, settings };
+    shard.create_volume(new).await.map(drop)
+}
+
+/// Does an operation. `again`: an earlier try was refused, and may have been done all the same.
+pub(super) async fn act(
+    shard: Rc<varve_engine::Shard>,
+    volume: String,
+    gone: String,
+    kind: Kind,
+    device: Rc<RefCell<Option<Rc<Device>>>>,
+    again: bool,
+) -> Result<(), EngineError> {
+    let open = || shard.find(&known(&volume));
+    let is_there = |name: &str| shard.find(&known(name)).is_ok();
+    match kind {
+        Kind::Snapshot { name } => {
+            let open = open()?;
+            if again && open.snapshots().await?.iter().any(|s| s.name.as_str() == name) {
+                return Ok(());
+            }
+            open.snapshot(known(&name)).await.map(drop)
+        }
+        Kind::Forget { snap } => {
+            let name = snap.borrow().name.clone();
+            match open()?.delete_snapshot(&known(&name)).await {
+                Err(error) if again && error.kind() == ErrorKind::NotFound => Ok(()),
+                done => done,
+            }
+        }
+        Kind::Clone { name, .. } | Kind::Create { name, .. } if again && is_there(&name) => Ok(()),
+        Kind::Clone { snap, name } => {
+            let snap = snap.map(|snap| known(&snap.borrow().name));
+            shard.clone_volume(&known(&volume), snap.as_ref(), known(&name), Overrides::default()).await.map(drop)
+        }
+        Kind::Create { name, size, ram } => create(Rc::clone(&shard), name, size, ram).await,
+        Kind::Rollback { shown, .. } | Kind::Undo { shown } if again && open()?.record().shown != shown => Ok(()),
+        Kind::Rollback { snap, .. } => {
+            let name = snap.borrow().name.clone();
+            open()?.rollback(&known(&name)).await
+        }
+        Kind::Undo { .. } => open()?.undo_rollback().await,
+        Kind::Delete if again && !is_there(&volume) => Ok(()),
+        Kind::Delete => shard.delete_volume(&known(&volume)).await,
+        Kind::UndeleteTooLate { name } => match shard.undelete_volume(&known(&name)).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => {
+                Err(EngineError::new(ErrorKind::Corrupt, format!("{name} was brought back, and its window was over")))
+            }
+        },
+        Kind::Undelete { .. } if again && is_there(&gone) => Ok(()),
+        Kind::Undelete { .. } => shard.undelete_volume(&known(&gone)).await.map(drop),
+        Kind::Resize { change: Change::Resize { to, .. } } => open()?.resize(to, true).await,
+        Kind::Resize { .. } => Ok(()),
+        Kind::Template => open()?.make_template().await,
+        Kind::Rename { name } if again && is_there(&name) => Ok(()),
+        Kind::Rename { name } => open()?.rename(known(&name)).await,
+        Kind::Set { settings } => open()?.set(settings).await,
+        Kind::Flatten => shard.flatten(&known(&volume), |_, _| ()).await.map(drop),
+        Kind::Seal => open()?.seal().await,
+        Kind::Checkpoint => open()?.checkpoint().await,
+        Kind::View { snap } => {
+            let name = snap.borrow().name.clone();
+            let attached = open()?.snapshot_device(&known(&name), "swarm".to_owned()).await?;
+            *device.borrow_mut() = Some(Rc::new(attached));
+            Ok(())
+        }
+        Kind::Check => {
+            let open = open()?;
+            super::prove::check(&open).await
+        }
+    }
+}
+
+/// What it is called in the table.
+pub(super) const fn name_of(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Snapshot { .. } => "op: snapshot",
+        Kind::Forget { .. } => "op: delete a snapshot",
+        Kind::Clone { snap: Some(_), .. } => "op: clone a snapshot",
+        Kind::Clone { snap: None, .. } => "op: clone a volume",
+        Kind::Rollback { .. } => "op: rollback",
+        Kind::Undo { .. } => "op: undo a rollback",
+        Kind::Create { .. } => "op: create",
+        Kind::Delete => "op: delete",
+        Kind::Undelete { .. } => "op: undelete",
+        Kind::UndeleteTooLate { .. } => "op: undelete past the window, refused",
+        Kind::Resize { .. } => "op: resize",
+        Kind::Template => "op: template",
+        Kind::Rename { .. } => "op: rename",
+        Kind::Set { .. } => "op: change settings",
+        Kind::Flatten => "op: flatten",
+        Kind::Seal => "op: seal",
+        Kind::Checkpoint => "op: checkpoint",
+        Kind::View { .. } => "op: attach a snapshot",
+        Kind::Check => "op: check",
+    }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What goes wrong in a run: faults that begin and end by themselves, deaths, and the start of the next process.
+//!
+//! Chance faults of the store last as long as the work does. While a process starts there are none but deaths and, in some seeds, errors of the store;
+//! a start that these refuse is tried again without. After each start the model looks at everything, and no death is planned meanwhile.
+
+use super::plan::Plan;
+use super::run::Run;
+use crate::node::Node;
+use crate::{Chaos, CrashMode, InFlight, Rng, RunError, WriteFault};
+use std::time::Duration;
+use varve_coord::Fault;
+use varve_engine::EngineError;
+use varve_env::Env;
+use varve_types::ErrorKind;
+
+impl Run {
+    /// Faults that begin now and end by themselves.
+    pub(super) fn faults(&mut self, rng: &mut Rng) {
+        let Plan { away, full, coordination, disk, jump, .. } = self.plan;
+        self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
+        if rng.chance(away) {
+            self.cover.count("fault: the store is away");
+            self.node.server.away_for(Duration::from_millis(100 + rng.below(90_000)));
+        }
+        if rng.chance(full) {
+            self.cover.count("fault: the store is full");
+            self.node.server.set_capacity(Some(0));
+            let server = self.node.server.clone();
+            self.later(rng.below(30_000), move || server.set_capacity(None));
+        }
+        if rng.chance(coordination) {
+            self.cover.count("fault: coordination");
+            let fault = [Fault::Unavailable, Fault::AnswerLost, Fault::RequestLost][rng.below(3) as usize];
+            self.node.coord.inject(&[fault]).expect("few faults wait");
+            if rng.chance(300) {
+                self.cover.count("fault: coordination is away");
+                self.node.coord.set_away(true);
+                let coord = std::sync::Arc::clone(&self.node.coord);
+                self.later(rng.below(30_000), move || coord.set_away(false));
+            }
+        }
+        if rng.chance(disk) {
+            let nth = rng.below(6);
+            if rng.chance(500) {
+                self.cover.count("fault: a sync of the journal fails");
+                self.node.disk.fail_sync(nth);
+            } else {
+                self.cover.count("fault: a write of the journal fails");
+                let fault = [WriteFault::Error, WriteFault::NoSpace, WriteFault::Partial(5000)][rng.below(3) as usize];
+                self.node.disk.fail_write(nth, fault);
+            }
+        }
+        if rng.chance(4) && self.node.shard().spoil_cache(rng.next_u64()) {
+            self.cover.count("fault: a bit of the read cache flips");
+        }
+        if rng.chance(jump) {
+            self.cover.count("fault: the wall clock jumps");
+            let by = rng.below(1_200_000) as i64 - 600_000;
+            self.node.world.jump_wall(by);
+        }
+        self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
+    }
+
+    /// Lets something happen after so many milliseconds, whoever lives then.
+    pub(super) fn later(&self, after_ms: u64, act: impl FnOnce() + 'static) {
+        let world = self.node.world.clone();
+        let sleep = world.sleep(Duration::from_millis(after_ms));
+        world.process("fate").spawn(Box::pin(async move {
+            sleep.await;
+            act();
+        }));
+    }
+
+    /// Lets the store's chance faults come, or ends every fault.
+    pub(super) fn set_faults(&self, on: bool) {
+        let Node { server, coord, disk, .. } = &self.node;
+        if on {
+            server.set_chaos(self.plan.chaos);
+            server.set_latency(self.plan.latency.0, self.plan.latency.1);
+            server.set_list_lag(self.plan.list_lag);
+        } else {
+            server.set_chaos(Chaos::default());
+            server.away_for(Duration::ZERO);
+            server.set_capacity(None);
+            server.forget_faults();
+            coord.set_away(false);
+            coord.forget_faults();
+            disk.forget_faults();
+        }
+    }
+
+    /// The process ends, and the next one starts: perhaps after more deaths.
+    pub(super) fn crash(&mut self, rng: &mut Rng) {
+        self.views.clear();
+        self.devices.clear();
+        let mut lost = false;
+        for death in 0.. {
+            self.crashes += 1;
+            let mode = if self.plan.kills_only || rng.chance(400) {
+                CrashMode::Kill
+            } else {
+                CrashMode::ALL[rng.below(CrashMode::ALL.len() as u64) as usize]
+            };
+            let fate = match rng.below(3) {
+                0 => InFlight::Lost,
+                1 => InFlight::Landed,
+                _ => InFlight::Late(Duration::from_millis(rng.below(3000))),
+            };
+            lost |= mode != CrashMode::Kill;
+            self.cover.count(match mode {
+                CrashMode::Kill => "crash: the process is killed",
+                CrashMode::Kept => "crash: power cut, all written back",
+                CrashMode::Lost => "crash: power cut, nothing written back",
+                CrashMode::Newest => "crash: power cut, the newest written back",
+                CrashMode::Writes => "crash: power cut, some writes written back",
+                CrashMode::Torn => "crash: power cut, torn writes",
+            });
+            self.node.world.note(&format!("step {}: crash {mode:?}, {fate:?}", self.step));
+            self.node.crash(mode, fate);
+            if self.begin_anew(death, rng) {
+                break;
+            }
+        }
+        self.immortal();
+        self.recover(lost);
+        self.set_faults(true);
+    }
+
+    /// Starts the next process, number `death` since the last that served. False where it has died over it, or where the store was in
+    /// the way.
+    fn begin_anew(&mut self, death: u32, rng: &mut Rng) -> bool {
+        self.set_faults(false);
+        if death < 3 && rng.chance(self.plan.dies_again) {
+            self.cover.count("death: while starting");
+            self.node.env.points().after_polls(rng.below(400));
+        }
+        let errs = death < 3 && rng.chance(self.plan.errs_at_start);
+        if errs {
+            self.cover.count("fault: the store errs while a process starts");
+            let error_per_mille = 1 + rng.below(100) as u32;
+            self.node.server.set_chaos(Chaos { error_per_mille, ..Chaos::default() });
+        }
+        let passes = |error: &EngineError| errs && error.kind() == ErrorKind::Unavailable;
+        let mut opened = self.node.open();
+        if let Ok(Ok(failed)) = &mut opened {
+            failed
+                .retain(|(name, error)| !(self.damaged.contains(name.as_str()) && error.kind() == ErrorKind::Corrupt));
+        }
+        let started = match opened {
+            Err(RunError::Dead { .. }) => false,
+            Ok(_) if self.node.env.is_dead() => false,
+            Ok(Ok(failed)) if failed.iter().all(|(_, error)| passes(error)) => failed.is_empty(),
+            Ok(Err(error)) if passes(&error) => false,
+            other => self.fail(&format!("it does not open: {other:?}")),
+        };
+        self.set_faults(false);
+        started
+    }
+
+    /// The process does not die by plan any more.
+    pub(super) fn immortal(&self) {
+        self.node.env.points().after_polls(u64::MAX);
+        self.node.env.points().at(u64::MAX);
+    }
+}

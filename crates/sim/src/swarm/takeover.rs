@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Runs that end with somebody else: a second node of the cluster, or another cluster that imports the pool.
+//!
+//! The first node has put everything, has worked on, and falls asleep with requests under way; it then wakes, during or after the change. What was in
+//! the store is there. What was only in the first one's journal may be cut off at one point. Nothing that the first one does afterwards is ever seen.
+//! Before an import it may die once more and start again, so that what only its journal has stands in a manifest as a promise; and the import may find a
+//! listing that lags, or the newest manifest of a volume damaged.
+
+use super::RunOptions;
+use super::disk::Change;
+use super::line::Made;
+use super::plan::Op;
+use super::run::{REGION, Run, cluster, known, write};
+use super::stamp::{BLOCK, bytes_of};
+use crate::node::Node;
+use crate::{CrashMode, InFlight, Rng, StoreFault, StoreOp};
+use std::rc::Rc;
+use std::sync::Arc;
+use varve_engine::{BlockDevice, Device, PoolImport, import_pool};
+use varve_env::{Env, StoreErrorKind};
+use varve_format::{ObjectKind, ObjectName};
+use varve_types::ErrorKind;
+
+impl Run {
+    /// From now on only what is in the store by now counts as sure, and nothing but data is worked on. Gives the weights of before.
+    pub(super) fn begin_losing(&mut self) -> Vec<(Op, u32)> {
+        for vol in 0..self.vols.len() {
+            self.drain(vol);
+            self.vols[vol].line.frozen_base = true;
+        }
+        let data = vec![
+            (Op::Write, 50),
+            (Op::Burst, 5),
+            (Op::Partials, 5),
+            (Op::Zero, 10),
+            (Op::Read, 10),
+            (Op::Flush, 10),
+            (Op::Wait, 5),
+        ];
+        std::mem::replace(&mut self.plan.weights, data)
+    }
+
+    /// Up to so many batches that no death cuts off.
+    fn batches(&mut self, most: u64, rng: &mut Rng) {
+        for _ in 0..rng.below(most) {
+            let done = self.batch(rng);
+            self.alive(|_| done);
+        }
+    }
+
+    /// Puts everything, then writes what may be lost with this node.
+    fn write_what_may_be_lost(&mut self, rng: &mut Rng) {
+        let usual = self.begin_losing();
+        self.batches(30, rng);
+        self.plan.weights = usual;
+    }
+
+    /// The process dies and starts again, and what was in the journal only comes back; no segment of it can be put for a while.
+    fn die_with_unput(&mut self, rng: &mut Rng) {
+        self.cover.count("death: with changes that only the journal has, which stay there");
+        for vol in 0..self.vols.len() {
+            self.write_and_flush(vol, rng);
+        }
+        for _ in 0..32 {
+            self.node.server.fail(StoreOp::Put, "/seg/", 0, StoreFault::Error(StoreErrorKind::Unavailable));
+        }
+        self.views.clear();
+        self.devices.clear();
+        self.crashes += 1;
+        self.node.crash(CrashMode::Kill, InFlight::Landed);
+        self.node.reopen();
+        self.compare_all();
+    }
+
+    /// The old node falls asleep with requests under way. Gives its devices.
+    fn fall_asleep(&mut self, rng: &mut Rng) -> Vec<Rc<Device>> {
+        self.views.clear();
+        for vol in 0..self.vols.len() {
+            let (name, size) = (self.vols[vol].name.clone(), self.vols[vol].line.now.size);
+            let (offset, len) = (rng.below(REGION / BLOCK) * BLOCK, BLOCK);
+            if self.vols[vol].template || offset + len > size {
+                continue;
+            }
+            self.stamps += 1;
+            let stamp = self.stamps;
+            let device = self.alive(|this| this.device(&name));
+            let change = Change::Write { offset, len, stamp };
+            self.vols[vol].line.add(vec![Made { change, answered: false, stable: false }]);
+            self.node.env.spawn(Box::pin(async move {
+                // Whether it was answered nobody hears any more.
+                let _ = write(device, offset, bytes_of(stamp, offset, len).into(), true).await;
+            }));
+        }
+        self.wait_ms(rng.below(40));
+        self.node.world.pause(&self.node.env);
+        std::mem::take(&mut self.devices).into_values().collect()
+    }
+
+    /// Writes to volumes that others own by now: nothing of them is ever seen.
+    fn keep_writing(&self, devices: &[Rc<Device>], rng: &mut Rng) {
+        for device in devices.iter().filter(|device| !device.read_only()) {
+            let (device, at) = (Rc::clone(device), rng.below(REGION / BLOCK) * BLOCK);
+            if at + BLOCK > device.size() {
+                continue;
+            }
+            self.node.env.spawn(Box::pin(async move {
+                // It may be refused, or answered: this node does not know that its time is over.
+                let _ = write(device, at, vec![0xA5; BLOCK as usize].into(), true).await;
+            }));
+        }
+    }
+
+    /// Goes on with another node while the old one wakes.
+    fn go_on_with(&mut self, node: Node, devices: Vec<Rc<Device>>, rng: &mut Rng, options: &RunOptions) {
+        let old = std::mem::replace(&mut self.node, node);
+        for vol in &mut self.vols {
+            vol.ram = true;
+        }
+        self.recover(true);
+        for vol in &mut self.vols {
+            vol.line.frozen_base = false;
+        }
+        self.more_steps(rng.below(30), options);
+        old.world.resume(&old.env);
+        self.cover.count("fault: the node that lost its volumes wakes");
+        let new = std::mem::replace(&mut self.node, old);
+        self.keep_writing(&devices, rng);
+        let old = std::mem::replace(&mut self.node, new);
+        self.set_faults(true);
+        (self.plan.dies, self.plan.dies_inside) = (5, 5);
+        self.more_steps(60, options);
+        drop(devices);
+        self.old_nodes.push(old);
+    }
+
+    /// A second node of the cluster opens the volumes while the first one sleeps.
+    pub(super) fn take_over(&mut self, rng: &mut Rng, options: &RunOptions) {
+        self.write_what_may_be_lost(rng);
+        let devices = self.fall_asleep(rng);
+        let second = self.node.second("second");
+        second.create().expect("the world runs").expect("the shard starts");
+        let shard = second.shard();
+        let failed = second.must("open all", async move { shard.open_all().await });
+        if !failed.is_empty() {
+            self.fail(&format!("a second node can not open: {failed:?}"));
+        }
+        self.go_on_with(second, devices, rng, options);
+    }
+
+    /// Renames a volume, and writes what its next manifests will say. With `twice` the newest two manifests of each volume say the same but for its data.
+    fn change_names(&mut self, twice: bool, rng: &mut Rng) {
+        let (vol, to) = (rng.below(self.vols.len() as u64) as usize, self.fresh_name("v"));
+        let (open, text) = (self.node.volume(&self.vols[vol].name), known(&to));
+        self.devices.clear();
+        self.views.clear();
+        self.alive(|this| {
+            this.insist("rename", move || {
+                let (open, text) = (Rc::clone(&open), text.clone());
+                async move { open.rename(text).await }
+            })
+        });
+        self.vols[vol].name = to;
+        for _ in 0..if twice { 2 } else { 0 } {
+            let usual = self.begin_losing();
+            self.batches(12, rng);
+            self.plan.weights = usual;
+            for vol in 0..self.vols.len() {
+                self.checkpoint(vol);
+                self.vols[vol].line.frozen_base = false;
+            }
+            self.wait_ms(3000);
+        }
+    }
+
+    fn checkpoint(&mut self, vol: usize) {
+        self.drain(vol);
+        let open = self.node.volume(&self.vols[vol].name);
+        self.alive(|this| {
+            this.insist("checkpoint", move || {
+                let open = Rc::clone(&open);
+                async move { open.checkpoint().await }
+            })
+        });
+    }
+
+    /// A bit of the newest manifest of a volume that is shown turns over.
+    fn spoil_newest_manifest(&mut self, rng: &mut Rng) {
+        let vol = &self.vols[rng.below(self.vols.len() as u64) as usize];
+        let timeline = self.node.volume(&vol.name).record().shown;
+        let names = self.node.server.names();
+        let manifests = names.iter().filter_map(|name| ObjectName::parse(name));
+        let newest = manifests
+            .filter(|name| name.timeline == timeline && name.kind == ObjectKind::Manifest)
+            .max_by_key(|name| (name.epoch, name.number));
+        let Some(newest) = newest.map(|name| name.to_string()) else { return };
+        self.cover.count("fault: a bit of the newest manifest flips");
+        self.node.world.note(&format!("a bit flips in {newest}"));
+        let len = self.node.server.object(&newest).map_or(1, |bytes| bytes.len() as u64);
+        self.node.server.flip_bit(&newest, rng.below(len), rng.below(8) as u8);
+    }
+
+    /// Another cluster imports the pool.
+    pub(super) fn import(&mut self, rng: &mut Rng, options: &RunOptions) {
+        // A listing shows which volumes there are; what they have come to since is asked for by name.
+        self.node.server.set_list_lag(self.plan.list_lag);
+        self.wait_ms(self.plan.list_lag.as_millis() as u64);
+        let spoilt = rng.chance(300);
+        self.change_names(spoilt, rng);
+        self.write_what_may_be_lost(rng);
+        // Not both: an opening that has put one manifest only leaves an import no other.
+        if !spoilt && rng.chance(400) {
+            self.die_with_unput(rng);
+        }
+        let devices = self.fall_asleep(rng);
+        if spoilt {
+            self.spoil_newest_manifest(rng);
+        }
+        if rng.chance(500) {
+            self.node.world.resume(&self.node.env);
+        }
+        let mut stranger = self.node.stranger("stranger");
+        stranger.create().expect("the world runs").expect("the shard starts");
+        let env: Rc<crate::SimEnv> = Rc::clone(&stranger.env);
+        let (coord, store, settings) =
+            (Arc::clone(&stranger.coord), stranger.server.client(&stranger.env), stranger.pool);
+        let imported = stranger.run(async move {
+            let import = PoolImport {
+                env: &*env,
+                coord: &*coord,
+                store,
+                cluster: cluster(2),
+                pool: known("default"),
+                url: "sim:///pool".to_owned(),
+                settings,
+            };
+            import_pool(import, |_, _| ()).await
+        });
+        let imported = match imported {
+            Ok(Ok(imported)) => imported,
+            other => self.fail(&format!("an import: {other:?}")),
+        };
+        // What a cut-off birth or a last deletion has left is no volume; one that is missing shows when it is compared.
+        let is_known = |kind| kind == ErrorKind::NotFound || (spoilt && kind == ErrorKind::Corrupt);
+        if let Some(failure) = imported.failures.iter().find(|failure| !is_known(failure.error.kind())) {
+            self.fail(&format!("not imported: {failure:?}"));
+        }
+        for failure in &imported.failures {
+            self.node.world.note(&format!("not imported: {failure:?}"));
+        }
+        stranger.owner = imported.owner;
+        stranger.add_pool();
+        let shard = stranger.shard();
+        let failed = stranger.must("open all", async move { shard.open_all().await });
+        if !failed.is_empty() {
+            self.fail(&format!("imported, and not to be opened: {failed:?}"));
+        }
+        self.gone.clear();
+        self.vols.iter_mut().for_each(|vol| vol.hidden.clear());
+        if self.plan.jump > 0 {
+            // Where the clock jumped, what was hidden before may look newer than what is hidden next.
+            self.plan.weights.retain(|(op, _)| *op != Op::Undo);
+        }
+        self.go_on_with(stranger, devices, rng, options);
+    }
+}
