@@ -348,6 +348,10 @@ impl Shard {
             return open.drop_hold(origin, clone).await;
         }
         let (record, _) = records.load_volume(volume).await?;
+        if record.deleted.is_none() {
+            // Whoever owns it writes its manifests, and looks after its holds.
+            return Ok(());
+        }
         let (pool, _) = self.pool(&record.pool)?;
         edit_closed(&self.context, &pool, &record, origin, |m| m.holds.retain(|h| h.clone != clone)).await?;
         Ok(())
@@ -367,24 +371,17 @@ impl Shard {
                 // What the volume's own record says needs no question.
                 let is_own = |h: &Hold| record.timeline(h.clone).is_some_and(|t| t.parent == Some(timeline.id));
                 for hold in holds.into_iter().filter(|hold| !is_own(hold)) {
-                    // A clone of this epoch may be about to be recorded.
-                    let fresh = hold.epoch >= record.epoch && !self.is_recorded(&hold).await?;
-                    if !fresh && (planted(Mutant::DropHold) || !self.is_held(&hold, timeline.id).await?) {
+                    // With the turn nothing is being born here. A request to record it that is late still comes to nothing: it names the revision
+                    // of this volume's record, which the drop changes.
+                    let _turn = volume.changes.take().await;
+                    if planted(Mutant::DropHold) || !self.is_held(&hold, timeline.id).await? {
                         reached(Branch::HoldOrphaned);
-                        volume.drop_hold(timeline.id, hold.clone).await?;
+                        volume.drop_hold_in_turn(timeline.id, hold.clone).await?;
                     }
                 }
             }
         }
         Ok(())
-    }
-
-    async fn is_recorded(&self, hold: &Hold) -> Result<bool> {
-        match Records::new(&*self.context.coord).find_timeline(hold.clone).await {
-            Ok(_) => Ok(true),
-            Err(CoordError::NotFound(_)) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Whether the clone of a hold is recorded, and still needs the origin: a flattened one names no parent any more.

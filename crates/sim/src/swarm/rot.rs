@@ -7,9 +7,11 @@
 
 use super::disk::Change;
 use super::line::Made;
-use super::run::{REGION, Run, write};
+use super::run::{Died, REGION, Run, write};
 use super::stamp::{BLOCK, bytes_of};
+use crate::node::wait;
 use crate::{CrashMode, InFlight, Rng, WriteFault};
+use std::ops::Range;
 use std::rc::Rc;
 use varve_engine::BlockDevice;
 use varve_format::journal::{ALIGN, Body, MAX_HEADER, RECORD_MAGIC, RING_START, Record, SUPERBLOCK, Superblock};
@@ -17,16 +19,21 @@ use varve_types::ErrorKind;
 
 /// Flushes of each volume, of which all but the last two are sure.
 const LEAST_ROUNDS: u64 = 4;
+/// Where a record's header has its numbers: epoch, sequence, flushed through, first block, blocks.
+const NUMBERS: Range<u64> = 40..80;
 /// Writes of the journal's disk, from the beginning of a round, of which one goes wrong.
 const WRITES: u64 = 24;
 
 impl Run {
     /// See the module. Ends with a shard that serves what can be served.
     pub(super) fn rot(&mut self, rng: &mut Rng) {
+        let kind = rng.below(4);
+        if kind == 1 {
+            self.go_round();
+        }
         let usual = self.begin_losing();
         let rounds = LEAST_ROUNDS + rng.below(4);
         let wrong = rng.below(rounds);
-        let kind = rng.below(4);
         // How much of each volume's log there was at the end of each round.
         let mut ends: Vec<Vec<usize>> = Vec::new();
         for round in 0..rounds {
@@ -60,6 +67,17 @@ impl Run {
         self.open_what_is_left();
     }
 
+    /// Lets the journal go round more than twice: what a superblock of long ago tells is then far from the truth.
+    fn go_round(&mut self) {
+        let Some(vol) = self.vols.iter().position(|vol| !vol.template && vol.line.now.size >= REGION) else { return };
+        let until = self.node.disk.counts().written + self.plan.journal * 5 / 2;
+        while self.node.disk.counts().written < until {
+            self.write_one(vol, 0, REGION);
+            self.alive(|this| this.flush(vol));
+            self.vols[vol].line.flushed(0);
+        }
+    }
+
     /// A write of the journal is lost or misdirected: seen once the power is gone.
     fn let_a_write_go_wrong(&mut self, kind: u64, rng: &mut Rng) {
         let fault = match kind {
@@ -77,27 +95,33 @@ impl Run {
 
     /// One more write, and a flush behind it.
     pub(super) fn write_and_flush(&mut self, vol: usize, rng: &mut Rng) {
-        let (name, size) = (self.vols[vol].name.clone(), self.vols[vol].line.now.size);
-        let (offset, len) = (rng.below(REGION / BLOCK) * BLOCK, BLOCK);
-        let device = self.alive(|this| this.device(&name));
-        if !self.vols[vol].template && offset + len <= size {
-            self.stamps += 1;
-            let stamp = self.stamps;
-            let copy = Rc::clone(&device);
-            self.alive(|this| {
-                this.insist("write", move || {
-                    write(Rc::clone(&copy), offset, bytes_of(stamp, offset, len).into(), false)
-                })
-            });
-            let change = Change::Write { offset, len, stamp };
-            self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
+        let offset = rng.below(REGION / BLOCK) * BLOCK;
+        if !self.vols[vol].template && offset + BLOCK <= self.vols[vol].line.now.size {
+            self.write_one(vol, offset, BLOCK);
         }
+        self.alive(|this| this.flush(vol));
+    }
+
+    /// Writes, and has it answered.
+    fn write_one(&mut self, vol: usize, offset: u64, len: u64) {
+        let name = self.vols[vol].name.clone();
+        self.stamps += 1;
+        let stamp = self.stamps;
         self.alive(|this| {
-            this.insist("flush", move || {
-                let device = Rc::clone(&device);
-                async move { crate::node::wait(device.flush()).await }
-            })
+            let device = this.device(&name)?;
+            this.insist("write", move || write(Rc::clone(&device), offset, bytes_of(stamp, offset, len).into(), false))
         });
+        let change = Change::Write { offset, len, stamp };
+        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
+    }
+
+    fn flush(&mut self, vol: usize) -> Result<(), Died> {
+        let name = self.vols[vol].name.clone();
+        let device = self.device(&name)?;
+        self.insist("flush", move || {
+            let device = Rc::clone(&device);
+            async move { wait(device.flush()).await }
+        })
     }
 
     /// Turns a bit of a record over that a reader would begin with, or pass.
@@ -107,9 +131,12 @@ impl Run {
         if records.is_empty() {
             return;
         }
-        let (position, len) = records[rng.below(records.len() as u64) as usize];
-        // The header often: it is the smaller part, and says more.
-        let within = if rng.chance(500) { rng.below(64) } else { rng.below(len) };
+        // The newest often: the others may be in the store already. And the numbers in the header: they are few, and say the most.
+        let count = records.len() as u64;
+        let nth = if rng.chance(700) { count - 1 - rng.below(count.min(24)) } else { rng.below(count) };
+        let (position, len) = records[nth as usize];
+        let numbers = NUMBERS.start + rng.below(NUMBERS.end - NUMBERS.start);
+        let within = if rng.chance(500) { numbers } else { rng.below(len) };
         self.cover.count("fault: a bit of a journal record flips");
         self.node.world.note(&format!("byte {within} of the record at {position} goes bad"));
         let offset = RING_START + position % superblock.ring + within;

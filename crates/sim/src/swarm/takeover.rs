@@ -160,6 +160,10 @@ impl Run {
             })
         });
         self.vols[vol].name = to;
+        if twice && rng.chance(500) {
+            // What is hidden may then be given back; nothing of that can be brought back here.
+            self.wait_ms(self.plan.pool.undelete_window_ms.unwrap_or_default());
+        }
         for _ in 0..if twice { 2 } else { 0 } {
             let usual = self.begin_losing();
             self.batches(12, rng);
@@ -168,7 +172,7 @@ impl Run {
                 self.checkpoint(vol);
                 self.vols[vol].line.frozen_base = false;
             }
-            self.wait_ms(3000);
+            self.wait_ms(rng.below(30_000));
         }
     }
 
@@ -207,8 +211,8 @@ impl Run {
         let spoilt = rng.chance(300);
         self.change_names(spoilt, rng);
         self.write_what_may_be_lost(rng);
-        // Not both: an opening that has put one manifest only leaves an import no other.
-        if !spoilt && rng.chance(400) {
+        // An opening that has put one manifest only leaves an import no other; and one that no listing shows yet is not found.
+        if !spoilt && self.plan.list_lag.is_zero() && rng.chance(400) {
             self.die_with_unput(rng);
         }
         let devices = self.fall_asleep(rng);
