@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask sim`: builds the simulator for speed and runs it.
 //!
-//! Its arguments are those of `varve-sim` (`cargo xtask sim --help` shows them). The build has every assertion and can be made to carry planted bugs, which
-//! only `--mutants` does.
+//! Its arguments are those of `varve-sim` (`cargo xtask sim --help` shows them). The build has every assertion, counts rare branches, and can be made to carry
+//! planted bugs, which only `--mutants` does.
 
 use crate::repo;
 use anyhow::{Context as _, Result};

@@ -14,6 +14,7 @@ use crate::{
     VolumeRecord,
 };
 use std::collections::BTreeSet;
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Name, TimelineId, VolumeId};
 
@@ -267,7 +268,7 @@ impl<'a> Records<'a> {
             }
             match self.update_volume(&old, revision, &new, Vec::new()).await {
                 Ok(revision) => return Ok((new, revision, given)),
-                Err(CoordError::Changed(_)) => {}
+                Err(CoordError::Changed(_)) => reached(Branch::RecordChanged),
                 Err(error) => return Err(error.into()),
             }
         }

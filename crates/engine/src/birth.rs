@@ -19,6 +19,7 @@ use std::sync::Arc;
 use varve_coord::{Records, TimelineRecord, TimelineState as RecordState, VolumeRecord};
 use varve_format::Lineage;
 use varve_format::manifest::{Ancestor, Birth, Hold, Manifest, TimelineState};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, TimelineId, VolumeId};
 
@@ -56,6 +57,8 @@ impl Source {
             let what = "a clone can have 255 ancestors: flatten the volume first, then clone it";
             return Err(EngineError::new(ErrorKind::Conflict, what));
         };
+        reached_if(self.ancestors.len() > 1, Branch::CloneOfClone);
+        reached_if(self.ancestors.iter().any(|a| a.lineage.0 > own), Branch::LineageReused);
         if self.ancestors.len() >= MANY_ANCESTORS {
             tracing::warn!(
                 ancestors = self.ancestors.len(),
@@ -141,6 +144,7 @@ impl Volume {
         let timeline = self.shown();
         let record = self.record();
         if info.timeline != timeline.id {
+            reached(Branch::HoldOnHistory);
             let manifest = self.closed_manifest(info.timeline).await?;
             let (base, size) = self.closed_base(&manifest, info.id).await?;
             let (boundary, ancestors) = (base.boundary, manifest.ancestors.clone());
@@ -151,6 +155,7 @@ impl Volume {
         }
         let entry = timeline.entry_of(info.id).await?;
         if !timeline.data.borrow().manifest.inherited.is_empty() {
+            reached(Branch::CloneAfterCheckpoint);
             // A clone's birth record names segments of one origin: what this timeline inherited itself must be in a root first.
             timeline.checkpoint().await?;
         }

@@ -7,6 +7,7 @@
 //! verified before it is given out.
 
 use varve_format::crc::crc;
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Ordinal, TimelineId};
 
@@ -87,6 +88,7 @@ impl BlockCache {
         let frame = frame as usize;
         let sum = self.frames[frame].sum;
         if crc(self.bytes(frame)) != sum && !planted(Mutant::TrustCachedBlocks) {
+            reached(Branch::CacheDamaged);
             self.counts.damaged += 1;
             self.index.remove(key);
             return None;
@@ -136,6 +138,7 @@ impl BlockCache {
             let frame = self.hand;
             self.hand = (self.hand + 1) % self.frames.len();
             if !std::mem::take(&mut self.frames[frame].used) {
+                reached(Branch::CacheEviction);
                 let key = self.frames[frame].key;
                 if self.index.get(&key) == Some(&(frame as u32)) {
                     self.index.remove(&key);

@@ -38,6 +38,7 @@ use std::time::Duration;
 use varve_env::{Payload, PutOutcome, compute};
 use varve_format::ObjectName;
 use varve_format::manifest::{Manifest, SnapshotEntry};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, Sequence};
 
@@ -141,6 +142,7 @@ impl Timeline {
         let done = self.merge_and_write(&strata, point, gathered).await;
         self.count_ready();
         if let Err(error) = &done {
+            reached_if(!self.is_stopped(), Branch::CheckpointBroken);
             // Half of it is done in RAM: only what is in the store can be built upon.
             self.data.borrow_mut().no_checkpoints = Some(error.clone());
         }
@@ -155,6 +157,7 @@ impl Timeline {
         point: Point,
         mut gathered: Gathered,
     ) -> Result<()> {
+        reached_if(strata.len() > 1, Branch::SeveralBoundaries);
         for stratum in strata {
             let root = self.merge(stratum, &mut gathered).await?;
             gathered.roots.push(root);
@@ -173,6 +176,7 @@ impl Timeline {
             PutOutcome::Exists
                 if planted(Mutant::TakeAnyObject) || is_same(&payload, &self.pool.store.get(&text, 0..len).await?) =>
             {
+                reached(Branch::PageObjectWasPut);
                 Ok(len)
             }
             PutOutcome::Exists => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
@@ -229,8 +233,11 @@ impl Timeline {
                     .map(|name| varve_format::manifest::DeadObject { name: *name, since: manifest.number }),
             );
         };
-        self.persist("a manifest", async || self.write_manifest_in_turn(&turn, edit, |_| Ok(())).await.map(drop))
-            .await?;
+        self.persist("a manifest", async || {
+            let written = self.write_manifest_in_turn(&turn, edit, |_| Ok(())).await;
+            written.map(drop).inspect_err(|error| reached_if(error.may_pass(), Branch::ManifestTriedAgain))
+        })
+        .await?;
         {
             let mut data = self.data.borrow_mut();
             note_roots(&mut data.snapshots, &gathered.roots);

@@ -39,6 +39,7 @@ use std::time::Duration;
 use varve_coord::{TimelineState as RecordState, VolumeRecord};
 use varve_format::manifest::{DeadObject, Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, TimelineId};
 
@@ -193,6 +194,7 @@ impl Volume {
         }
         let manifest = self.closed_manifest(id).await?;
         if manifest.dead.iter().any(|dead| dead.since >= manifest.number && dead.name.kind != ObjectKind::Manifest) {
+            reached(Branch::SecondManifest);
             self.edit_closed(id, |_| {}).await?;
         }
         Ok(())
@@ -203,6 +205,7 @@ impl Volume {
         let id = from.timeline;
         let _turn = self.changes.take().await;
         if !self.is_closed(id) || !self.is_past(id) || *self.closed_manifest(id).await? != *from {
+            reached(Branch::HistoryOvertaken);
             return Ok(false);
         }
         self.edit_closed_with(id, edit, |record| held(record, id)).await?;
@@ -286,7 +289,7 @@ async fn put_edited(
         }
         edit(&mut manifest);
         match put_manifest(&*pool.store, &manifest).await {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            Err(error) if error.kind() == ErrorKind::Corrupt => reached(Branch::ManifestNumberTaken),
             done => return done.map(|()| manifest),
         }
     }

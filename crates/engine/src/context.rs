@@ -19,6 +19,7 @@ use varve_coord::Coord;
 use varve_env::Env;
 use varve_format::ObjectName;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, SegmentHeader};
+use varve_types::branch::{Branch, reached};
 use varve_types::{Ordinal, TimelineId};
 
 /// Bounds of a shard.
@@ -190,7 +191,10 @@ impl From<varve_coord::CoordError> for EngineError {
 
 /// Names the object in an error of a decoder.
 pub(crate) fn damaged(name: impl std::fmt::Display) -> impl FnOnce(varve_format::FormatError) -> EngineError {
-    move |error| EngineError::caused(error.kind(), name, error)
+    move |error| {
+        reached(Branch::DamageFound);
+        EngineError::caused(error.kind(), name, error)
+    }
 }
 
 /// One at a time, within a shard.

@@ -30,6 +30,7 @@ use std::rc::Rc;
 use varve_coord::VolumeRecord;
 use varve_format::manifest::{Birth, Manifest};
 use varve_format::{NodePointer, Pointer};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, ErrorKind, Name, RootNumber, Sequence, TimelineId, VolumeId};
 
@@ -122,6 +123,7 @@ impl Timeline {
                 self.persist("a get", async || self.load_node(path).await).await?;
                 continue;
             }
+            reached_if(!is_same, Branch::FlattenMeetsGuest);
             if is_same || planted(Mutant::FlattenOverwritesGuest) {
                 self.make(block + at, len, Op::Write(rest.slice(..(len * BLOCK) as usize)))?;
                 written += len;
@@ -257,6 +259,7 @@ impl Volume {
             self.walk_kept(&timeline, &mut clean, &mut seen, &mut done).await?;
             let is_seen = !done.snapshots.is_empty() && !planted(Mutant::FlattenForgetsSnapshots);
             if is_seen || !done.clones.is_empty() {
+                reached(Branch::FlattenKept);
                 return Ok((done, None));
             }
             if self.give_back(&timeline, clean_from, &clean).await? {
@@ -264,6 +267,7 @@ impl Volume {
                 done.independent = !done.rolled_back;
                 return Ok((done, Some(birth)));
             }
+            reached(Branch::FlattenWalksAgain);
         }
         let what =
             format!("volume {}: snapshots and clones are made all the time: flatten it again later", self.name());

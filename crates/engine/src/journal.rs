@@ -35,6 +35,7 @@ use varve_env::{Disk, Env};
 use varve_format::journal::{
     Body, MAX_RECORD, RING_START, Record, SUPERBLOCK, Superblock, WriteHeader, encode_write_header, write_header_len,
 };
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::{BLOCK, Epoch, ErrorKind, JournalId, Sequence, TimelineId};
 
 /// Most bytes that are written and not synced.
@@ -271,7 +272,9 @@ impl Journal {
         assert!(state.head + len <= state.superblock.trim + self.ring, "the caller waited for room");
         let left = self.ring - state.head % self.ring;
         if left < len {
+            reached_if(left < BLOCK, Branch::JournalTightLap);
             if left >= BLOCK {
+                reached(Branch::JournalPad);
                 let pad = Record {
                     position: state.head,
                     timeline: TimelineId::from_bytes([0; 16]),
@@ -357,6 +360,7 @@ impl Journal {
         state.headers.clear();
         state.parts.clear();
         if let Err(error) = done {
+            reached(Branch::JournalWriteFails);
             state.failed = Some(error.clone());
             return Err(error);
         }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use varve_format::mark::Mark;
+use varve_types::branch::{Branch, reached};
 use varve_types::{BLOCK, Epoch, Sequence};
 
 /// Plain checksums of the blocks of a piece, computed when they came in.
@@ -184,6 +185,7 @@ impl Layer {
         for (blocks, piece) in self.map.values_mut() {
             if let Piece::Data { sums, place, .. } = piece {
                 if *place + blocks * BLOCK <= flushed {
+                    reached(Branch::GivenUpToJournal);
                     *piece = Piece::Journal { place: *place, sums: sums.clone() };
                 } else {
                     kept += blocks * BLOCK;

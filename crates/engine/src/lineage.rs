@@ -18,6 +18,7 @@ use varve_format::manifest::{Ancestor, MAX_MANIFEST, Manifest, PageRef};
 use varve_format::page::{PageTable, table_len};
 use varve_format::table::{PAGE_ORDINALS, TablePage, decode_page};
 use varve_format::{Lineage, NodePointer, ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::{ErrorKind, Ordinal, RootNumber, TimelineId};
 
 /// What is known of one ancestor.
@@ -48,6 +49,7 @@ impl Lineages {
 
     /// Forgets what is known of an ancestor: it has a newer manifest.
     pub fn forget(&self, timeline: TimelineId) {
+        reached(Branch::LookedUpAnew);
         self.known.borrow_mut().remove(&timeline);
     }
 
@@ -176,7 +178,10 @@ pub(crate) async fn newest_manifest_if_there(
             return Err(EngineError::corrupt(format!("timeline {timeline}: coordination names no manifest of it")));
         };
         match load_manifest(store, timeline, accepted).await {
-            Ok(manifest) => return Ok(Ok(manifest)),
+            Ok(manifest) => {
+                reached_if(missing.is_some(), Branch::ManifestGone);
+                return Ok(Ok(manifest));
+            }
             // Others may have been accepted, and this one deleted, since coordination was asked.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if missing.replace(accepted) == Some(accepted) {

@@ -22,6 +22,7 @@ use varve_env::{ObjectStore, Payload, PutOutcome};
 use varve_format::manifest::{DeadObject, Manifest};
 use varve_format::owner::OwnerRecord;
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, TimelineId, VolumeId};
 
@@ -56,6 +57,7 @@ impl PoolStore {
                 Err(error) => return Err(error.into()),
             }
         }
+        reached(Branch::PoolLost);
         Err(fenced("the pool was imported by another cluster: this one serves it no more"))
     }
 }
@@ -83,7 +85,7 @@ pub(crate) async fn put_numbered(store: &dyn ObjectStore, manifest: &mut Manifes
     for _ in 0..MAX_NUMBERS {
         manifest.number += 1;
         match put_manifest(store, manifest).await {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            Err(error) if error.kind() == ErrorKind::Corrupt => reached(Branch::ManifestNumberTaken),
             done => return done,
         }
     }
@@ -109,6 +111,7 @@ pub(crate) async fn accept(
     mut also: impl FnMut(&mut VolumeRecord) -> Result<()>,
 ) -> Result<VolumeRecord> {
     let (timeline, epoch, writer) = (manifest.timeline, manifest.epoch, manifest.writer);
+    let tries = Cell::new(0);
     let mut change = |record: &mut VolumeRecord| -> std::result::Result<(), Refused> {
         if (record.epoch != epoch || record.writer != writer) && !planted(Mutant::BlindManifest) {
             let what = format!("volume {volume}: it was opened elsewhere, in epoch {}", record.epoch);
@@ -120,22 +123,23 @@ pub(crate) async fn accept(
         };
         if entry.manifest == Some(reference(manifest)) {
             // No manifest has this name but this one: an earlier try was applied though its answer was lost.
+            reached(Branch::UnknownApplied);
             return Ok(());
         }
+        reached_if(tries.get() > 0, Branch::UnknownNotApplied);
         entry.manifest = Some(reference(manifest));
         Ok(also(record)?)
     };
     let records = Records::new(&*context.coord);
-    let mut tries = 0;
     loop {
         match records.modify_volume(volume, &mut change).await {
             Ok((record, _, ())) => return Ok(record),
             // A switch of what is shown must not be left open: whoever goes on with the old state would lose what is written to it.
-            Err(Refused::Coord(error)) if error.is_unknown() && tries < MAX_UNKNOWN => tries += 1,
+            Err(Refused::Coord(error)) if error.is_unknown() && tries.get() < MAX_UNKNOWN => tries.set(tries.get() + 1),
             Err(Refused::Coord(error)) => return Err(error.into()),
             Err(Refused::Engine(error)) => return Err(error),
         }
-        context.env.sleep(UNKNOWN_WAIT * tries).await;
+        context.env.sleep(UNKNOWN_WAIT * tries.get()).await;
     }
 }
 
@@ -208,6 +212,7 @@ impl Timeline {
         let accepted = accept(&self.context, self.volume, &manifest, also).await;
         let record = accepted.inspect_err(|error| {
             if error.kind() == ErrorKind::Fenced {
+                reached(Branch::ManifestFenced);
                 self.stop(error.clone());
             }
         })?;
@@ -282,6 +287,7 @@ impl Timeline {
         for name in due {
             self.data.borrow().check()?;
             self.pool.store.delete(&name.to_string()).await?;
+            reached(Branch::DeadDeleted);
             self.data.borrow_mut().deleted.insert(name);
         }
         Ok(())

@@ -24,6 +24,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_format::manifest::Manifest;
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal};
 
@@ -76,6 +77,7 @@ impl Timeline {
             }
             for name in orphans {
                 self.persist("a delete", async || Ok(self.pool.store.delete(&name.to_string()).await?)).await?;
+                reached(Branch::OrphanDeleted);
                 count += 1;
             }
             self.context.env.sleep(PAUSE).await;

@@ -22,6 +22,7 @@ use varve_format::chunk::{Block, RAW_BLOCK, raw_block, unpack};
 use varve_format::crc::crc;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
 use varve_format::{NodePointer, ObjectKind, ObjectName, Pointer};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, ErrorKind, Ordinal, TimelineId};
 
@@ -107,6 +108,7 @@ impl Timeline {
                 Found::Layer(Piece::Data { data, .. }) => out.extend_from_slice(&data[skip..skip + take]),
                 Found::Layer(Piece::Hole) | Found::Nothing => put_zeroes(&mut out, take),
                 Found::Layer(Piece::Journal { place, sums }) => {
+                    reached(Branch::ReadFromJournal);
                     let bytes = self.context.journal.read(place, (run * BLOCK) as usize).await?;
                     if bytes.chunks(BLOCK as usize).enumerate().any(|(i, b)| crc(b) != sums.get(i as u64)) {
                         // The layer may have been counted meanwhile, and the place used again.
@@ -246,7 +248,10 @@ impl Timeline {
     /// node, and its object is gone.
     pub async fn load_node(&self, path: NodePath) -> Result<()> {
         match self.load_wanted_node(path).await {
-            Err(error) if !error.may_pass() && !self.data.borrow_mut().tree.wants(&path) => Ok(()),
+            Err(error) if !error.may_pass() && !self.data.borrow_mut().tree.wants(&path) => {
+                reached(Branch::NodeReplaced);
+                Ok(())
+            }
             done => done,
         }
     }

@@ -35,6 +35,7 @@ use varve_format::mark::Mark;
 use varve_format::page::{PageTable, table_len};
 use varve_format::table::decode_page;
 use varve_format::{ObjectKind, ObjectName, Pointer};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
 
@@ -168,6 +169,7 @@ impl Timeline {
         let Some(origin) = origin else {
             return Err(EngineError::corrupt(format!("timeline {}: its origin is not among its ancestors", self.id)));
         };
+        reached(Branch::EntriesInherited);
         let mut stratum = Stratum { end: manifest.boundary, ..Stratum::default() };
         for row in &manifest.inherited {
             for ordinal in row.first.0..row.end.0 {
@@ -200,6 +202,7 @@ impl Timeline {
     async fn load_rows(&self, manifest: &Manifest) -> Result<()> {
         for row in manifest.cuts.iter().filter(|cut| cut.end > manifest.boundary) {
             for ordinal in row.first.max(manifest.boundary).0..row.end.0 {
+                reached(Branch::EarlierRow);
                 let name = row_name(manifest, Ordinal(ordinal));
                 self.count_loaded(name).await.map_err(missing_is_corrupt)?;
             }
@@ -257,7 +260,9 @@ impl Timeline {
         let mut changes: BTreeMap<Sequence, Replayed> = BTreeMap::new();
         for replayed in tail {
             let record = &replayed.record;
-            if limit(record.epoch).is_some_and(|limit| record.sequence <= limit) {
+            let limit = limit(record.epoch);
+            reached_if(limit.is_some_and(|limit| record.sequence > limit), Branch::ChangeBehindCut);
+            if limit.is_some_and(|limit| record.sequence <= limit) {
                 promised = promised.max(record.flushed_through);
                 if record.sequence > counted && record.body != Body::Counted {
                     let mut place = record.sequence;
@@ -273,13 +278,17 @@ impl Timeline {
         if planted(Mutant::ReuseOrdinal) {
             data.next_ordinal = manifest.first_ordinal.max(manifest.boundary);
         }
+        reached_if(!changes.is_empty(), Branch::TailOfJournal);
         for replayed in changes.into_values() {
             if replayed.record.sequence != data.last.next() && !planted(Mutant::ReplayPastGap) {
+                reached(Branch::TailGap);
                 break;
             }
             self.replay(&mut data, replayed);
         }
+        reached_if(data.last == manifest.merged, Branch::NothingBehindManifest);
         if data.last < promised && !planted(Mutant::ServePastLoss) {
+            reached(Branch::LossRefused);
             let what = format!(
                 "timeline {}: change {} is missing, though changes up to {promised} were on stable media",
                 self.id,
@@ -293,6 +302,8 @@ impl Timeline {
 
     fn replay(&self, data: &mut Data, Replayed { record, place }: Replayed) {
         if data.open_epoch != record.epoch {
+            // Not before the first of them.
+            reached_if(data.last > data.counted, Branch::TailOfEpochs);
             seal(data);
             data.open_epoch = record.epoch;
             data.open = Layer::new(record.epoch);
@@ -370,6 +381,7 @@ impl Timeline {
 /// An object that a manifest names is there, or the store has lost it.
 pub(crate) fn missing_is_corrupt(error: EngineError) -> EngineError {
     if error.kind() == ErrorKind::NotFound {
+        reached(Branch::ObjectMissing);
         return EngineError::corrupt(format!("an object that is needed is missing: {error}"));
     }
     error

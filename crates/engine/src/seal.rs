@@ -23,6 +23,7 @@ use varve_format::mark::Mark;
 use varve_format::segment::{Codec, IndexExtent, SegmentFacts, SegmentHeader, SegmentIndex, encode_head};
 use varve_format::table::{LiveBits, TableEntry};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Compression, MAX_SEGMENT_BLOCKS, Ordinal};
 
@@ -59,7 +60,12 @@ impl Timeline {
             let data = self.data.borrow();
             let size = data.settings.segment_size;
             let blocks = (size / BLOCK).min(u64::from(MAX_SEGMENT_BLOCKS) - u64::from(MAX_RECORD_BLOCKS));
-            data.open.blocks() >= blocks || data.open.taken() >= size * MAX_OVERWRITE || data.open.runs() >= MOST_RUNS
+            let is_large = data.open.blocks() >= blocks;
+            let is_overwritten = data.open.taken() >= size * MAX_OVERWRITE;
+            let is_scattered = data.open.runs() >= MOST_RUNS;
+            reached_if(is_overwritten && !is_large, Branch::SealByOverwrite);
+            reached_if(is_scattered && !is_large, Branch::SealByRuns);
+            is_large || is_overwritten || is_scattered
         };
         if full {
             self.seal_now();
@@ -73,6 +79,7 @@ impl Timeline {
             !data.open.is_empty() && self.context.env.now().saturating_sub(data.open.opened) >= data.settings.seal_age()
         };
         if old {
+            reached(Branch::SealByAge);
             self.seal_now();
         }
     }
@@ -146,7 +153,9 @@ impl Timeline {
     async fn is_ours(&self, name: &ObjectName, header: &SegmentHeader) -> Result<bool> {
         let (found, _) = crate::read::load_segment_head(&*self.pool.store, name).await?;
         let size = self.pool.store.head(&name.to_string()).await?.size;
-        Ok(found == *header && size == header.object_len())
+        let is_ours = found == *header && size == header.object_len();
+        reached_if(is_ours, Branch::SegmentWasPut);
+        Ok(is_ours)
     }
 
     /// The blocks of a sealed layer in LBA order, those in the journal read back.
@@ -207,6 +216,7 @@ impl Timeline {
                 breathe().await;
             }
         }
+        reached_if(extents.is_empty(), Branch::SegmentOfMarks);
         Ok((blocks, extents, marks, facts, codec))
     }
 
@@ -215,6 +225,8 @@ impl Timeline {
         if let Some(sealed) = self.data.borrow_mut().sealed.iter_mut().find(|s| s.ordinal == ordinal) {
             sealed.put = PutState::Done(Box::new(put));
         }
+        let is_gap = self.data.borrow().sealed.front().is_some_and(|s| !matches!(s.put, PutState::Done(_)));
+        reached_if(is_gap, Branch::PutBeforeEarlier);
         if planted(Mutant::TrimPastGap) {
             let mut data = self.data.borrow_mut();
             let before = data.sealed.iter_mut().filter(|s| s.ordinal <= ordinal);
@@ -270,6 +282,7 @@ impl Timeline {
                 let known = data.snapshots.iter().any(|s| s.id == *id);
                 data.pending.retain(|s| s.id != *id);
                 let is_new = ordinal >= data.manifest.marks_through || planted(Mutant::ResurrectSnapshot);
+                reached_if(!known && !is_new, Branch::DeletedMark);
                 if !known && is_new {
                     data.snapshots.extend(snapshot_entry(mark, boundary));
                 }
@@ -285,6 +298,7 @@ impl Timeline {
         {
             let mut data = self.data.borrow_mut();
             if self.context.is_ram_full() || data.open.pin.is_some_and(|pin| self.context.journal.is_old(pin)) {
+                reached_if(!data.open.is_empty(), Branch::SealForRoom);
                 seal(&mut data);
             }
         }

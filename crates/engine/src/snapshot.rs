@@ -16,6 +16,7 @@ use varve_coord::VolumeRecord;
 use varve_format::NodePointer;
 use varve_format::manifest::{Cut, Manifest, SnapshotEntry};
 use varve_format::mark::Mark;
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Name, Ordinal, RootNumber, SnapshotId, TimelineId};
 
@@ -41,7 +42,8 @@ impl Timeline {
         }
         let between = data.overlay.frozen().iter().filter(|s| s.end <= boundary);
         let strata = between.map(|s| Arc::new(Stratum { map: Arc::clone(&s.map), end: s.end, ..Stratum::default() }));
-        let strata = strata.collect();
+        let strata: Vec<_> = strata.collect();
+        reached_if(!strata.is_empty(), Branch::CloneWithEntries);
         let own = Cut {
             epoch: self.epoch,
             writer: self.writer,
@@ -270,6 +272,7 @@ impl Timeline {
     pub async fn entry_of(self: &Rc<Self>, id: SnapshotId) -> Result<SnapshotEntry> {
         let pending = self.data.borrow().pending.iter().find(|s| s.id == id).cloned();
         if let Some(pending) = pending {
+            reached(Branch::SnapshotWaitsForPut);
             if planted(Mutant::CloneBeforePuts) {
                 return Ok(pending);
             }

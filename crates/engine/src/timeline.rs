@@ -31,6 +31,7 @@ use std::time::Duration;
 use varve_format::manifest::{Manifest, SnapshotEntry};
 use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, ObjectKind, ObjectName, Pointer};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
 
@@ -253,6 +254,7 @@ impl Timeline {
             self.data.borrow().check()?;
             match step().await {
                 Err(error) if error.may_pass() => {
+                    reached(Branch::TriedAgain);
                     tracing::warn!(timeline = %self.id, %error, "{what} failed and is tried again");
                 }
                 done => return done,

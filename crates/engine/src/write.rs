@@ -19,8 +19,9 @@ use std::time::Duration;
 use varve_format::crc::crc;
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS, write_header_len};
 use varve_format::mark::Mark;
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{Ack, BLOCK, Sequence};
+use varve_types::{Ack, BLOCK, ErrorKind, Sequence};
 
 /// Bytes of a change that are made in one step.
 const MAX_PIECE: usize = MAX_RECORD_BLOCKS as usize * BLOCK as usize;
@@ -204,12 +205,19 @@ impl Timeline {
     pub async fn write_waiting(self: &Rc<Self>, offset: u64, data: Bytes, fua: bool) -> Result<()> {
         let (start, end) = (offset / BLOCK, blocks_of(offset + data.len() as u64));
         let busy = self.busy(start, end - start).await;
-        // The volume may have become smaller meanwhile.
-        self.check_range(offset, data.len() as u64)?;
+        self.check_range_again(offset, data.len() as u64)?;
         let whole = self.complete(offset, data).await?;
         self.change(start, end - start, Op::Write(whole)).await?;
         drop(busy);
         self.finish(fua).await
+    }
+
+    /// Checks a range behind a wait: the volume may have become smaller meanwhile.
+    fn check_range_again(&self, offset: u64, len: u64) -> Result<()> {
+        let done = self.check_range(offset, len);
+        let is_cut = done.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid);
+        reached_if(is_cut, Branch::CutMeanwhile);
+        done
     }
 
     /// Bytes made whole blocks by what stands around them.
@@ -294,9 +302,10 @@ impl Timeline {
             Box::pin(self.write_waiting(last * BLOCK, zeroes(end - last * BLOCK), false)).await?;
         }
         let busy = self.busy(first, last - first).await;
-        self.check_range(offset, len)?;
+        self.check_range_again(offset, len)?;
         if last * BLOCK > end && self.data.borrow().size > end {
             // It has grown meanwhile, and its last block may hold more than the end of the range.
+            reached(Branch::GrownMeanwhile);
             drop(busy);
             return Box::pin(self.discard_waiting(offset, len, fua)).await;
         }
@@ -337,8 +346,10 @@ impl Timeline {
             }
             self.context.make_room();
             if self.context.is_ram_full() {
+                reached(Branch::WaitForRam);
                 self.ram().await;
             } else if !self.context.journal.has_room(journal_need(op)) {
+                reached(Branch::WaitForJournal);
                 let stopped = self.changed.until(|| self.is_stopped().then_some(()));
                 race(self.context.journal.room(journal_need(op)), stopped).await;
             } else {
@@ -371,6 +382,7 @@ impl Timeline {
     pub async fn finish(self: &Rc<Self>, fua: bool) -> Result<()> {
         let (last, failed) = (self.data.borrow().last, self.context.journal.failure().is_some());
         if failed {
+            reached(Branch::WriteByPut);
             self.seal_now();
             return self.until_counted(last).await;
         }
@@ -418,6 +430,7 @@ impl Timeline {
         let journal = &self.context.journal;
         let synced = if planted(Mutant::FlushWithoutSync) { journal.commit() } else { journal.sync_to(end).await };
         if synced.is_err() && !planted(Mutant::FlushPastFailedJournal) {
+            reached(Branch::FlushByPut);
             self.seal_now();
             self.until_counted(last).await?;
         }
@@ -435,7 +448,9 @@ impl Timeline {
         self.changed
             .until(|| {
                 let mut data = self.data.borrow_mut();
-                (!is_busy(&data, &range)).then(|| data.busy.push(range.clone()))
+                let is_busy = is_busy(&data, &range);
+                reached_if(is_busy, Branch::BlockBusy);
+                (!is_busy).then(|| data.busy.push(range.clone()))
             })
             .await;
         Busy { timeline: Rc::clone(self), range }
@@ -470,5 +485,5 @@ pub(crate) async fn race(a: impl Future<Output = ()>, b: impl Future<Output = ()
 
 /// The error of a write to what can not be written.
 pub(crate) fn read_only(what: &str) -> EngineError {
-    EngineError::new(varve_types::ErrorKind::Conflict, format!("{what} is read-only"))
+    EngineError::new(ErrorKind::Conflict, format!("{what} is read-only"))
 }

@@ -17,6 +17,8 @@ use varve_sim::swarm::{Cover, Failure, RunOptions, shrink, try_seed};
 const SHRINK_TRIES: u32 = 400;
 /// Failures after which no further seed is begun.
 const MOST_FAILURES: usize = 3;
+/// What all seeds together reach less often than this proves little: the table marks it.
+const ENOUGH: u64 = 100;
 
 #[derive(Parser, Debug)]
 #[command(name = "varve-sim", about = "Runs the engine in a simulated world, seed after seed")]
@@ -202,7 +204,7 @@ fn progress(tally: &Tally, start: Instant, seeds: u64, seconds: Option<u64>) {
 fn summarize(mut tally: Tally, start: Instant, from: u64, arguments: &Arguments, options: &RunOptions) -> bool {
     let (done, took) = (tally.ops.len(), start.elapsed().as_secs_f64());
     eprintln!();
-    print!("{}", tally.cover);
+    print!("{}", tally.cover.judged(ENOUGH));
     println!(
         "{done} seeds from {from} passed in {took:.1} s, {:.1} a second: {} requests and {} deaths a seed (median), {:.1} days of virtual time",
         done as f64 / took,

@@ -5,6 +5,7 @@
 //! with one text form (used in logs, API and CLI alike) or a rule that a person can break (a name, a size, a
 //! setting) together with the error that says so.
 
+pub mod branch;
 mod id;
 mod kind;
 pub mod mutant;

@@ -20,6 +20,7 @@ use varve_format::manifest::{MapObject, NodeRunRef, PageRef, RunRef, TableObject
 use varve_format::page::PageBuilder;
 use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, RootNumber};
 
@@ -73,6 +74,8 @@ impl Timeline {
             (reconsider, data.manifest.kills.clone(), data.manifest.node_kills.clone())
         };
         let (mut kept_runs, mut kept_node_runs) = (Vec::new(), Vec::new());
+        let asked_again = reconsider && !runs.is_empty();
+        reached_if(asked_again, Branch::KillsReconsidered);
         for run in runs {
             if !reconsider {
                 kept_runs.push(run);
@@ -93,6 +96,8 @@ impl Timeline {
             nodes.extend(decode_node_kills(&bytes).map_err(damaged("a run of node kills"))?);
         }
         let mut waiting = self.free_blocks(kills).await?;
+        reached_if(!waiting.is_empty(), Branch::KillsKept);
+        reached_if(asked_again && waiting.is_empty(), Branch::RunsDropped);
         let sorted = move || {
             waiting.sort_unstable();
             kill_runs(&waiting)
@@ -161,6 +166,7 @@ impl Timeline {
             }
             breathe().await;
         }
+        reached_if(!short.is_empty(), Branch::KillsPassing);
         let sorted = move || {
             long.sort_unstable();
             short.sort_unstable();
@@ -175,8 +181,9 @@ impl Timeline {
         // Between a hold's base root and its boundary a clone still reads indexes, of holes and marks too.
         let holds = data.manifest.holds.clone();
         let held = |ordinal| {
-            holds.iter().any(|h| h.base_boundary <= ordinal && ordinal < h.boundary)
-                && !planted(Mutant::DropHeldIndexes)
+            let is_held = holds.iter().any(|h| h.base_boundary <= ordinal && ordinal < h.boundary);
+            reached_if(is_held, Branch::HeldIndexKept);
+            is_held && !planted(Mutant::DropHeldIndexes)
         };
         let dead = data.table.take_dead(boundary, held);
         dead.into_iter()

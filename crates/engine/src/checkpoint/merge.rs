@@ -20,6 +20,7 @@ use varve_format::manifest::{MapObject, Reclaim};
 use varve_format::page::{MAX_RECORDS, PageBuilder};
 use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, NodePointer, ObjectKind, Pointer};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, RootNumber, SnapshotId};
 
@@ -66,7 +67,9 @@ impl Kills for Sink<'_> {
     }
     fn subtree(&mut self, top: NodePath, death: Ordinal) {
         // Below an ancestor's node there is nothing of our own.
+        reached_if(top.pointer.lineage() != self.own, Branch::InheritedDetached);
         if top.pointer.lineage() == self.own {
+            reached(Branch::SubtreeDetached);
             let NodePath { level, first_block, pointer: node } = top;
             let death_root = self.death_root;
             self.into.queue.detached.push(Reclaim { node, level, first_block, death, death_root });
@@ -101,6 +104,7 @@ impl Timeline {
             while let Some((_, more, next)) =
                 runs.next_if(|(at, _, next)| is_next(*at, start + len) && is_same_hole(pointer, *next))
             {
+                reached(Branch::HolesJoined);
                 len += more;
                 pointer = pointer.max(next);
             }

@@ -33,6 +33,7 @@ use std::rc::Rc;
 use varve_format::manifest::Reclaim;
 use varve_format::table::NodeKill;
 use varve_types::BLOCK;
+use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
 
 /// Entries of a queue at which large holes are walked again, as if they were small.
@@ -113,6 +114,7 @@ impl Timeline {
             }
             breathe().await;
         }
+        reached_if(!queue.is_empty(), Branch::ReclaimContinued);
         gathered.queue.taken = before[untouched..].to_vec();
         gathered.queue.left = queue.split_off(untouched);
         Ok(gathered)

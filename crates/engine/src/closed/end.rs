@@ -21,6 +21,7 @@ use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::{Birth, Cut, Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::{ErrorKind, TimelineId};
 
 /// Pages of names that are looked at for orphans.
@@ -59,11 +60,13 @@ impl Volume {
                 return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is not at its end")));
             }
             let Some(manifest) = self.held_manifest(id).await? else { return Ok(None) };
+            reached_if(manifest.state == TimelineState::Tombstone, Branch::HistoryEndResumed);
             if manifest.state != TimelineState::Tombstone {
                 if !Kept::of(&manifest, self.listed(id).await?).boundaries.is_empty() {
                     return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is kept again")));
                 }
                 self.edit_closed_with(id, |m| m.state = TimelineState::Tombstone, |record| held(record, id)).await?;
+                reached(Branch::HistoryEnds);
             }
             (self.closed_manifest(id).await?, reference(&manifest))
         };
@@ -123,6 +126,7 @@ impl Volume {
                 self.pool.check().await?;
             }
             for name in orphans {
+                reached(Branch::HistoryOrphanDeleted);
                 self.pool.store.delete(&name.to_string()).await?;
             }
         }

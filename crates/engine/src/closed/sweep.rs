@@ -30,6 +30,7 @@ use std::time::Duration;
 use varve_coord::TimelineState as RecordState;
 use varve_format::manifest::{Hold, Manifest, TimelineState};
 use varve_format::{NodePointer, ObjectKind};
+use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, RootNumber, TimelineId};
 
@@ -226,7 +227,7 @@ impl Volume {
             m.reclaim.clear();
             put_parts_into(m, &parts, &dead);
         };
-        self.edit_held(&manifest, edit).await
+        self.edit_held(&manifest, edit).await.inspect(|done| reached_if(*done, Branch::HistorySwept))
     }
 }
 

@@ -21,6 +21,7 @@ use varve_coord::TimelineState as RecordState;
 use varve_format::NodePointer;
 use varve_format::manifest::{Birth, DeadObject, Manifest, MapObject, TimelineState};
 use varve_format::table::{Kill, NodeKill};
+use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, RootNumber, SnapshotId, TimelineId};
 
@@ -148,7 +149,7 @@ impl Volume {
             m.reclaim.clear();
             put_parts_into(m, &parts, &dead);
         };
-        self.edit_held(manifest, edit).await
+        self.edit_held(manifest, edit).await.inspect(|done| reached_if(*done, Branch::HistoryTrimmed))
     }
 }
 

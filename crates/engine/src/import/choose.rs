@@ -15,6 +15,7 @@ use varve_coord::ManifestRef;
 use varve_env::ObjectStore;
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Ordinal, TimelineId};
 
@@ -52,7 +53,10 @@ pub(super) async fn choose(
     for number in newest.number + 1..=newest.number + ahead {
         let name = ObjectName { number, ..newest };
         match store.head(&name.to_string()).await {
-            Ok(_) => names.push(name),
+            Ok(_) => {
+                reached(Branch::ImportBehindListing);
+                names.push(name);
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
@@ -68,7 +72,10 @@ pub(super) async fn choose(
             loaded => loaded,
         };
         match loaded {
-            Ok(manifest) => return Ok(Some(Found { manifest, epoch: newest.epoch, number })),
+            Ok(manifest) => {
+                reached_if(damaged.is_some(), Branch::ImportTakesOlder);
+                return Ok(Some(Found { manifest, epoch: newest.epoch, number }));
+            }
             // It was deleted since it was listed: a newer one is there, or the listing lags behind a purge.
             Err(error) if error.kind() == ErrorKind::NotFound && damaged.is_none() => {}
             Err(error) if super::passes(&error) => return Err(error),
@@ -127,6 +134,7 @@ pub(super) fn drop_unborn(timelines: &mut BTreeMap<TimelineId, Found>, done: &mu
         }
         for (id, origin) in unborn {
             if let Some(found) = timelines.remove(&id) {
+                reached(Branch::ImportLeavesUnborn);
                 let accepted = reference(&found.manifest);
                 let text = format!(
                     "its origin, timeline {origin}, holds nothing for it: it was never recorded, or its origin is lost (manifest {} of epoch {})",

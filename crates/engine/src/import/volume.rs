@@ -18,6 +18,7 @@ use varve_coord::{CoordError, Deleted, Record, Records, TimelineRecord, Timeline
 use varve_env::ObjectStore;
 use varve_format::ObjectName;
 use varve_format::manifest::{Cut, Manifest, TimelineState};
+use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Ordinal, Sequence, Settings, VolumeId, WriterId};
 
@@ -154,6 +155,7 @@ fn cut_manifest(import: &PoolImport<'_>, shown: &Found, end: RowEnd, epoch: Epoc
     let mut cuts = old.cuts.clone();
     // A cut may count on changes that were in the journal; there is no journal here.
     for cut in cuts.iter_mut().filter(|_| !planted(Mutant::ImportKeepsPromises)) {
+        reached_if(cut.last > end.last, Branch::ImportBreaksPromise);
         cut.last = cut.last.min(end.last);
     }
     cuts.retain(|cut| cut.end > old.boundary || cut.last > old.merged);

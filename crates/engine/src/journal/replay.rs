@@ -16,6 +16,7 @@ use varve_format::crc::crc;
 use varve_format::journal::{
     ALIGN, Body, MAX_HEADER, MAX_RECORD, RECORD_MAGIC, RING_START, Record, SUPERBLOCK, Superblock,
 };
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, JournalId};
 
@@ -35,6 +36,7 @@ const WINDOW: u64 = 8 << 20;
 /// `Corrupt` where neither superblock can be read; `Invalid` for an unknown version.
 pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<Journal>, Vec<Replayed>)> {
     let (superblock, damaged) = read_superblock(&*disk).await?;
+    reached_if(damaged, Branch::SuperblockDamaged);
     if superblock.ring + RING_START > disk.len() {
         return Err(EngineError::corrupt("journal: its file is shorter than its superblock says"));
     }
@@ -54,6 +56,9 @@ pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<J
     while position < limit && position <= end + reach {
         match reader.record_at(position, limit).await? {
             Some((replayed, next)) => {
+                // A sync jumps to the next page, and a lap may end without a pad within its last one.
+                reached_if(position > end.next_multiple_of(PAGE), Branch::JournalHole);
+                reached_if(position >= superblock.trim + superblock.ring, Branch::JournalSecondLap);
                 end = next;
                 position = next;
                 if replayed.record.body != Body::Pad {
@@ -133,6 +138,7 @@ impl Reader<'_> {
             let whole = planted(Mutant::TakeTornTail)
                 || data.chunks(BLOCK as usize).zip(crcs).all(|(block, sum)| crc(block) == *sum);
             if !whole || data.len() as u64 != record.payload_len() {
+                reached(Branch::TornRecord);
                 return Ok(None);
             }
         }

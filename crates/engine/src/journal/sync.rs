@@ -10,6 +10,7 @@ use crate::Result;
 use std::io::IoSlice;
 use std::rc::Rc;
 use varve_format::journal::{ALIGN, Body, SHORT_HEADER, Superblock};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 
 /// Timelines that a trim tells of, at most: 400 KiB of records. Of more, the rest is passed over in silence.
@@ -93,7 +94,10 @@ impl Journal {
                     let jumped = target.next_multiple_of(PAGE);
                     state.synced = if state.written == jumped { jumped } else { target };
                 }
-                Err(error) => state.failed = Some(io_failed("sync", &error)),
+                Err(error) => {
+                    reached(Branch::JournalSyncFails);
+                    state.failed = Some(io_failed("sync", &error));
+                }
             }
         }
         self.changed.ring();
@@ -141,6 +145,7 @@ impl Journal {
                 let mut state = this.state.borrow_mut();
                 state.trimming = false;
                 if let Err(error) = &done {
+                    reached_if(state.failed.is_none(), Branch::JournalTrimFails);
                     state.failed.get_or_insert_with(|| error.clone());
                 }
             }
@@ -179,6 +184,7 @@ impl Journal {
             let state = self.state.borrow();
             let fits = state.head + takes + MAX_RECORD / 2 <= state.superblock.trim + self.ring;
             if !stamps.is_empty() && (!fits || gain(&state) < 2 * takes) {
+                reached(Branch::TrimPutOff);
                 return Ok(None);
             }
         }

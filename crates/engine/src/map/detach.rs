@@ -15,6 +15,7 @@ use super::interior::{Ledger, Node, Slot};
 use super::{Kills, NodePath, ROOT_LEVEL, Tree, entry_of, first_of, span};
 use varve_format::{FormatError, Pointer};
 use varve_types::Ordinal;
+use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
 
 /// What a node in the store holds.
@@ -78,6 +79,7 @@ impl Tree {
             ledger.leave_empty(slot);
             *root = None;
         }
+        reached_if(root.is_none(), Branch::TreeEmptied);
         sink.subtree(top, death);
         Some(block + span(top.level))
     }

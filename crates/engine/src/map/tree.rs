@@ -10,6 +10,7 @@ use super::{Applied, BLOCK_END, Change, Kills, Lookup, NodePath, ROOT_LEVEL, Rem
 use std::ops::Range;
 use varve_format::{FormatError, Leaf, Lineage, NODE_ENTRIES, NodePointer, Pointer};
 use varve_types::Ordinal;
+use varve_types::branch::{Branch, reached, reached_if};
 
 /// The map of a volume, as far as it is in RAM.
 #[derive(Debug, Default)]
@@ -237,6 +238,7 @@ impl Tree {
         let Self { root, ledger, .. } = self;
         let slot = root.get_or_insert_with(|| Slot::fresh(ROOT_LEVEL, ledger));
         if put(slot, ROOT_LEVEL, block, leaf, ledger, sink) {
+            reached(Branch::TreeEmptied);
             ledger.leave_empty(slot);
             *root = None;
         }
@@ -257,6 +259,9 @@ fn slot_mut(root: &mut Option<Slot>, level: u8, block: u64) -> Option<&mut Slot>
 fn put(slot: &mut Slot, level: u8, block: u64, leaf: Leaf, ledger: &mut Ledger, sink: &mut impl Kills) -> bool {
     match slot.soil(ledger, sink) {
         Node::Leaf(old) => {
+            // The first byte of a leaf tells its form; an empty one has none.
+            let is_other = !old.is_empty() && !leaf.is_empty() && old.as_bytes()[0] != leaf.as_bytes()[0];
+            reached_if(is_other, Branch::LeafChangesForm);
             ledger.replace_leaf(old, &leaf);
             *old = leaf;
             old.is_empty()
@@ -270,6 +275,7 @@ fn put(slot: &mut Slot, level: u8, block: u64, leaf: Leaf, ledger: &mut Ledger, 
             };
             if put(child, level - 1, block, leaf, ledger, sink) {
                 interior.remove(at, ledger);
+                reached_if(interior.is_empty(), Branch::NodeEmptied);
             }
             interior.is_empty()
         }

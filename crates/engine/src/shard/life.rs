@@ -18,6 +18,7 @@ use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
 use varve_format::manifest::{Hold, Manifest, TimelineState};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
 
@@ -57,6 +58,7 @@ async fn forget_unmade(pool: &PoolStore, record: &VolumeRecord, why: Unrecorded)
     match why {
         Unrecorded::Unknown(error) => error,
         Unrecorded::Never(error) => {
+            reached(Branch::BirthTakenBack);
             if let Err(left) = remove_manifest(pool, record.shown, record.timelines[0].manifest).await {
                 tracing::warn!(timeline = %record.shown, error = %left, "the manifest of a volume that was not made is left in the store");
             }
@@ -300,6 +302,7 @@ impl Shard {
             let Ok(manifest) = found else { continue };
             for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
                 if self.is_held(hold, timeline.id).await? && !planted(Mutant::PurgeHeldOrigin) {
+                    reached(Branch::PurgeKept);
                     return Ok(());
                 }
             }
@@ -310,6 +313,7 @@ impl Shard {
         let mut record = crate::volume::raise_epoch(&self.context, record.id, record.writer).await?;
         for id in record.timelines.iter().map(|t| t.id).collect::<Vec<_>>() {
             if newest_manifest_if_there(&self.context, &pool.store, id).await?.is_err() {
+                reached(Branch::PurgeResumed);
                 continue;
             }
             let replaced = record.timeline(id).and_then(|t| t.manifest);
@@ -371,6 +375,7 @@ impl Shard {
                     // of this volume's record, which the drop changes.
                     let _turn = volume.changes.take().await;
                     if planted(Mutant::DropHold) || !self.is_held(&hold, timeline.id).await? {
+                        reached(Branch::HoldOrphaned);
                         volume.drop_hold_in_turn(timeline.id, hold.clone).await?;
                     }
                 }

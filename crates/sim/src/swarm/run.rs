@@ -21,6 +21,7 @@ use std::time::Duration;
 use varve_engine::{Device, EngineError};
 use varve_env::{Env, LocalFuture};
 use varve_format::owner::OwnerRecord;
+use varve_types::branch::take_counts;
 use varve_types::{ClusterId, ErrorKind};
 
 /// The process died before everything of a batch was answered.
@@ -83,6 +84,8 @@ const TRIES: u32 = 400;
 
 impl Run {
     pub(super) fn new(seed: u64, options: &RunOptions) -> Self {
+        // What a run that failed has left in this thread.
+        drop(take_counts());
         let plan = Plan::new(&mut Rng::stream(seed, 101));
         let world = SimOptions { most_steps: 20_000_000, log: options.log, ..SimOptions::seed(seed) };
         let mut node = Node::new(world, plan.journal);
@@ -142,7 +145,8 @@ impl Run {
         let trace = self.node.world.trace();
         let log = self.node.world.log();
         let seconds = self.node.world.now().as_secs_f64();
-        let cover = std::mem::take(&mut self.cover);
+        let mut cover = std::mem::take(&mut self.cover);
+        cover.take_branches();
         RunReport { ops: self.ops, crashes: self.crashes, steps, trace, seconds, cover, log }
     }
 
