@@ -29,7 +29,7 @@ pub(crate) use trim::Kept;
 
 use crate::context::{Context, Held};
 use crate::lineage::newest_manifest;
-use crate::manifests::{MAX_NUMBERS, PoolStore, accept, may_go, put_manifest};
+use crate::manifests::{PoolStore, accept, may_go, numbers_behind, put_manifest};
 use crate::timeline::Timeline;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -275,7 +275,7 @@ async fn put_edited(
     old: &Manifest,
     edit: impl Fn(&mut Manifest),
 ) -> Result<Manifest> {
-    for number in old.number + 1..=old.number + u64::from(MAX_NUMBERS) {
+    for number in numbers_behind(&*context.env, old.number) {
         let mut manifest = Manifest {
             number,
             epoch: record.epoch,
@@ -293,7 +293,7 @@ async fn put_edited(
             done => return done.map(|()| manifest),
         }
     }
-    let what = format!("timeline {}: {MAX_NUMBERS} manifests of it were put and not accepted", old.timeline);
+    let what = format!("timeline {}: no number is free for a manifest", old.timeline);
     Err(EngineError::new(ErrorKind::Busy, what))
 }
 

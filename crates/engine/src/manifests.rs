@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{CoordError, ManifestRef, Records, VolumeRecord};
-use varve_env::{ObjectStore, Payload, PutOutcome};
+use varve_env::{Env, ObjectStore, Payload, PutOutcome};
 use varve_format::manifest::{DeadObject, Manifest};
 use varve_format::owner::OwnerRecord;
 use varve_format::{ObjectKind, ObjectName};
@@ -62,8 +62,20 @@ impl PoolStore {
     }
 }
 
-/// Manifests that a writer may have put in vain, one behind the other.
-pub(crate) const MAX_NUMBERS: u32 = 64;
+/// Numbers to try for a manifest behind number `last`: one after the other, and then some from anywhere further on, so that however many were put in
+/// vain one is found that is free.
+pub(crate) fn numbers_behind(env: &dyn Env, last: u64) -> impl Iterator<Item = u64> {
+    let mut random = [0; 8];
+    env.random(&mut random);
+    let far = NEAR + u64::from_le_bytes(random) % FAR;
+    (1..=NEAR).chain(far..far + NEAR).map(move |step| last.saturating_add(step))
+}
+
+/// Numbers that are tried one after the other, each time.
+const NEAR: u64 = 32;
+/// How far the further ones go.
+const FAR: u64 = 1 << 20;
+
 /// Tries to find out whether a transaction was applied whose answer was lost.
 const MAX_UNKNOWN: u32 = 16;
 /// Between two of them, longer each time.
@@ -81,15 +93,15 @@ pub(crate) async fn put_manifest(store: &dyn ObjectStore, manifest: &Manifest) -
 }
 
 /// Puts a manifest under the first number, behind its own, that an earlier try of this writer has not taken in vain.
-pub(crate) async fn put_numbered(store: &dyn ObjectStore, manifest: &mut Manifest) -> Result<()> {
-    for _ in 0..MAX_NUMBERS {
-        manifest.number += 1;
+pub(crate) async fn put_numbered(env: &dyn Env, store: &dyn ObjectStore, manifest: &mut Manifest) -> Result<()> {
+    for number in numbers_behind(env, manifest.number) {
+        manifest.number = number;
         match put_manifest(store, manifest).await {
             Err(error) if error.kind() == ErrorKind::Corrupt => reached(Branch::ManifestNumberTaken),
             done => return done,
         }
     }
-    let what = format!("timeline {}: {MAX_NUMBERS} manifests of it were put and not accepted", manifest.timeline);
+    let what = format!("timeline {}: no number is free for a manifest", manifest.timeline);
     Err(EngineError::new(ErrorKind::Busy, what))
 }
 

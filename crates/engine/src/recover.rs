@@ -370,7 +370,7 @@ impl Timeline {
             data.counted_end = first_new;
             manifest
         };
-        put_numbered(&*self.pool.store, &mut manifest).await?;
+        put_numbered(&*self.context.env, &*self.pool.store, &mut manifest).await?;
         accept(&self.context, self.volume, &manifest, |_: &mut VolumeRecord| Ok(())).await?;
         self.data.borrow_mut().manifest_number = manifest.number;
         self.data.borrow_mut().manifest = manifest;

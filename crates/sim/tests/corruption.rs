@@ -278,7 +278,7 @@ fn a_store_that_loses_the_newest_segment_gives_itself_away() {
         let used = node.shard().counts().journal_used;
         assert!(used < 256 << 10, "the journal was trimmed: {used} bytes are in use");
         let before = node.server.names();
-        let newest = before.iter().filter(|name| name.contains("/seg/")).next_back().expect("it was put").clone();
+        let newest = before.iter().rfind(|name| name.contains("/seg/")).expect("it was put").clone();
         for round in 0..others {
             put_one(&node, "w", 2 + round);
         }

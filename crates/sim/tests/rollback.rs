@@ -471,3 +471,27 @@ fn many_rollbacks_leave_nothing_behind() {
         shows(&node, &node.device("v"), &model, &format!("seed {seed}, found again"));
     }
 }
+
+#[test]
+fn a_hidden_history_goes_on_after_any_number_of_manifests_in_vain() {
+    let (node, mut rng) = start(5);
+    let mut model = vec![0; SIZE];
+    write(&node, "v", &mut model, &mut rng, 0..64);
+    snapshot(&node, "v", "s");
+    let then = model.clone();
+    write(&node, "v", &mut model, &mut rng, 0..64);
+    merge(&node, "v");
+    rollback(&node, "v", "s");
+    // Coordination answers and accepts nothing, as a full disk makes it: what is due for the history is tried every ten seconds.
+    for _ in 0..10 {
+        node.coord.inject(&[varve_coord::Fault::Unavailable; 1000]).unwrap();
+        pass(&node, 200);
+        node.coord.forget_faults();
+    }
+    clone(&node, "v", Some("s"), "c");
+    shows(&node, &node.device("c"), &then, "a clone of a snapshot that the history keeps");
+    pass(&node, 120);
+    let states: Vec<_> = node.volume("v").record().timelines.iter().map(|timeline| timeline.state).collect();
+    let hidden = states.iter().any(|state| matches!(state, RecordState::Hidden { .. }));
+    assert!(!hidden, "its window is long over: {states:?}");
+}

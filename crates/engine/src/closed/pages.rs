@@ -9,7 +9,7 @@ use crate::Result;
 use crate::checkpoint::{is_same, kill_runs, node_kill_runs};
 use crate::context::damaged;
 use crate::lineage::{load_node_record, load_record, load_table_page, map_object, table_object};
-use crate::manifests::MAX_NUMBERS;
+use crate::manifests::numbers_behind;
 use crate::map::{NodePath, Step, Tree, Walk};
 use crate::overlay::kill_of;
 use crate::recover::missing_is_corrupt;
@@ -168,8 +168,7 @@ impl Volume {
     pub(super) async fn put_parts(&self, old: &Manifest, pages: &Pages, runs: Option<Waiting>) -> Result<Parts> {
         let (record, id) = (self.record(), old.timeline);
         let taken: BTreeSet<u64> = old.tables.iter().map(|table| table.number).collect();
-        let from = taken.last().copied().unwrap_or_default().max(old.number) + 1;
-        for number in from..from + u64::from(MAX_NUMBERS) {
+        for number in numbers_behind(&*self.context.env, taken.last().copied().unwrap_or_default().max(old.number)) {
             let (epoch, writer) = (record.epoch, record.writer);
             let name = ObjectName { timeline: id, kind: ObjectKind::Table, number, part: 0, epoch, writer };
             let mut builder = PageBuilder::new(name);
@@ -193,7 +192,7 @@ impl Volume {
             let dead = gone.iter().map(|table| table_name(id, table)).collect();
             return Ok(Parts { objects, dead, ..parts });
         }
-        let what = format!("timeline {id}: {MAX_NUMBERS} tables of it were put in vain");
+        let what = format!("timeline {id}: no number is free for a table");
         Err(EngineError::new(ErrorKind::Busy, what))
     }
 }

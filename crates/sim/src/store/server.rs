@@ -13,7 +13,7 @@ use super::record::{KindCounts, LogEntry, LogOutcome, StoreCounts};
 use crate::core::{Core, Event, Stream};
 use crate::{SimEnv, SimWorld};
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use varve_env::{ObjectInfo, PutOutcome, StoreErrorKind};
@@ -45,6 +45,8 @@ pub(super) struct State {
     /// Deleted objects that a lagging list may still show: size, time of deletion.
     gone: BTreeMap<String, (u64, Duration)>,
     sent: BTreeMap<u64, Sent>,
+    /// Names of puts that were to land after their callers were told that they had failed.
+    late: BTreeSet<String>,
     next_sent: u64,
     pub(super) faults: Faults,
     away_until: Duration,
@@ -79,6 +81,7 @@ impl StoreServer {
             objects: BTreeMap::new(),
             gone: BTreeMap::new(),
             sent: BTreeMap::new(),
+            late: BTreeSet::new(),
             next_sent: 0,
             faults: Faults::default(),
             away_until: Duration::ZERO,
@@ -106,14 +109,18 @@ impl StoreServer {
         {
             let now = self.shared.core.now();
             let mut state = self.shared.lock();
-            for (number, sent) in &mut state.sent {
+            let State { sent, late, .. } = &mut *state;
+            for (number, sent) in sent {
                 if sent.process != process.number() || sent.answered || sent.bytes.is_none() {
                     continue;
                 }
                 match fate {
                     InFlight::Lost => sent.bytes = None,
                     InFlight::Landed => sent.not_before = now,
-                    InFlight::Late(by) => sent.not_before = now.saturating_add(by),
+                    InFlight::Late(by) => {
+                        sent.not_before = now.saturating_add(by);
+                        late.insert(sent.name.clone());
+                    }
                 }
                 due.push(*number);
             }
@@ -179,6 +186,12 @@ impl StoreServer {
         for number in held {
             self.shared.arrive(number);
         }
+    }
+
+    /// Whether a put of this name was told to have failed, and was to land later.
+    #[must_use]
+    pub fn was_late(&self, name: &str) -> bool {
+        self.shared.lock().late.contains(name)
     }
 
     /// Names of all objects.
@@ -316,6 +329,9 @@ impl Shared {
         let number = state.next_sent;
         state.next_sent += 1;
         let name = name.to_owned();
+        if answered {
+            state.late.insert(name.clone());
+        }
         let not_before = Duration::ZERO;
         state
             .sent

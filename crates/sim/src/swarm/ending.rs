@@ -67,9 +67,11 @@ impl Run {
         let window = self.plan.pool.undelete_window_ms.unwrap_or_default();
         // The clock may have been ahead when something was deleted.
         self.wait_ms(window * 2 + 1_800_000 + 2 * 600_000 * 8);
-        // A birth that a death cut off has left a first manifest, which nobody knows; and where a listing lags, or puts land late, others may be missed.
-        let late = self.plan.chaos.late_put_per_mille > 0 || self.plan.list_lag > Duration::ZERO;
-        let stray = |name: &str| name.contains(if late { "/man/" } else { "/man/0000000000000001." });
+        // A birth that a death cut off has left a first manifest, which nobody knows; where a listing lags others may be missed; and a put that lands
+        // late may come after everything was deleted.
+        let lags = self.plan.list_lag > Duration::ZERO;
+        let first = if lags { "/man/" } else { "/man/0000000000000001." };
+        let stray = |name: &str| name.contains(first) || self.node.server.was_late(name);
         let mut left = self.node.server.names();
         left.retain(|name| !name.starts_with("owner/") && !stray(name));
         if !left.is_empty() {

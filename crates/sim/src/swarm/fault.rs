@@ -3,6 +3,8 @@
 //!
 //! Chance faults of the store last as long as the work does. While a process starts there are none but deaths and, in some seeds, errors of the store;
 //! a start that these refuse is tried again without. After each start the model looks at everything, and no death is planned meanwhile.
+//!
+//! What a fault was and when it began is drawn here and nowhere else, from the stream of its step.
 
 use super::plan::Plan;
 use super::run::Run;
