@@ -21,30 +21,38 @@ const HALF_HOUR_S: u64 = 30 * 60;
 const CI_TOTAL_S: u64 = 44 * 60;
 
 /// Shares of the half hour, in seconds. A crate whose tests are not named here has [`OTHER_S`].
-const SHARES: [(&str, u64); 18] = [
+const SHARES: [(&str, u64); 20] = [
     ("provision", 130),
     ("fmt", 10),
-    ("tidy", 60),
+    ("tidy", 50),
     ("clippy", 190),
-    ("build", 290),
-    ("unit", 45),
-    ("docs", 55),
+    ("build", 270),
+    ("unit", 30),
+    ("docs", 45),
     ("tests of types", 10),
     ("tests of env", 15),
-    ("tests of format", 30),
+    ("tests of format", 20),
     ("tests of coord", 20),
     ("tests of store", 50),
     ("tests of engine", 10),
     ("tests of lab", 60),
-    ("tests of sim", 240),
-    ("tests of server", 60),
-    ("tests of varve", 280),
+    ("tests of sim", 200),
+    ("tests of server", 40),
+    ("tests of varve", 230),
+    ("random seeds", 110),
+    ("planted bugs", 60),
     ("fuzz", 240),
 ];
 /// The share of any other crate's integration tests.
 const OTHER_S: u64 = 15;
 /// For how long each fuzz target runs, two at a time, behind a build of its own.
 const FUZZ_S: &str = "15";
+
+/// For how long seeds of the simulator run that were never run before, behind a build of its own.
+const SEEDS_S: &str = "40";
+/// Planted bugs that are looked for, others each day, and the seeds after which one counts as missed.
+const MUTANTS: &str = "4";
+const MUTANT_SEEDS: &str = "2000";
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -103,6 +111,9 @@ fn stages(ci: bool, metadata: &Metadata, nextest: bool) -> Vec<Stage> {
         command.env("PATH", provision::path_for_tests());
         stages.push(stage(&name, command, deadline(&name, ci)));
     }
+    stages.push(stage("random seeds", sim(&["--seconds", SEEDS_S]), deadline("random seeds", ci)));
+    let some = ["--mutants", "--rotate", MUTANTS, "--seeds", MUTANT_SEEDS];
+    stages.push(stage("planted bugs", sim(&some), deadline("planted bugs", ci)));
     stages.push(docs(deadline("docs", ci)));
     stages.push(fuzz(deadline("fuzz", ci)));
     stages
@@ -147,6 +158,13 @@ fn docs(deadline_s: u64) -> Stage {
     command.current_dir(repo::root()).env("RUSTDOCFLAGS", "-D warnings");
     command.args(["-ec", "cargo test --workspace --doc; cargo doc --workspace --no-deps --document-private-items"]);
     stage("docs", command, deadline_s)
+}
+
+/// The simulator, which prints the command that replays what it finds. A process of its own, like the fuzzer.
+fn sim(arguments: &[&str]) -> Command {
+    let mut command = repo::cargo();
+    command.args(["xtask", "sim", "--whole"]).args(arguments);
+    command
 }
 
 /// Every decoder, fed by a fuzzer. A process of its own, so that its build and its runs end with the stage.

@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Of the bugs only these, by name, with commas between.
     #[arg(long, requires = "mutants")]
     pub only: Option<String>,
+    /// Plants so many bugs only, others each day.
+    #[arg(long, requires = "mutants", conflicts_with = "only")]
+    pub rotate: Option<usize>,
     /// Does not shorten a seed that fails.
     #[arg(long)]
     whole: bool,
@@ -148,10 +151,14 @@ fn tell_short(failure: Failure, options: &RunOptions) {
     println!("{}", command_of(&short, options.ops));
 }
 
+/// Seconds since 1970: what chooses seeds and bugs that are others each time.
+pub fn seconds_now() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
+}
+
 /// Runs many seeds on all cores.
 pub fn many(arguments: &Arguments) -> bool {
-    let clock = || std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs() * 1000);
-    let from = arguments.from.unwrap_or_else(|| if arguments.seconds.is_some() { clock() } else { 0 });
+    let from = arguments.from.unwrap_or_else(|| if arguments.seconds.is_some() { seconds_now() * 1000 } else { 0 });
     let seeds = if arguments.seconds.is_some() { u64::MAX - from } else { arguments.seeds };
     let end = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The mutation check: every planted bug has to be caught, and by a failure that the same seed does not have without it.
 
-use crate::cli::Arguments;
+use crate::cli::{Arguments, seconds_now};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -44,7 +44,12 @@ fn hunt(mutant: Mutant, from: u64, most: u64, options: &RunOptions) -> Verdict {
 /// Runs the check and prints its table. True where every mutant was caught.
 pub fn check(arguments: &Arguments) -> bool {
     let wanted: Vec<Mutant> = match &arguments.only {
-        None => Mutant::ALL.to_vec(),
+        None => {
+            let all = Mutant::ALL.len();
+            let count = arguments.rotate.unwrap_or(all).min(all);
+            let first = seconds_now() as usize / 86_400 * count;
+            Mutant::ALL.iter().cycle().skip(first % all).take(count).copied().collect()
+        }
         Some(names) => match names.split(',').map(str::parse).collect::<Result<_, _>>() {
             Ok(wanted) => wanted,
             Err(error) => {

@@ -86,8 +86,13 @@ impl Run {
 
     /// Some objects go bad. What is read is right, or an error says that it is damaged; where a check finds nothing everything is right.
     pub(super) fn end_spoilt(&mut self, rng: &mut Rng) {
+        let journal_failed = self.node.shard().counts().journal_failed;
         for vol in 0..self.vols.len() {
             self.drain(vol);
+            if journal_failed {
+                // With nothing in the journal only a manifest tells which segments there are: a store that loses the newest is found out by nobody else.
+                self.checkpoint(vol);
+            }
         }
         self.devices.clear();
         self.views.clear();

@@ -203,7 +203,7 @@ impl Run {
         self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
     }
 
-    fn checkpoint(&mut self, vol: usize) {
+    pub(super) fn checkpoint(&mut self, vol: usize) {
         self.drain(vol);
         let open = self.node.volume(&self.vols[vol].name);
         self.alive(|this| {
