@@ -207,6 +207,8 @@ mod tests {
                 "unit",
                 "tests of engine",
                 "tests of varve",
+                "random seeds",
+                "planted bugs",
                 "docs",
                 "fuzz",
             ];
