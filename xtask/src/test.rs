@@ -22,7 +22,7 @@ const CI_TOTAL_S: u64 = 44 * 60;
 
 /// Shares of the half hour, in seconds. A crate whose tests are not named here has [`OTHER_S`].
 const SHARES: [(&str, u64); 20] = [
-    ("provision", 130),
+    ("provision", 100),
     ("fmt", 10),
     ("tidy", 50),
     ("clippy", 190),
@@ -40,7 +40,7 @@ const SHARES: [(&str, u64); 20] = [
     ("tests of server", 40),
     ("tests of varve", 230),
     ("random seeds", 110),
-    ("planted bugs", 60),
+    ("planted bugs", 90),
     ("fuzz", 240),
 ];
 /// The share of any other crate's integration tests.
