@@ -278,7 +278,15 @@ impl Run {
     }
 
     /// The model does what the engine has done.
-    fn was_done(&mut self, kind: Kind, vol: usize, at_ms: u64, before: &Disk, made: &[Made], found: Option<Disk>) {
+    pub(super) fn was_done(
+        &mut self,
+        kind: Kind,
+        vol: usize,
+        at_ms: u64,
+        before: &Disk,
+        made: &[Made],
+        found: Option<Disk>,
+    ) {
         match kind {
             Kind::Snapshot { name } => {
                 let disk = found.expect("a snapshot was read");

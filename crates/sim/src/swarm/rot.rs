@@ -23,11 +23,28 @@ const NUMBERS: [u64; 6] = [40, 48, 56, 64, 65, 72];
 /// Writes of the journal's disk, from the beginning of a round, of which one goes wrong.
 const WRITES: u64 = 24;
 
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    /// A bit of a record.
+    Record,
+    /// A bit of a superblock.
+    Superblock,
+    /// A write that never reaches the platters.
+    Lost,
+    /// A write that reaches them elsewhere.
+    Misdirected,
+}
+
+/// Every kind; records often, for most of their bits say little.
+const DAMAGES: [Damage; 6] =
+    [Damage::Record, Damage::Record, Damage::Record, Damage::Superblock, Damage::Lost, Damage::Misdirected];
+
 impl Run {
     /// See the module. Ends with a shard that serves what can be served.
     pub(super) fn rot(&mut self, rng: &mut Rng) {
-        let kind = [0, 0, 0, 1, 2, 3][rng.below(6) as usize];
-        if kind == 1 {
+        let damage = DAMAGES[rng.below(DAMAGES.len() as u64) as usize];
+        if damage == Damage::Superblock {
             self.go_round();
         }
         let usual = self.begin_losing();
@@ -37,7 +54,7 @@ impl Run {
         let mut ends: Vec<Vec<usize>> = Vec::new();
         for round in 0..rounds {
             if round == wrong {
-                self.let_a_write_go_wrong(kind, rng);
+                self.let_a_write_go_wrong(damage, rng);
             }
             for _ in 0..rng.below(6) {
                 let done = self.batch(rng);
@@ -56,12 +73,12 @@ impl Run {
         self.devices.clear();
         self.crashes += 1;
         let mode = CrashMode::ALL[1 + rng.below(CrashMode::ALL.len() as u64 - 1) as usize];
-        self.node.world.note(&format!("crash {mode:?}, and then damage {kind}"));
+        self.node.world.note(&format!("crash {mode:?}, and then {damage:?}"));
         self.node.crash(mode, InFlight::Landed);
-        match kind {
-            0 => self.spoil_record(rng),
-            1 => self.spoil_superblock(rng),
-            _ => {}
+        match damage {
+            Damage::Record => self.spoil_record(rng),
+            Damage::Superblock => self.spoil_superblock(rng),
+            Damage::Lost | Damage::Misdirected => {}
         }
         self.open_what_is_left();
     }
@@ -78,17 +95,16 @@ impl Run {
     }
 
     /// A write of the journal is lost or misdirected: seen once the power is gone.
-    fn let_a_write_go_wrong(&mut self, kind: u64, rng: &mut Rng) {
-        let fault = match kind {
-            2 => WriteFault::Dropped,
-            3 => WriteFault::Misdirected(rng.below(self.plan.journal)),
-            _ => return,
+    fn let_a_write_go_wrong(&mut self, damage: Damage, rng: &mut Rng) {
+        let (fault, name) = match damage {
+            Damage::Lost => (WriteFault::Dropped, "fault: a write of the journal is lost"),
+            Damage::Misdirected => {
+                let to = rng.below(self.plan.journal);
+                (WriteFault::Misdirected(to), "fault: a write of the journal is misdirected")
+            }
+            Damage::Record | Damage::Superblock => return,
         };
-        self.cover.count(if kind == 2 {
-            "fault: a write of the journal is lost"
-        } else {
-            "fault: a write of the journal is misdirected"
-        });
+        self.cover.count(name);
         self.node.disk.fail_write(rng.below(WRITES), fault);
     }
 

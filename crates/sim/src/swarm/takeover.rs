@@ -7,7 +7,8 @@
 //! listing that lags, or the newest manifest of a volume damaged.
 
 use super::RunOptions;
-use super::disk::Change;
+use super::admin::Kind;
+use super::disk::{Change, Disk};
 use super::line::Made;
 use super::plan::Op;
 use super::run::{REGION, Run, cluster, known, write};
@@ -175,10 +176,14 @@ impl Run {
         let any = rng.below(self.vols.len() as u64) as usize;
         let chosen = with_history.get(rng.below(with_history.len().max(1) as u64) as usize).copied().unwrap_or(any);
         for round in 0..2 {
+            let leave = round == 1 && rng.chance(500) && !self.vols[chosen].template;
+            if leave && rng.chance(700) {
+                self.roll_back_for_good(chosen);
+            }
             let usual = self.begin_losing();
             self.batches(12, rng);
             self.plan.weights = usual;
-            if round == 1 && rng.chance(500) && !self.vols[chosen].template {
+            if leave {
                 self.discard_all(chosen);
             }
             for vol in 0..self.vols.len() {
@@ -188,6 +193,36 @@ impl Run {
             self.wait_ms(rng.below(60_000));
         }
         chosen
+    }
+
+    /// Rolls a volume back to its newest snapshot, deletes all of them, and lets the window end: only what the volume shows still needs what was before.
+    fn roll_back_for_good(&mut self, vol: usize) {
+        let (alive, volume) = (self.vols[vol].line.alive(), self.node.volume(&self.vols[vol].name));
+        let Some(newest) = alive.last() else { return };
+        let (shown, at_ms) = (volume.record().shown, self.node.env.wall_ms());
+        self.devices.clear();
+        self.views.clear();
+        self.wait_ms(5);
+        let (open, text) = (Rc::clone(&volume), known(&newest.borrow().name));
+        self.alive(|this| {
+            this.insist("rollback", move || {
+                let (open, text) = (Rc::clone(&open), text.clone());
+                async move { open.rollback(&text).await }
+            })
+        });
+        let back = Kind::Rollback { snap: Rc::clone(newest), shown };
+        self.was_done(back, vol, at_ms, &Disk::default(), &[], None);
+        for snap in self.vols[vol].line.alive() {
+            let (open, text) = (Rc::clone(&volume), known(&snap.borrow().name));
+            self.alive(|this| {
+                this.insist("delete a snapshot", move || {
+                    let (open, text) = (Rc::clone(&open), text.clone());
+                    async move { open.delete_snapshot(&text).await }
+                })
+            });
+            self.was_done(Kind::Forget { snap }, vol, at_ms, &Disk::default(), &[], None);
+        }
+        self.wait_ms(self.plan.pool.undelete_window_ms.unwrap_or_default() + 30_000);
     }
 
     fn discard_all(&mut self, vol: usize) {
