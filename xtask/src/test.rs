@@ -46,10 +46,10 @@ const SHARES: [(&str, u64); 20] = [
 /// The share of any other crate's integration tests.
 const OTHER_S: u64 = 15;
 /// For how long each fuzz target runs, two at a time, behind a build of its own.
-const FUZZ_S: &str = "15";
+const FUZZ_S: &str = "10";
 
 /// For how long seeds of the simulator run that were never run before, behind a build of its own.
-const SEEDS_S: &str = "40";
+const SEEDS_S: &str = "30";
 /// Planted bugs that are looked for, others each day, and the seeds after which one counts as missed.
 const MUTANTS: &str = "4";
 const MUTANT_SEEDS: &str = "2000";
