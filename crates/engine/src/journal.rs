@@ -178,7 +178,7 @@ impl Journal {
 
     /// Sets who is asked, before each trim, what its segments hold. Once.
     pub fn set_evidence(&self, evidence: Evidence) {
-        let _ = self.evidence.set(evidence);
+        assert!(self.evidence.set(evidence).is_ok(), "a shard sets it once, as it starts");
     }
 
     /// Whether it failed, and how.

@@ -65,38 +65,10 @@ mod counting {
     }
 }
 
-macro_rules! branches {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// A rare branch: the situation in which it is reached, and what is done there.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Branch {
-            $($(#[doc = $doc])+ $variant,)+
-        }
+crate::catalogue::catalogue! {
+    /// A rare branch: the situation in which it is reached, and what is done there.
+    Branch:
 
-        impl Branch {
-            /// Every branch.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// Its name, in small letters and dashes.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)+
-                }
-            }
-
-            /// The situation, and what is done there.
-            #[must_use]
-            pub fn about(self) -> &'static str {
-                match self {
-                    $(Self::$variant => concat!($($doc),+).trim(),)+
-                }
-            }
-        }
-    };
-}
-
-branches! {
     // The journal: written.
     /// A record does not fit into what is left of the lap: a pad fills the rest, and the record begins the next lap.
     JournalPad = "journal-pad",

@@ -6,6 +6,7 @@
 //! setting) together with the error that says so.
 
 pub mod branch;
+mod catalogue;
 mod id;
 mod kind;
 pub mod mutant;

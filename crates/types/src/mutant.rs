@@ -83,38 +83,10 @@ impl fmt::Display for UnknownMutant {
 
 impl std::error::Error for UnknownMutant {}
 
-macro_rules! mutants {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// A bug that can be planted: the rule that it breaks, and what a user sees of it.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Mutant {
-            $($(#[doc = $doc])+ $variant,)+
-        }
+crate::catalogue::catalogue! {
+    /// A bug that can be planted: the rule that it breaks, and what a user sees of it.
+    Mutant:
 
-        impl Mutant {
-            /// Every mutant.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// Its name, in small letters and dashes.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)+
-                }
-            }
-
-            /// The rule that it breaks, and what a user sees of it.
-            #[must_use]
-            pub fn about(self) -> &'static str {
-                match self {
-                    $(Self::$variant => concat!($($doc),+).trim(),)+
-                }
-            }
-        }
-    };
-}
-
-mutants! {
     // The journal, and when a client is answered.
     /// A journal sync is told as done that never reached the device: a power cut takes what was flushed.
     SkipJournalSync = "skip-journal-sync",

@@ -13,7 +13,7 @@ use varve_format::journal::{ALIGN, Body, SHORT_HEADER, Superblock};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 
-/// Timelines that a trim tells of, at most: 400 KiB of records. Of more, the rest is passed over in silence.
+/// Timelines that a trim tells of, at most: 400 KiB of records. Of more, the rest is only warned of.
 const MAX_EVIDENCE: usize = 4096;
 
 impl Journal {
@@ -178,7 +178,14 @@ impl Journal {
     /// that are under way will make it worth it.
     fn append_evidence(&self) -> Result<Option<(u64, u64)>> {
         let mut stamps = self.evidence.get().map(|evidence| evidence()).unwrap_or_default();
-        stamps.truncate(MAX_EVIDENCE);
+        if stamps.len() > MAX_EVIDENCE {
+            let untold = stamps.len() - MAX_EVIDENCE;
+            tracing::warn!(
+                untold,
+                "a store that loses their newest segments would not be found out for so many volumes, until their next checkpoints"
+            );
+            stamps.truncate(MAX_EVIDENCE);
+        }
         let takes = stamps.len() as u64 * SHORT_HEADER;
         {
             let state = self.state.borrow();
