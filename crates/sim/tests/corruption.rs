@@ -6,9 +6,12 @@ use varve_sim::node;
 
 use node::{Node, name};
 use std::collections::BTreeMap;
+use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{CheckReport, EngineError};
+use varve_env::Disk;
+use varve_format::journal::{SUPERBLOCK, Superblock};
 use varve_sim::{CrashMode, InFlight, Rng, SimOptions};
 use varve_types::{Compression, ErrorKind, Overrides};
 
@@ -244,6 +247,26 @@ fn a_spoilt_journal_is_corrupt_or_loses_its_end_cleanly() {
         seen += usize::from(!outcome.texts().is_empty());
     }
     assert!(seen < 150, "the journal is not all that there is");
+}
+
+/// Whole by its checksum, and of no use: a start says so, where it could only wait for room that never comes.
+#[test]
+fn a_superblock_whose_ring_can_not_be_is_refused() {
+    for ring in [4096, 4 << 20, 1 << 44] {
+        let mut node = stored(Compression::Lz4).node;
+        node.crash(CrashMode::Kill, InFlight::Lost);
+        let vandal = node.world.process("vandal");
+        let disk = node.disk.open(&vandal);
+        for place in 0..2 {
+            let bytes = node.disk.contents(place * SUPERBLOCK..(place + 1) * SUPERBLOCK);
+            let block = Superblock { ring, ..Superblock::decode(&bytes).expect("whole") };
+            disk.write_at(place * SUPERBLOCK, &[IoSlice::new(&block.encode())]).expect("a disk takes a write");
+        }
+        node.world.kill(&vandal);
+        let refused = node.open().expect("the start ends").expect_err("no such journal");
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+        assert!(refused.to_string().contains(&ring.to_string()), "{refused}");
+    }
 }
 
 /// A volume whose newest segments are in the store, and nowhere else: the journal was trimmed behind them, and no manifest names them yet.

@@ -6,7 +6,7 @@
 //! lose an earlier one. What that means for a volume is for its recovery to say, from sequence numbers; here
 //! nothing is guessed. Blocks whose bytes do not match make their record count as not there.
 
-use super::{Journal, MAX_UNSYNCED, PAGE, io_failed};
+use super::{Journal, MAX_UNSYNCED, MIN_RING, PAGE, io_failed};
 use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::rc::Rc;
@@ -37,8 +37,12 @@ const WINDOW: u64 = 8 << 20;
 pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<Journal>, Vec<Replayed>)> {
     let (superblock, damaged) = read_superblock(&*disk).await?;
     reached_if(damaged, Branch::SuperblockDamaged);
-    if superblock.ring + RING_START > disk.len() {
-        return Err(EngineError::corrupt("journal: its file is shorter than its superblock says"));
+    let ring = superblock.ring;
+    if ring < MIN_RING || ring + RING_START > disk.len() {
+        let (least, most) = (MIN_RING, disk.len().saturating_sub(RING_START));
+        return Err(EngineError::corrupt(format!(
+            "journal: its superblock tells of a ring of {ring} bytes, which is not between {least} and the {most} that its file has room for"
+        )));
     }
     // What is read may be in the kernel only: it is made durable before anyone builds on it.
     if !planted(Mutant::RecoverWithoutSync) {
