@@ -22,8 +22,10 @@ use crate::FormatError;
 use crate::crc::{Domain, Identity, crc};
 use crate::segment::{CHUNK_BLOCKS, Codec};
 use bytes::{Bytes, BytesMut};
+use std::cell::RefCell;
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Ordinal, TimelineId};
+use zstd::bulk::{Compressor, Decompressor};
 
 const BLOCK_LEN: usize = BLOCK as usize;
 /// Bytes in front of a raw block.
@@ -196,8 +198,24 @@ fn compress_with(codec: Codec, raw: &[u8]) -> Option<Vec<u8>> {
         Codec::Raw => None,
         Codec::Lz4 => Some(lz4_flex::block::compress(raw)),
         // A failure to compress costs space only: the chunk stays raw.
-        Codec::Zstd => zstd::bulk::compress(raw, ZSTD_LEVEL).ok(),
+        Codec::Zstd => {
+            COMPRESSOR.with_borrow_mut(|zstd| kept(zstd, || Compressor::new(ZSTD_LEVEL))?.compress(raw).ok())
+        }
     }
+}
+
+thread_local! {
+    // What zstd needs to begin costs more than a chunk: each thread makes it once.
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// What is kept, made at the first use; `None` where it can not be made.
+fn kept<T>(kept: &mut Option<T>, make: impl FnOnce() -> std::io::Result<T>) -> Option<&mut T> {
+    if kept.is_none() {
+        *kept = make().ok();
+    }
+    kept.as_mut()
 }
 
 /// A verified block: its bytes and their plain checksum.
@@ -237,7 +255,9 @@ pub fn unpack(
     let raw = match codec {
         Codec::Raw => None,
         Codec::Lz4 => lz4_flex::block::decompress(&bytes[table..], len).ok(),
-        Codec::Zstd => zstd::bulk::decompress(&bytes[table..], len).ok(),
+        Codec::Zstd => {
+            DECOMPRESSOR.with_borrow_mut(|zstd| kept(zstd, Decompressor::new)?.decompress(&bytes[table..], len).ok())
+        }
     };
     let raw = Bytes::from(raw.filter(|raw| raw.len() == len).ok_or_else(|| corrupt("it does not decompress"))?);
     (0..count as usize)

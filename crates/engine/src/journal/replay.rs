@@ -28,7 +28,7 @@ pub(crate) struct Replayed {
 }
 
 /// Bytes read at a time.
-const WINDOW: u64 = 8 << 20;
+const WINDOW: u64 = 1 << 20;
 
 /// Opens a journal: itself, ready to append behind everything that was found, and what was found. Everything found is on stable media when this returns.
 ///
@@ -157,7 +157,7 @@ impl Reader<'_> {
             let end = self.start + self.window.len() as u64;
             let want = if at >= self.start && at + ALIGN <= end { end - at } else { WINDOW };
             let bytes = self.bytes(at, want.min(limit - at)).await?;
-            let hit = bytes.chunks(ALIGN as usize).position(|chunk| chunk.starts_with(&RECORD_MAGIC));
+            let hit = bytes.chunks(ALIGN as usize).position(|chunk| chunk.first_chunk() == Some(&RECORD_MAGIC));
             match hit {
                 Some(n) => return Ok(at + n as u64 * ALIGN),
                 None => at += (bytes.len() as u64).next_multiple_of(ALIGN),

@@ -16,6 +16,7 @@ use crate::{Chaos, CrashMode, InFlight, Rng};
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::Device;
+use varve_env::Env;
 use varve_types::ErrorKind;
 
 impl Run {
@@ -66,7 +67,8 @@ impl Run {
         self.vols.clear();
         let window = self.plan.pool.undelete_window_ms.unwrap_or_default();
         // The clock may have been ahead when something was deleted.
-        self.wait_ms(window * 2 + 1_800_000 + 2 * 600_000 * 8);
+        let ahead = self.peak_ms.saturating_sub(self.node.env.wall_ms());
+        self.wait_ms(ahead + window * 2 + 1_800_000);
         // A birth that a death cut off has left a first manifest, which nobody knows; where a listing lags others may be missed; and a put that lands
         // late may come after everything was deleted.
         let lags = self.plan.list_lag > Duration::ZERO;
