@@ -20,7 +20,7 @@ use varve_env::Env;
 use varve_format::ObjectName;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, SegmentHeader};
 use varve_types::branch::{Branch, reached};
-use varve_types::{Ordinal, TimelineId};
+use varve_types::{MAX_SEGMENT_BLOCKS, Ordinal, TimelineId};
 
 /// Bounds of a shard.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub struct Limits {
     /// Bytes of layers in RAM; beyond it writers wait for a put, and where none ends soon, sealed layers give up their bytes for their places in
     /// the journal.
     pub layer_ram: u64,
+    /// Runs of a layer at which it is sealed whatever its size, so that its index stays small.
+    pub layer_runs: usize,
     /// Bytes of the read cache.
     pub cache_ram: u64,
     /// Most entries of an overlay: a checkpoint begins there, or earlier by the size of the map.
@@ -47,6 +49,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             layer_ram: 512 << 20,
+            layer_runs: MAX_SEGMENT_BLOCKS as usize / 2,
             cache_ram: 256 << 20,
             overlay_entries: 4 << 20,
             delete_grace_ms: 10_000,

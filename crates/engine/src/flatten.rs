@@ -40,8 +40,6 @@ const PIECE: u64 = 256;
 const SLICE: u32 = 256;
 /// How often a read is tried again because an object was gone.
 const MAX_TRIES: u32 = 4;
-/// How often the older roots are walked again because another one came to be kept meanwhile.
-const MAX_WALKS: u32 = 16;
 
 /// How a flatten ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -250,28 +248,25 @@ impl Volume {
         let blocks = timeline.write_inherited(&progress).await?;
         timeline.drain().await?;
         timeline.checkpoint().await?;
-        for _ in 0..MAX_WALKS {
-            let clean_from = timeline.data.borrow().manifest.root_number;
-            let mut clean = BTreeSet::new();
-            let mut seen = BTreeSet::new();
-            let mut done =
-                Flattened { blocks, snapshots: self.snapshots_before(&timeline).await?, ..Flattened::default() };
-            self.walk_kept(&timeline, &mut clean, &mut seen, &mut done).await?;
-            let is_seen = !done.snapshots.is_empty() && !planted(Mutant::FlattenForgetsSnapshots);
-            if is_seen || !done.clones.is_empty() {
-                reached(Branch::FlattenKept);
-                return Ok((done, None));
-            }
-            if self.give_back(&timeline, clean_from, &clean).await? {
-                done.rolled_back = self.leans();
-                done.independent = !done.rolled_back;
-                return Ok((done, Some(birth)));
-            }
-            reached(Branch::FlattenWalksAgain);
+        let clean_from = timeline.data.borrow().manifest.root_number;
+        let mut clean = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let mut done = Flattened { blocks, snapshots: self.snapshots_before(&timeline).await?, ..Flattened::default() };
+        self.walk_kept(&timeline, &mut clean, &mut seen, &mut done).await?;
+        let is_seen = !done.snapshots.is_empty() && !planted(Mutant::FlattenForgetsSnapshots);
+        if is_seen || !done.clones.is_empty() {
+            reached(Branch::FlattenKept);
+            return Ok((done, None));
         }
-        let what =
-            format!("volume {}: snapshots and clones are made all the time: flatten it again later", self.name());
-        Err(EngineError::new(ErrorKind::Busy, what))
+        if !self.give_back(&timeline, clean_from, &clean).await? {
+            // Roots that came to be kept meanwhile were walked or made behind `clean_from`; whatever else may keep one, it costs a second try.
+            let what =
+                format!("volume {}: a root came to be kept while it was flattened: flatten it again", self.name());
+            return Err(EngineError::new(ErrorKind::Busy, what));
+        }
+        done.rolled_back = self.leans();
+        done.independent = !done.rolled_back;
+        Ok((done, Some(birth)))
     }
 
     /// Snapshots that the volume lists of histories before a rollback.

@@ -18,7 +18,7 @@ use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
 use crate::overlay::{Overlay, Stratum};
 use crate::read::load_segment_head;
-use crate::seal::{MOST_RUNS, PutSegment, seal};
+use crate::seal::{PutSegment, seal};
 use crate::signal::Signal;
 use crate::table::SegmentTable;
 use crate::timeline::{Data, NUMBER_GAP, ROOT_GAP, Timeline};
@@ -309,17 +309,17 @@ impl Timeline {
             data.open = Layer::new(record.epoch);
         }
         let (now, pin, sequence) = (self.context.env.now(), Some(record.position), record.sequence);
-        let was_empty = data.open.is_empty();
+        let (was_empty, most_runs) = (data.open.is_empty(), self.context.limits.layer_runs);
         let mut ends = false;
         match record.body {
             Body::Write { start, crcs } => {
                 let piece = Piece::Journal { place, sums: Sums::new(&crcs) };
                 data.open.insert(sequence, pin, now, start, crcs.len() as u64, piece);
-                ends = data.open.blocks() * BLOCK >= data.settings.segment_size || data.open.runs() >= MOST_RUNS;
+                ends = data.open.blocks() * BLOCK >= data.settings.segment_size || data.open.runs() >= most_runs;
             }
             Body::Hole { start, blocks } => {
                 data.open.insert(sequence, pin, now, start, blocks, Piece::Hole);
-                ends = data.open.runs() >= MOST_RUNS;
+                ends = data.open.runs() >= most_runs;
             }
             Body::Mark(mark) => {
                 match &mark {

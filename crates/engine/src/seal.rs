@@ -27,8 +27,6 @@ use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Compression, MAX_SEGMENT_BLOCKS, Ordinal};
 
-/// Runs of a layer at which it is sealed whatever its size: its index stays small.
-pub(crate) const MOST_RUNS: usize = MAX_SEGMENT_BLOCKS as usize / 2;
 /// A layer that was overwritten again and again is sealed when so many times its size came in.
 const MAX_OVERWRITE: u64 = 2;
 /// Blocks gathered between two looks at other tasks.
@@ -62,7 +60,7 @@ impl Timeline {
             let blocks = (size / BLOCK).min(u64::from(MAX_SEGMENT_BLOCKS) - u64::from(MAX_RECORD_BLOCKS));
             let is_large = data.open.blocks() >= blocks;
             let is_overwritten = data.open.taken() >= size * MAX_OVERWRITE;
-            let is_scattered = data.open.runs() >= MOST_RUNS;
+            let is_scattered = data.open.runs() >= self.context.limits.layer_runs;
             reached_if(is_overwritten && !is_large, Branch::SealByOverwrite);
             reached_if(is_scattered && !is_large, Branch::SealByRuns);
             is_large || is_overwritten || is_scattered

@@ -23,6 +23,7 @@ pub type Run<T> = Result<T, RunError>;
 pub fn small_limits() -> Limits {
     Limits {
         layer_ram: 1 << 20,
+        layer_runs: 256,
         cache_ram: 1 << 20,
         overlay_entries: 64,
         delete_grace_ms: 10,

@@ -218,8 +218,6 @@ crate::catalogue::catalogue! {
     FlattenMeetsGuest = "flatten-meets-guest",
     /// A flatten finds a snapshot or a clone that leads to the origin: the volume stays dependent, and tells why.
     FlattenKept = "flatten-kept",
-    /// A root came to be kept while a flatten walked the others: the roots are walked again.
-    FlattenWalksAgain = "flatten-walks-again",
 
     // Hidden histories.
     /// The window of a hidden history is over and something of it is kept still: the rest is freed by the rule of boundaries.

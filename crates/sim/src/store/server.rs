@@ -50,6 +50,8 @@ pub(super) struct State {
     next_sent: u64,
     pub(super) faults: Faults,
     away_until: Duration,
+    /// Until when reads are bad, how slow they are at most, and how many in a thousand fail.
+    bad_reads: (Duration, Duration, u32),
     latency: (Duration, Duration),
     list_lag: Duration,
     capacity: Option<u64>,
@@ -85,6 +87,7 @@ impl StoreServer {
             next_sent: 0,
             faults: Faults::default(),
             away_until: Duration::ZERO,
+            bad_reads: (Duration::ZERO, Duration::ZERO, 0),
             latency: (Duration::from_millis(1), Duration::from_millis(5)),
             list_lag: Duration::ZERO,
             capacity: None,
@@ -155,6 +158,12 @@ impl StoreServer {
     pub fn away_for(&self, duration: Duration) {
         let until = self.shared.core.now().saturating_add(duration);
         self.shared.lock().away_until = until;
+    }
+
+    /// Lets gets that are sent in the next `duration` take up to `slowest`, and so many in a thousand fail as `Unavailable`; zero ends it.
+    pub fn read_badly_for(&self, duration: Duration, slowest: Duration, error_per_mille: u32) {
+        let until = self.shared.core.now().saturating_add(duration);
+        self.shared.lock().bad_reads = (until, slowest, error_per_mille);
     }
 
     /// Sets the least and the most that a request takes, there and back.
@@ -315,8 +324,13 @@ impl Shared {
         let (least, most) = state.latency;
         let span = u64::try_from((most - least).as_nanos()).unwrap_or(u64::MAX);
         self.core.draw(Stream::Faults, |rng| {
-            let takes = least + Duration::from_nanos(rng.below(span));
-            if now < state.away_until {
+            let mut takes = least + Duration::from_nanos(rng.below(span));
+            let (bad_until, slowest, error_per_mille) = state.bad_reads;
+            let is_bad = op == StoreOp::Get && now < bad_until;
+            if is_bad {
+                takes += Duration::from_nanos(rng.below(u64::try_from(slowest.as_nanos()).unwrap_or(u64::MAX).max(1)));
+            }
+            if now < state.away_until || (is_bad && rng.chance(error_per_mille)) {
                 return (Some(StoreFault::Error(StoreErrorKind::Unavailable)), takes);
             }
             (state.faults.meet(op, name, rng), takes)

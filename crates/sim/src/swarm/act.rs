@@ -88,7 +88,12 @@ pub(super) async fn act(
         Kind::Template => open()?.make_template().await,
         Kind::Rename { name } if again && is_there(&name) => Ok(()),
         Kind::Rename { name } => open()?.rename(known(&name)).await,
-        Kind::Set { settings } => open()?.set(settings).await,
+        Kind::Set { settings, times } => {
+            for _ in 0..times {
+                open()?.set(settings).await?;
+            }
+            Ok(())
+        }
         Kind::Flatten => shard.flatten(&known(&volume), |_, _| ()).await.map(drop),
         Kind::Seal => open()?.seal().await,
         Kind::Checkpoint => open()?.checkpoint().await,
@@ -97,6 +102,11 @@ pub(super) async fn act(
             let attached = open()?.snapshot_device(&known(&name), "swarm".to_owned()).await?;
             *device.borrow_mut() = Some(Rc::new(attached));
             Ok(())
+        }
+        Kind::Show => {
+            let open = open()?;
+            open.origin().await?;
+            open.hidden_snapshots().await.map(drop)
         }
         Kind::Check => {
             let open = open()?;
@@ -126,6 +136,7 @@ pub(super) const fn name_of(kind: &Kind) -> &'static str {
         Kind::Seal => "op: seal",
         Kind::Checkpoint => "op: checkpoint",
         Kind::View { .. } => "op: attach a snapshot",
+        Kind::Show => "op: show",
         Kind::Check => "op: check",
     }
 }

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Operations on volumes and snapshots: what is asked for, what the model makes of the answer, and what became of one that a death cut off.
+//! Operations on volumes and snapshots: what is asked for, and what the model makes of the answer.
 //!
-//! An operation that was answered is done. One that was not may be done or not, and what the next process finds decides; both ends of it are whole.
+//! An operation that was answered is done; what became of one that a death cut off is found out by `cut_off.rs`.
 //! What store or coordination refuse for now is tried again, as a person would: a try that was refused may have been done all the same, so the next one
 //! looks first. Nothing is asked for that must be refused by the rules (an undo past its window, a rollback while attached): that is for tests of their
 //! own.
 
 use super::act::{act, create, name_of, settings};
 use super::batch::Batch;
+use super::cut_off::CutOff;
 use super::disk::{Change, Disk};
 use super::line::{Line, Made, Snap};
 use super::plan::Op;
-use super::run::{Died, Gone, Run, View, known, patiently};
-use super::stamp::SECTOR;
+use super::run::{Died, Gone, Run, View, patiently};
+use super::stamp::{BLOCK, SECTOR};
 use crate::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ use varve_types::{Ack, ErrorKind, Overrides, TimelineId};
 
 const MOST_VOLUMES: usize = 5;
 const MOST_SNAPSHOTS: usize = 6;
+/// Operations on volumes and snapshots that are under way together, at most.
+const MOST_ADMINS: usize = 3;
 /// How long before the end of a window nothing of it is brought back any more, in milliseconds.
 const MARGIN_MS: u64 = 60_000;
 
@@ -32,23 +35,54 @@ type Shared = Rc<RefCell<Snap>>;
 /// What is done.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    Snapshot { name: String },
-    Forget { snap: Shared },
-    Clone { snap: Option<Shared>, name: String },
-    Rollback { snap: Shared, shown: TimelineId },
-    Undo { shown: TimelineId },
-    Create { name: String, size: u64, ram: bool },
+    Snapshot {
+        name: String,
+    },
+    Forget {
+        snap: Shared,
+    },
+    Clone {
+        snap: Option<Shared>,
+        name: String,
+    },
+    Rollback {
+        snap: Shared,
+        shown: TimelineId,
+    },
+    Undo {
+        shown: TimelineId,
+    },
+    Create {
+        name: String,
+        size: u64,
+        ram: bool,
+    },
     Delete,
-    Undelete { gone: usize },
-    UndeleteTooLate { name: String },
-    Resize { change: Change },
+    Undelete {
+        gone: usize,
+    },
+    UndeleteTooLate {
+        name: String,
+    },
+    Resize {
+        change: Change,
+    },
     Template,
-    Rename { name: String },
-    Set { settings: Overrides },
+    Rename {
+        name: String,
+    },
+    /// Several times one after the other: each makes a manifest.
+    Set {
+        settings: Overrides,
+        times: u64,
+    },
     Flatten,
     Seal,
     Checkpoint,
-    View { snap: Shared },
+    View {
+        snap: Shared,
+    },
+    Show,
     Check,
 }
 
@@ -58,24 +92,43 @@ pub(super) struct Admin {
     vol: usize,
     /// Wall-clock time at its start, in milliseconds.
     at_ms: u64,
+    /// How much later than the rest of the batch it begins.
+    delay: Duration,
     answer: Rc<RefCell<Option<Result<(), EngineError>>>>,
     device: Rc<RefCell<Option<Rc<Device>>>>,
-}
-
-/// An operation that a death cut off, or that was answered just before.
-pub(super) struct CutOff {
-    kind: Kind,
-    vol: usize,
-    at_ms: u64,
-    answered: bool,
-    before: Disk,
-    made: Vec<Made>,
 }
 
 impl Admin {
     /// What it does, for the log.
     pub(super) const fn kind(&self) -> &Kind {
         &self.kind
+    }
+
+    /// The volume, the change, and whether it was answered, where it is a resize.
+    pub(super) fn resize(&self) -> Option<(usize, Change, bool)> {
+        let Kind::Resize { change } = self.kind else { return None };
+        Some((self.vol, change, matches!(&*self.answer.borrow(), Some(Ok(())))))
+    }
+
+    /// Whether it takes a volume away.
+    pub(super) const fn is_deletion(&self) -> bool {
+        matches!(self.kind, Kind::Delete)
+    }
+
+    /// Whether it may be under way together with another one.
+    fn goes_with(&self, kind: &Kind, vol: usize) -> bool {
+        let undeletes = |kind: &Kind| matches!(kind, Kind::Undelete { .. } | Kind::UndeleteTooLate { .. });
+        let is_chore =
+            |kind: &Kind| matches!(kind, Kind::Flatten | Kind::Seal | Kind::Checkpoint | Kind::Check | Kind::Show);
+        let bears = |kind: &Kind| matches!(kind, Kind::Snapshot { .. } | Kind::Forget { .. } | Kind::Set { .. });
+        let (one, other) = (&self.kind, kind);
+        if (self.is_deletion() && matches!(other, Kind::Delete)) || (undeletes(one) && undeletes(other)) {
+            return false;
+        }
+        // On one volume: what only works it off, beside what adds to it.
+        self.vol() != Some(vol)
+            || (is_chore(one) && (is_chore(other) || bears(other)))
+            || (bears(one) && is_chore(other))
     }
 
     /// The volume that it is about.
@@ -97,28 +150,36 @@ impl Run {
 
     /// Adds an operation to a batch, if it is possible now.
     pub(super) fn plan_admin(&mut self, op: Op, vol: usize, batch: &mut Batch, rng: &mut Rng) {
+        if batch.admins.len() == MOST_ADMINS {
+            return;
+        }
         let Some(kind) = self.choose(op, vol, rng) else { return };
         let alone = matches!(
             kind,
-            Kind::Clone { .. }
-                | Kind::Rollback { .. }
-                | Kind::Undo { .. }
-                | Kind::Delete
-                | Kind::Resize { .. }
-                | Kind::Template
+            Kind::Clone { .. } | Kind::Rollback { .. } | Kind::Undo { .. } | Kind::Delete | Kind::Template
         );
-        if alone && batch.uses(vol) {
+        if matches!(kind, Kind::Resize { change: Change::Resize { to, .. } } if !batch.takes_size(vol, to)) {
+            return;
+        }
+        if (alone && batch.uses(vol)) || !batch.admins.iter().all(|admin| admin.goes_with(&kind, vol)) {
             return;
         }
         if matches!(kind, Kind::Rollback { .. } | Kind::Undo { .. } | Kind::Delete | Kind::Template) {
             self.detach(vol);
         }
         if alone {
-            batch.alone = Some(vol);
+            batch.alone.push(vol);
+        }
+        if let Kind::Resize { change: Change::Resize { from, to } } = kind {
+            self.beside_resize(vol, from, to, batch, rng);
+        }
+        if matches!(kind, Kind::Flatten) && !self.vols[vol].template && rng.chance(500) {
+            (0..6).for_each(|_| self.write_somewhere(vol, BLOCK, batch, rng));
         }
         self.cover.count(name_of(&kind));
         let at_ms = self.node.env.wall_ms();
-        batch.admin = Some(Admin { kind, vol, at_ms, answer: Rc::default(), device: Rc::default() });
+        let delay = Duration::from_millis(if rng.chance(300) { rng.below(200) } else { 0 });
+        batch.admins.push(Admin { kind, vol, at_ms, delay, answer: Rc::default(), device: Rc::default() });
     }
 
     fn choose(&mut self, op: Op, vol: usize, rng: &mut Rng) -> Option<Kind> {
@@ -155,16 +216,22 @@ impl Run {
             Op::Delete if self.vols.len() > 2 => Kind::Delete,
             Op::Undelete if self.vols.len() <= MOST_VOLUMES => self.choose_deleted(rng)?,
             Op::Resize if self.vols[vol].regions.len() == 1 && !template => {
-                let (from, to) = (self.vols[vol].line.now.size, (1 + rng.below(1000)) * SECTOR);
+                // Over several leaves of the map now and then.
+                let most = if rng.chance(100) { 12_000 } else { 1000 };
+                let (from, to) = (self.vols[vol].line.now.size, (1 + rng.below(most)) * SECTOR);
                 Kind::Resize { change: Change::Resize { from, to } }
             }
             Op::Template if self.vols.len() > 2 && !template => Kind::Template,
             Op::Rename => Kind::Rename { name: self.fresh_name("v") },
-            Op::Set => Kind::Set { settings: settings(self.vols[vol].ram, rng) },
+            Op::Set => {
+                let times = if rng.chance(300) { 1 + rng.below(6) } else { 1 };
+                Kind::Set { settings: settings(self.vols[vol].ram, rng), times }
+            }
             Op::Flatten => Kind::Flatten,
             Op::Seal => Kind::Seal,
             Op::Checkpoint => Kind::Checkpoint,
             Op::View if self.views.len() < 3 => Kind::View { snap: any(rng)? },
+            Op::Show => Kind::Show,
             Op::Check => Kind::Check,
             _ => return None,
         })
@@ -207,9 +274,12 @@ impl Run {
         let volume = self.vols[admin.vol.min(self.vols.len() - 1)].name.clone();
         let gone =
             if let Kind::Undelete { gone } = admin.kind { self.gone[gone].vol.name.clone() } else { String::new() };
-        let (env, kind) = (Rc::clone(&self.node.env), admin.kind.clone());
+        let (env, kind, delay) = (Rc::clone(&self.node.env), admin.kind.clone(), admin.delay);
         let (answer, device) = (Rc::clone(&admin.answer), Rc::clone(&admin.device));
         Box::pin(async move {
+            if !delay.is_zero() {
+                env.sleep(delay).await;
+            }
             let refused = Cell::new(false);
             let done = patiently(&*env, || {
                 let again = refused.replace(true);
@@ -241,11 +311,12 @@ impl Run {
                     return done;
                 }
                 let found = if done.is_ok() { self.snapshot_contents(&admin) } else { Err(Died) };
+                let found_dead = found.is_err();
                 match found {
                     Ok(found) => self.was_done(admin.kind, admin.vol, admin.at_ms, before, made, found),
                     Err(Died) => self.keep_in_mind(admin, true, before, made),
                 }
-                if self.cut_off.is_some() { Err(Died) } else { done }
+                if found_dead { Err(Died) } else { done }
             }
             Some(Err(error)) if matches!(admin.kind, Kind::Flatten) && error.kind() == ErrorKind::Conflict => done,
             // It reads every byte, and begins anew at each refusal.
@@ -260,7 +331,7 @@ impl Run {
 
     fn keep_in_mind(&mut self, admin: Admin, answered: bool, before: &Disk, made: &[Made]) {
         let Admin { kind, vol, at_ms, .. } = admin;
-        self.cut_off = Some(CutOff { kind, vol, at_ms, answered, before: before.clone(), made: made.to_vec() });
+        self.cut_off.push(CutOff { kind, vol, at_ms, answered, before: before.clone(), made: made.to_vec() });
     }
 
     fn was_attached(&mut self, admin: &Admin, snap: &Shared) {
@@ -325,10 +396,9 @@ impl Run {
                 let Gone { vol, .. } = self.gone.remove(gone);
                 self.vols.push(vol);
             }
-            Kind::Resize { change } => {
-                let line = &mut self.vols[vol].line;
-                line.add(vec![Made { change, answered: true, stable: false }]);
-                line.flushed(0);
+            // It is among the changes of its batch.
+            Kind::Resize { .. } => {
+                self.vols[vol].line.flushed(1);
                 self.vols[vol].size_changed();
             }
             Kind::Template => {
@@ -342,9 +412,14 @@ impl Run {
                     self.devices.insert(name, device);
                 }
             }
-            Kind::Set { settings } => self.vols[vol].ram |= settings.ack == Some(Ack::Ram),
+            Kind::Set { settings, .. } => self.vols[vol].ram |= settings.ack == Some(Ack::Ram),
             Kind::Seal => self.vols[vol].line.flushed(usize::from(!made.is_empty())),
-            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check | Kind::UndeleteTooLate { .. } => {}
+            Kind::Flatten
+            | Kind::Checkpoint
+            | Kind::View { .. }
+            | Kind::Show
+            | Kind::Check
+            | Kind::UndeleteTooLate { .. } => {}
         }
     }
 
@@ -359,42 +434,5 @@ impl Run {
         };
         let regions = if origin.regions.len() == 1 { vec![(0, disk.size)] } else { origin.regions.clone() };
         self.adopt(name, disk, regions, false);
-    }
-
-    /// Finds out what became of the operation that a death cut off.
-    pub(super) fn resolve_cut_off(&mut self) {
-        let Some(CutOff { kind, vol, at_ms, answered, before, made }) = self.cut_off.take() else { return };
-        let is_open = |this: &Self, volume: &str| this.node.shard().find(&known(volume)).is_ok();
-        let done = match &kind {
-            Kind::Snapshot { name } => self.lists(vol, name),
-            Kind::Forget { snap } => !self.lists(vol, &snap.borrow().name.clone()),
-            Kind::Clone { name, .. } | Kind::Create { name, .. } | Kind::Rename { name } => is_open(self, name),
-            Kind::Rollback { shown, .. } | Kind::Undo { shown } => {
-                self.node.volume(&self.vols[vol].name).record().shown != *shown
-            }
-            Kind::Delete => !is_open(self, &self.vols[vol].name),
-            Kind::Undelete { gone } => is_open(self, &self.gone[*gone].vol.name),
-            Kind::Template => self.node.volume(&self.vols[vol].name).record().template,
-            // What was set in vain is told from what was set by nothing that matters here.
-            Kind::Set { .. } => true,
-            Kind::Resize { change } if !answered => {
-                self.vols[vol].line.add(vec![Made { change: *change, answered: false, stable: false }]);
-                return;
-            }
-            Kind::Resize { .. } | Kind::Seal => answered,
-            Kind::Flatten | Kind::Checkpoint | Kind::View { .. } | Kind::Check | Kind::UndeleteTooLate { .. } => return,
-        };
-        if !done {
-            if answered {
-                self.fail(&format!("{kind:?} was answered, and is not done after a crash"));
-            }
-            return;
-        }
-        self.cover.count("death: an operation that was not answered is done");
-        let found = match &kind {
-            Kind::Snapshot { name } => Some(self.alive(|this| this.read_snapshot(vol, name))),
-            _ => None,
-        };
-        self.was_done(kind, vol, at_ms, &before, &made, found);
     }
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A batch: requests that are under way together, what came back, and what the model makes of it.
 //!
-//! Changes of one batch touch no sector twice, so what each block may hold is known whatever their order. Reads may cross them: each block of a read
-//! is what it was before with any of the batch's changes. At most one operation on volumes or snapshots is among them; one that changes which history a volume
-//! shows has that volume for itself.
+//! Changes of one batch touch no sector twice, so what each block may hold is known whatever their order; but for a resize, which ends all that lies behind
+//! the new end, whenever it came (no change reaches over that end). Reads may cross changes: each block of a read is what it was before with any of them. A few operations on volumes and
+//! snapshots are among them, mostly on different volumes; one that changes which history a volume shows has that volume for itself.
 
 use super::admin::Admin;
 use super::disk::{Change, Disk};
 use super::line::Made;
 use super::plan::Op;
 use super::run::{Died, Run, patiently, write};
-use super::stamp::{BLOCK, SECTOR, bytes_of, stamp_of};
+use super::stamp::{BLOCK, SECTOR, SECTORS, bytes_of, stamp_of};
 use crate::Rng;
 use crate::node::{finish, read, wait};
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{BlockDevice, Device, EngineError, StatusExtent};
 use varve_env::LocalFuture;
+use varve_types::ErrorKind;
 
 /// What was asked of a volume's data.
 #[derive(Clone, Debug)]
@@ -39,6 +40,9 @@ enum Answer {
     Status(Vec<StatusExtent>),
 }
 
+/// Bytes of the largest requests.
+const LARGEST: u64 = 512 << 10;
+
 type Answers = Rc<RefCell<Vec<Option<Result<Answer, EngineError>>>>>;
 
 /// See the module.
@@ -47,15 +51,37 @@ pub(super) struct Batch {
     requests: Vec<(usize, Data)>,
     /// Sectors that are changed, by volume.
     taken: BTreeMap<usize, Vec<Range<u64>>>,
-    pub(super) admin: Option<Admin>,
-    /// A volume that the operation has for itself.
-    pub(super) alone: Option<usize>,
+    pub(super) admins: Vec<Admin>,
+    /// Volumes that an operation has for itself.
+    pub(super) alone: Vec<usize>,
 }
 
 impl Batch {
     /// Whether a volume has requests in it.
     pub(super) fn uses(&self, vol: usize) -> bool {
         self.requests.iter().any(|(of, _)| *of == vol)
+    }
+
+    /// Whether a volume may be given this size beside what is asked of it: a change over the new end could be done in part, and then be refused.
+    pub(super) fn takes_size(&self, vol: usize, size: u64) -> bool {
+        let crosses = |data: &Data| matches!(data, Data::Change { change, .. } if is_within(size, &change.range()));
+        !self.requests.iter().any(|(of, data)| *of == vol && crosses(data))
+    }
+
+    /// Sizes that the volume is given.
+    fn resizes(&self, vol: usize) -> impl Iterator<Item = u64> {
+        let resizes = self.admins.iter().filter_map(Admin::resize).filter(move |(of, ..)| *of == vol);
+        resizes.filter_map(|(_, change, _)| if let Change::Resize { to, .. } = change { Some(to) } else { None })
+    }
+
+    /// Whether a request reaches behind the end that a resize beside it makes.
+    fn is_cut(&self, vol: usize, data: &Data) -> bool {
+        let end = match data {
+            Data::Change { change, .. } => change.range().end,
+            Data::Read { offset, len } | Data::Status { offset, len } => offset + len,
+            Data::Flush => 0,
+        };
+        self.resizes(vol).any(|to| to < end)
     }
 
     fn is_free(&self, vol: usize, range: &Range<u64>) -> bool {
@@ -66,7 +92,8 @@ impl Batch {
     /// Adds a change unless it meets another one.
     fn change(&mut self, vol: usize, change: Change, fua: bool, zeroes: bool) {
         let range = change.range();
-        if !range.is_empty() && self.is_free(vol, &range) {
+        let crosses = self.resizes(vol).any(|to| is_within(to, &range));
+        if !range.is_empty() && self.is_free(vol, &range) && !crosses {
             self.taken.entry(vol).or_default().push(range);
             self.requests.push((vol, Data::Change { change, fua, zeroes }));
         }
@@ -80,13 +107,13 @@ impl Run {
         for _ in 0..1 + rng.below(self.plan.width) {
             let op = self.plan.pick(rng);
             if matches!(op, Op::Wait | Op::WaitLong) {
-                if batch.requests.is_empty() && batch.admin.is_none() {
+                if batch.requests.is_empty() && batch.admins.is_empty() {
                     return self.pass_time(op, rng);
                 }
                 continue;
             }
             let vol = rng.below(self.vols.len() as u64) as usize;
-            if batch.alone != Some(vol) {
+            if !batch.alone.contains(&vol) {
                 self.request(op, vol, &mut batch, rng);
             }
         }
@@ -120,7 +147,11 @@ impl Run {
             from -= from % BLOCK;
             unit = BLOCK;
         }
-        let most = if rng.chance(50) { most * 8 } else { most };
+        let most = match rng.below(100) {
+            0 => most.max(LARGEST),
+            1..6 => most * 8,
+            _ => most,
+        };
         let len = (1 + rng.below(most / unit)) * unit;
         Some((from, len.min(end - from)))
     }
@@ -160,12 +191,11 @@ impl Run {
             }
             Op::Flush => batch.requests.push((vol, Data::Flush)),
             Op::Write | Op::Burst | Op::Partials | Op::Zero | Op::ZeroAll | Op::Wait | Op::WaitLong => {}
-            _ if batch.admin.is_none() => self.plan_admin(op, vol, batch, rng),
-            _ => {}
+            _ => self.plan_admin(op, vol, batch, rng),
         }
     }
 
-    fn write_somewhere(&mut self, vol: usize, most: u64, batch: &mut Batch, rng: &mut Rng) {
+    pub(super) fn write_somewhere(&mut self, vol: usize, most: u64, batch: &mut Batch, rng: &mut Rng) {
         if let Some((offset, len)) = self.range(vol, most, rng) {
             self.stamps += 1;
             batch.change(vol, Change::Write { offset, len, stamp: self.stamps }, rng.chance(50), false);
@@ -190,7 +220,31 @@ impl Run {
         }
     }
 
-    fn run_batch(&mut self, mut batch: Batch) -> Result<(), Died> {
+    /// Changes that wait for their turn while the volume becomes smaller, and they lie behind its end; or larger, and a discard up to the end is none any more.
+    pub(super) fn beside_resize(&mut self, vol: usize, from: u64, to: u64, batch: &mut Batch, rng: &mut Rng) {
+        let block = if to < from {
+            let least = to.next_multiple_of(BLOCK);
+            least + rng.below(from.saturating_sub(least) / BLOCK + 1) * BLOCK
+        } else {
+            (from / BLOCK).saturating_sub(1 + rng.below(4)) * BLOCK
+        };
+        let middle = block + (1 + rng.below(SECTORS as u64 - 1)) * SECTOR;
+        if middle >= from {
+            return;
+        }
+        self.stamps += 2;
+        let one = Change::Write { offset: block, len: middle - block, stamp: self.stamps - 1 };
+        let end = (block + BLOCK).min(from);
+        let other = if to < from {
+            Change::Write { offset: middle, len: end - middle, stamp: self.stamps }
+        } else {
+            Change::Zero { offset: middle, len: from - middle }
+        };
+        batch.change(vol, one, false, false);
+        batch.change(vol, other, false, rng.chance(300));
+    }
+
+    fn run_batch(&mut self, batch: Batch) -> Result<(), Died> {
         let mut futures: Vec<LocalFuture<()>> = Vec::new();
         let answers: Answers = Rc::default();
         let named: Vec<_> = batch.requests.iter().map(|(vol, _)| self.vols[*vol].name.clone()).collect();
@@ -202,7 +256,7 @@ impl Run {
             futures.push(self.start(device, data, place, &answers));
         }
         answers.borrow_mut().resize_with(batch.requests.len(), || None);
-        if let Some(admin) = &mut batch.admin {
+        for admin in &batch.admins {
             self.note(|| format!("{}: {:?}", self.vols[admin.vol().unwrap_or(0)].name, admin.kind()));
             futures.push(self.start_admin(admin));
         }
@@ -233,7 +287,11 @@ impl Run {
         let mut made: BTreeMap<usize, Vec<Made>> = BTreeMap::new();
         let mut flushed = Vec::new();
         let mut answers = answers.take();
-        for ((vol, data), answer) in batch.requests.iter().zip(&answers) {
+        for ((vol, data), answer) in batch.requests.iter().zip(&mut answers) {
+            if matches!(&answer, Some(Err(error)) if error.kind() == ErrorKind::Invalid && batch.is_cut(*vol, data)) {
+                self.cover.count("op: refused, as the volume was made smaller meanwhile");
+                *answer = None;
+            }
             if let Some(Err(error)) = answer {
                 self.fail(&format!("{data:x?} on {}: {error} ({:?})", self.vols[*vol].name, error.kind()));
             }
@@ -247,8 +305,12 @@ impl Run {
                 Data::Flush | Data::Read { .. } | Data::Status { .. } => {}
             }
         }
+        for (vol, change, answered) in batch.admins.iter().filter_map(Admin::resize) {
+            // Behind the writes: whichever came first, what lies behind the new end is gone.
+            made.entry(vol).or_default().push(Made { change, answered, stable: answered });
+        }
         let before: BTreeMap<usize, Disk> = (0..self.vols.len())
-            .filter(|vol| batch.uses(*vol) || batch.admin.as_ref().is_some_and(|admin| admin.vol() == Some(*vol)))
+            .filter(|vol| batch.uses(*vol) || batch.admins.iter().any(|admin| admin.vol() == Some(*vol)))
             .map(|vol| (vol, self.vols[vol].line.now.clone()))
             .collect();
         for ((vol, data), answer) in batch.requests.iter().zip(answers.iter_mut()) {
@@ -270,10 +332,9 @@ impl Run {
             let keep = usize::from(made.contains_key(&vol));
             self.vols[vol].line.flushed(keep);
         }
-        match batch.admin {
-            Some(admin) => self.take_admin(admin, &before, &made, done),
-            None => done,
-        }
+        // A deletion last: it moves the places of other volumes.
+        let (last, first): (Vec<_>, Vec<_>) = batch.admins.into_iter().partition(Admin::is_deletion);
+        first.into_iter().chain(last).fold(done, |done, admin| self.take_admin(admin, &before, &made, done))
     }
 
     /// Whether bytes that were read may be what they are: of each block what it was, with any of the changes that were under way.
@@ -316,6 +377,11 @@ impl Run {
             self.fail("a block status told nothing");
         }
     }
+}
+
+/// Whether a place lies inside a range, and not at its edges.
+const fn is_within(place: u64, range: &Range<u64>) -> bool {
+    range.start < place && place < range.end
 }
 
 /// Does a request.

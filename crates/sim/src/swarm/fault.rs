@@ -7,7 +7,7 @@
 //! What a fault was and when it began is drawn here and nowhere else, from the stream of its step.
 
 use super::plan::Plan;
-use super::run::Run;
+use super::run::{Run, known};
 use crate::node::Node;
 use crate::{Chaos, CrashMode, InFlight, Rng, RunError, WriteFault};
 use std::time::Duration;
@@ -19,17 +19,21 @@ use varve_types::ErrorKind;
 impl Run {
     /// Faults that begin now and end by themselves.
     pub(super) fn faults(&mut self, rng: &mut Rng) {
-        let Plan { away, full, coordination, disk, jump, .. } = self.plan;
+        let Plan { away, fill, bad_reads, full, coordination, disk, jump, .. } = self.plan;
         self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
         if rng.chance(away) {
             self.cover.count("fault: the store is away");
             self.node.server.away_for(Duration::from_millis(100 + rng.below(90_000)));
         }
+        if rng.chance(fill) {
+            self.fill_journal(rng);
+        }
+        if rng.chance(bad_reads) {
+            self.read_badly(rng);
+        }
         if rng.chance(full) {
             self.cover.count("fault: the store is full");
-            self.node.server.set_capacity(Some(0));
-            let server = self.node.server.clone();
-            self.later(rng.below(30_000), move || server.set_capacity(None));
+            self.full_for_a_while(rng);
         }
         if rng.chance(coordination) {
             self.cover.count("fault: coordination");
@@ -64,6 +68,32 @@ impl Run {
         self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
     }
 
+    fn read_badly(&mut self, rng: &mut Rng) {
+        self.cover.count("fault: reads of the store are slow and fail");
+        let (slowest, error_per_mille) = (Duration::from_millis(rng.below(5000)), rng.below(500) as u32);
+        self.node.server.read_badly_for(Duration::from_millis(rng.below(30_000)), slowest, error_per_mille);
+    }
+
+    /// Whoever reads next waits for nodes of the map that nobody has loaded yet, while checkpoints replace them.
+    fn read_badly_beside_checkpoints(&mut self, rng: &mut Rng) {
+        self.read_badly(rng);
+        for vol in &self.vols {
+            let Ok(open) = self.node.shard().find(&known(&vol.name)) else { continue };
+            self.node.env.spawn(Box::pin(async move {
+                for _ in 0..3 {
+                    // It ends with the process, or is refused for a while; nobody waits for it.
+                    drop(open.checkpoint().await);
+                }
+            }));
+        }
+    }
+
+    fn full_for_a_while(&self, rng: &mut Rng) {
+        self.node.server.set_capacity(Some(0));
+        let server = self.node.server.clone();
+        self.later(rng.below(30_000), move || server.set_capacity(None));
+    }
+
     /// Lets something happen after so many milliseconds, whoever lives then.
     pub(super) fn later(&self, after_ms: u64, act: impl FnOnce() + 'static) {
         let world = self.node.world.clone();
@@ -84,6 +114,7 @@ impl Run {
         } else {
             server.set_chaos(Chaos::default());
             server.away_for(Duration::ZERO);
+            server.read_badly_for(Duration::ZERO, Duration::ZERO, 0);
             server.set_capacity(None);
             server.forget_faults();
             coord.set_away(false);
@@ -125,6 +156,13 @@ impl Run {
             }
         }
         self.immortal();
+        if rng.chance(self.plan.full_at_start) {
+            self.cover.count("fault: the store is full once a process has started");
+            self.full_for_a_while(rng);
+        }
+        if rng.chance(self.plan.bad_reads * 20) {
+            self.read_badly_beside_checkpoints(rng);
+        }
         self.recover(lost);
         self.set_faults(true);
     }

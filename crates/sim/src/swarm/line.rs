@@ -151,9 +151,9 @@ impl Line {
                 for number in known.touched(&made.change) {
                     touched.entry(number).or_default().push((at, *made));
                 }
+                // Changes are looked for where anything may stand.
+                known.apply(&made.change);
             }
-            // Changes are looked for where anything may stand.
-            batch.iter().for_each(|made| known.apply(&made.change));
         }
         for (number, changes) in &touched {
             let fits = self.cuts_of_block(*number, changes, found.block(*number), all, cuts);
@@ -188,7 +188,9 @@ impl Line {
         let before = self.log[..cut.min(self.log.len())].iter().flatten();
         let resized = |made: &Made| if let Change::Resize { to, .. } = made.change { Some(to) } else { None };
         let whole = before.filter_map(resized).next_back().unwrap_or(self.base.size);
-        size == whole || self.log.get(cut).into_iter().flatten().filter_map(resized).any(|to| to == size)
+        let within = self.log.get(cut).map_or(&[][..], Vec::as_slice);
+        let is_sure = within.iter().any(|made| made.stable && resized(made).is_some());
+        (size == whole && !is_sure) || within.iter().filter_map(resized).any(|to| to == size)
     }
 
     /// For each batch whether the cut may be there, as far as one block tells.

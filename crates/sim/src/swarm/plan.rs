@@ -39,13 +39,14 @@ pub(super) enum Op {
     Seal,
     Checkpoint,
     View,
+    Show,
     Check,
     Wait,
     WaitLong,
 }
 
 /// Every kind with its usual weight.
-const WEIGHTS: [(Op, u32); 27] = [
+const WEIGHTS: [(Op, u32); 28] = [
     (Op::Write, 400),
     (Op::Burst, 30),
     (Op::Partials, 40),
@@ -70,6 +71,7 @@ const WEIGHTS: [(Op, u32); 27] = [
     (Op::Seal, 16),
     (Op::Checkpoint, 16),
     (Op::View, 8),
+    (Op::Show, 6),
     (Op::Check, 1),
     (Op::Wait, 16),
     (Op::WaitLong, 1),
@@ -109,16 +111,20 @@ pub(super) struct Plan {
     pub(super) dies_again: u32,
     /// Whether only processes die, and never the power.
     pub(super) kills_only: bool,
-    /// Of a thousand batches, those before which the store goes away, is full, the journal's disk fails, the clock jumps.
+    /// Of a thousand batches, those before which the store goes away, is away until the journal is full, reads badly, is full, the journal's disk fails,
+    /// the clock jumps.
     pub(super) away: u32,
+    pub(super) fill: u32,
+    pub(super) bad_reads: u32,
     pub(super) full: u32,
     pub(super) disk: u32,
     pub(super) jump: u32,
     pub(super) coordination: u32,
     /// How far away coordination is.
     pub(super) coord_latency: Duration,
-    /// Of a thousand starts, those during which the store errs.
+    /// Of a thousand starts, those during which the store errs, and those right after which it takes nothing.
     pub(super) errs_at_start: u32,
+    pub(super) full_at_start: u32,
     pub(super) limits: Limits,
     pub(super) pool: Overrides,
     pub(super) journal: u64,
@@ -158,12 +164,15 @@ impl Plan {
             dies_again: sometimes(rng, 300, 200),
             kills_only: rng.chance(200),
             away: sometimes(rng, 600, 5),
+            fill: sometimes(rng, 850, 1),
+            bad_reads: sometimes(rng, 700, 5),
             full: sometimes(rng, 700, 4),
             disk: sometimes(rng, 700, 2),
             jump: sometimes(rng, 700, 4),
-            coordination: sometimes(rng, 600, 5),
+            coordination: sometimes(rng, 500, 8),
             coord_latency: if rng.chance(500) { Duration::from_millis(rng.below(40)) } else { Duration::ZERO },
             errs_at_start: sometimes(rng, 500, 150),
+            full_at_start: sometimes(rng, 500, 200),
             limits: limits(rng),
             pool: Overrides {
                 segment_size: Some((16 << 10) << rng.below(5)),
@@ -206,6 +215,7 @@ impl Plan {
 fn limits(rng: &mut Rng) -> Limits {
     Limits {
         layer_ram: (128 << 10) << rng.below(5),
+        layer_runs: 4 << rng.below(8),
         cache_ram: (64 << 10) << rng.below(5),
         overlay_entries: 16 + rng.below(400) as usize,
         delete_grace_ms: 10,

@@ -3,16 +3,11 @@
 //!
 //! One thing goes wrong a run. What was flushed and then followed by two more flushes is either there, or the volume is refused as damaged: every record
 //! says how far its timeline had been flushed, so one that is still whole gives the loss away. (Of what was flushed last nothing that is newer may speak, so a loss
-//! there looks like the end of the journal.) A volume that opens shows one cut of its history, as after any power cut; what no damage has touched goes on.
+//! there looks like the end of the journal. A superblock that goes bad takes nothing with it.) A volume that opens shows one cut of its history, as after any power cut; what no damage has touched goes on.
 
-use super::disk::Change;
-use super::line::Made;
-use super::run::{Died, REGION, Run, write};
-use super::stamp::{BLOCK, bytes_of};
-use crate::node::wait;
+use super::run::{REGION, Run};
+use super::stamp::BLOCK;
 use crate::{CrashMode, InFlight, Rng, WriteFault};
-use std::rc::Rc;
-use varve_engine::BlockDevice;
 use varve_format::journal::{ALIGN, Body, MAX_HEADER, RECORD_MAGIC, RING_START, Record, SUPERBLOCK, Superblock};
 use varve_types::ErrorKind;
 
@@ -44,8 +39,9 @@ impl Run {
     /// See the module. Ends with a shard that serves what can be served.
     pub(super) fn rot(&mut self, rng: &mut Rng) {
         let damage = DAMAGES[rng.below(DAMAGES.len() as u64) as usize];
-        if damage == Damage::Superblock {
-            self.go_round();
+        let jumps = damage == Damage::Superblock && rng.chance(600);
+        if damage == Damage::Superblock && !jumps {
+            self.go_round(rng);
         }
         let usual = self.begin_losing();
         let rounds = LEAST_ROUNDS + rng.below(4);
@@ -66,8 +62,13 @@ impl Run {
             ends.push(self.vols.iter().map(|vol| vol.line.batches()).collect());
         }
         self.plan.weights = usual;
-        for (vol, sure) in self.vols.iter_mut().zip(&ends[ends.len() - 3]) {
+        // One superblock tells what the other told, or where that is found.
+        let sure = if damage == Damage::Superblock { ends.len() - 1 } else { ends.len() - 3 };
+        for (vol, sure) in self.vols.iter_mut().zip(&ends[sure]) {
             vol.line.make_sure(*sure);
+        }
+        if jumps {
+            self.jump_trim(rng);
         }
         self.views.clear();
         self.devices.clear();
@@ -75,23 +76,13 @@ impl Run {
         let mode = CrashMode::ALL[1 + rng.below(CrashMode::ALL.len() as u64 - 1) as usize];
         self.node.world.note(&format!("crash {mode:?}, and then {damage:?}"));
         self.node.crash(mode, InFlight::Landed);
+        self.set_faults(false);
         match damage {
             Damage::Record => self.spoil_record(rng),
             Damage::Superblock => self.spoil_superblock(rng),
             Damage::Lost | Damage::Misdirected => {}
         }
-        self.open_what_is_left();
-    }
-
-    /// Lets the journal go round more than twice: what a superblock of long ago tells is then far from the truth.
-    fn go_round(&mut self) {
-        let Some(vol) = self.vols.iter().position(|vol| !vol.template && vol.line.now.size >= REGION) else { return };
-        // Where the journal has failed nothing goes to it any more.
-        for _ in 0..self.plan.journal * 5 / 2 / REGION {
-            self.write_one(vol, 0, REGION);
-            self.alive(|this| this.flush(vol));
-            self.vols[vol].line.flushed(0);
-        }
+        self.open_what_is_left(damage);
     }
 
     /// A write of the journal is lost or misdirected: seen once the power is gone.
@@ -115,28 +106,6 @@ impl Run {
             self.write_one(vol, offset, BLOCK);
         }
         self.alive(|this| this.flush(vol));
-    }
-
-    /// Writes, and has it answered.
-    fn write_one(&mut self, vol: usize, offset: u64, len: u64) {
-        let name = self.vols[vol].name.clone();
-        self.stamps += 1;
-        let stamp = self.stamps;
-        self.alive(|this| {
-            let device = this.device(&name)?;
-            this.insist("write", move || write(Rc::clone(&device), offset, bytes_of(stamp, offset, len).into(), false))
-        });
-        let change = Change::Write { offset, len, stamp };
-        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
-    }
-
-    fn flush(&mut self, vol: usize) -> Result<(), Died> {
-        let name = self.vols[vol].name.clone();
-        let device = self.device(&name)?;
-        self.insist("flush", move || {
-            let device = Rc::clone(&device);
-            async move { wait(device.flush()).await }
-        })
     }
 
     /// Turns a bit of a record over that a reader would begin with, or pass.
@@ -191,14 +160,14 @@ impl Run {
     }
 
     /// Opens the shard: a volume is there, or said to be damaged.
-    fn open_what_is_left(&mut self) {
+    fn open_what_is_left(&mut self, damage: Damage) {
         let failed = match self.node.open() {
             Ok(Ok(failed)) => failed,
             other => self.fail(&format!("with one thing wrong in the journal the shard does not open: {other:?}")),
         };
         for (volume, error) in &failed {
             self.node.world.note(&format!("{volume}: {error}"));
-            if error.kind() != ErrorKind::Corrupt {
+            if error.kind() != ErrorKind::Corrupt || damage == Damage::Superblock {
                 self.fail(&format!("with a damaged journal {volume} does not open: {error} ({:?})", error.kind()));
             }
             let gone = self.vols.iter().position(|vol| vol.name == volume.as_str());

@@ -7,8 +7,8 @@
 //! A step is: faults that begin now, a batch (inside which the process may die at any I/O or any await), and perhaps a death behind it. Faults end
 //! by themselves, and while a process starts there are none but deaths.
 
-use super::admin::CutOff;
 use super::cover::Cover;
+use super::cut_off::CutOff;
 use super::disk::Disk;
 use super::line::{Line, Vol};
 use super::plan::{Ending, Plan};
@@ -69,8 +69,8 @@ pub(super) struct Run {
     pub(super) old_nodes: Vec<Node>,
     /// Volumes that damage has taken: they are refused at each start.
     pub(super) damaged: BTreeSet<String>,
-    /// What was under way when the process died.
-    pub(super) cut_off: Option<CutOff>,
+    /// Operations that were under way when the process died.
+    pub(super) cut_off: Vec<CutOff>,
 }
 
 /// Number of the first step that belongs to the ending: however long the run was before, so that a shorter one can end in the same way.
@@ -115,12 +115,14 @@ impl Run {
             crashes: 0,
             old_nodes: Vec::new(),
             damaged: BTreeSet::new(),
-            cut_off: None,
+            cut_off: Vec::new(),
         };
         this.set_faults(true);
         let mut rng = Rng::stream(seed, 102);
         let far = 1u64 << 40;
-        let regions = [0, 3 << 20, 1 << 30, far / 2 + (1 << 20), far - REGION];
+        // The one at the beginning, and over the edges of a leaf of the map, of two nodes of the level above, of two halves of the root, and the end.
+        let edge = REGION / 2;
+        let regions = [0, (4 << 20) - edge, (1 << 30) - edge, far / 2 - edge, far - REGION];
         this.make_first(far, regions.iter().map(|start| (*start, REGION)).collect(), &mut rng);
         this.make_first(SMALL, vec![(0, SMALL)], &mut rng);
         this
@@ -166,8 +168,12 @@ impl Run {
         if done.is_err() || inside || behind {
             self.cover.count(if done.is_err() { "death: inside a batch" } else { "death: between batches" });
             self.crash(rng);
-            if rng.chance(100) {
-                self.cover.count("death: right after a recovery");
+            if rng.chance(150) {
+                self.cover.count("death: soon after a recovery");
+                for _ in 0..rng.below(4) {
+                    let done = self.batch(rng);
+                    self.alive(|_| done);
+                }
                 self.crash(rng);
             }
         } else if rng.chance(4) {

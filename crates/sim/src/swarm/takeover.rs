@@ -22,6 +22,9 @@ use varve_env::{Env, StoreErrorKind};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::ErrorKind;
 
+/// After so long a history is swept once more, in milliseconds.
+const SWEPT_AGAIN_MS: u64 = 700_000;
+
 impl Run {
     /// From now on only what is in the store by now counts as sure, and nothing but data is worked on. Gives the weights of before.
     pub(super) fn begin_losing(&mut self) -> Vec<(Op, u32)> {
@@ -177,20 +180,27 @@ impl Run {
         let chosen = with_history.get(rng.below(with_history.len().max(1) as u64) as usize).copied().unwrap_or(any);
         for round in 0..2 {
             let leave = round == 1 && rng.chance(500) && !self.vols[chosen].template;
-            if leave && rng.chance(700) {
+            let for_good = leave && rng.chance(700);
+            if for_good {
                 self.roll_back_for_good(chosen);
             }
-            let usual = self.begin_losing();
-            self.batches(12, rng);
-            self.plan.weights = usual;
-            if leave {
-                self.discard_all(chosen);
+            // Nothing of its own dies then, which would bring about another manifest: the newest leads to no node of before, and the one before it to all.
+            let quietly = for_good && self.vols[chosen].line.now.size >= BLOCK && rng.chance(600);
+            if quietly {
+                self.write_one(chosen, 0, BLOCK);
+            } else {
+                let usual = self.begin_losing();
+                self.batches(12, rng);
+                self.plan.weights = usual;
+                if leave {
+                    self.discard_all(chosen);
+                }
             }
             for vol in 0..self.vols.len() {
                 self.checkpoint(vol);
                 self.vols[vol].line.frozen_base = false;
             }
-            self.wait_ms(rng.below(60_000));
+            self.wait_ms(if quietly { SWEPT_AGAIN_MS } else { rng.below(60_000) });
         }
         chosen
     }

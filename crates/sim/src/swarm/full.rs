@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The journal is written full, and round and round: what happens at its end, when it wraps, and to trims that jump.
+//!
+//! - A store that is away leaves everything in the journal, until a writer has to wait for room. The oldest layers are tiny then, so the first trims
+//!   behind it give back next to nothing.
+//! - A layer whose put is refused again and again pins the trim, while all behind it is put: once it counts, the trim jumps. What is written after that
+//!   lies more than a lap behind the trim before, which is what the older superblock tells.
+//!
+//! Everything is written in the way of the model, one request after the other, and no death is planned meanwhile.
+
+use super::disk::Change;
+use super::line::Made;
+use super::run::{Died, Run, write};
+use super::stamp::{BLOCK, bytes_of};
+use crate::Rng;
+use crate::node::{finish, wait};
+use crate::{StoreFault, StoreOp};
+use std::rc::Rc;
+use std::time::Duration;
+use varve_engine::BlockDevice;
+use varve_env::{Env, StoreErrorKind};
+
+/// Bytes of one of the writes that fill a journal, at most.
+const LARGE: u64 = 512 << 10;
+/// Least size of a volume that is written to.
+const LEAST: u64 = 32 << 10;
+/// Times that the put of the layer that pins the trim is refused.
+const REFUSED: u64 = 12;
+
+impl Run {
+    /// A volume to write to, with the bytes of a write at its beginning.
+    fn a_volume(&self, rng: &mut Rng) -> Option<(usize, u64)> {
+        let fits = |vol: &usize| {
+            let vol = &self.vols[*vol];
+            !vol.template && vol.line.now.size >= LEAST
+        };
+        let all: Vec<usize> = (0..self.vols.len()).filter(fits).collect();
+        let vol = *all.get(rng.below(all.len().max(1) as u64) as usize)?;
+        let len = self.vols[vol].regions[0].1.min(self.vols[vol].line.now.size).min(LARGE);
+        Some((vol, len / BLOCK * BLOCK))
+    }
+
+    /// The store is away until the journal is full, and a little longer.
+    pub(super) fn fill_journal(&mut self, rng: &mut Rng) {
+        let (Some((tiny, _)), Some((large, len))) = (self.a_volume(rng), self.a_volume(rng)) else { return };
+        self.cover.count("fault: the store is away until the journal is full");
+        self.node.server.away_for(Duration::from_millis(20_000 + rng.below(60_000)));
+        for block in 0..rng.below(4) {
+            self.discard_one(tiny, block);
+            self.seal_some_time(tiny);
+        }
+        for _ in 0..=self.plan.journal / len {
+            self.write_one(large, 0, len);
+        }
+    }
+
+    /// The newest superblock tells of a trim far ahead of the older one's, and most of what lies between is overwritten.
+    pub(super) fn jump_trim(&mut self, rng: &mut Rng) {
+        let (Some((pinned, _)), Some((large, len))) = (self.a_volume(rng), self.a_volume(rng)) else { return };
+        if pinned == large {
+            return;
+        }
+        self.set_faults(false);
+        // Nothing else pins the trim.
+        (0..self.vols.len()).for_each(|vol| self.drain(vol));
+        let part = format!("{}/seg/", self.node.volume(&self.vols[pinned].name).record().shown);
+        for _ in 0..REFUSED {
+            self.node.server.fail(StoreOp::Put, &part, 0, StoreFault::Error(StoreErrorKind::Unavailable));
+        }
+        self.discard_one(pinned, 0);
+        self.seal_some_time(pinned);
+        for _ in 0..self.plan.journal * 7 / 10 / len {
+            self.write_one(large, 0, len);
+        }
+        for vol in [pinned, large] {
+            self.drain(vol);
+            self.all_sure(vol);
+        }
+        self.node.server.away_for(Duration::from_secs(3600));
+        for _ in 0..self.plan.journal * 6 / 10 / len {
+            self.write_one(large, 0, len);
+        }
+        self.alive(|this| this.flush(large));
+        self.all_sure(large);
+    }
+
+    /// All that was written to a volume is there, whatever happens.
+    fn all_sure(&mut self, vol: usize) {
+        let line = &mut self.vols[vol].line;
+        line.make_sure(line.batches());
+    }
+
+    /// Lets the journal go round more than twice: what a superblock of long ago tells is then far from the truth.
+    pub(super) fn go_round(&mut self, rng: &mut Rng) {
+        let Some((vol, len)) = self.a_volume(rng) else { return };
+        // Where the journal has failed nothing goes to it any more.
+        for _ in 0..self.plan.journal * 5 / 2 / len {
+            self.write_one(vol, 0, len);
+            self.alive(|this| this.flush(vol));
+            self.vols[vol].line.flushed(0);
+        }
+    }
+
+    /// Writes, and has it answered.
+    pub(super) fn write_one(&mut self, vol: usize, offset: u64, len: u64) {
+        let name = self.vols[vol].name.clone();
+        self.stamps += 1;
+        let stamp = self.stamps;
+        self.alive(|this| {
+            let device = this.device(&name)?;
+            this.insist("write", move || write(Rc::clone(&device), offset, bytes_of(stamp, offset, len).into(), false))
+        });
+        let change = Change::Write { offset, len, stamp };
+        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
+    }
+
+    fn discard_one(&mut self, vol: usize, block: u64) {
+        let (name, offset) = (self.vols[vol].name.clone(), block * BLOCK);
+        self.alive(|this| {
+            let device = this.device(&name)?;
+            this.insist("discard", move || {
+                let device = Rc::clone(&device);
+                async move { finish(&device, device.discard(offset, BLOCK, false)).await }
+            })
+        });
+        let change = Change::Zero { offset, len: BLOCK };
+        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
+    }
+
+    /// Has the open layer sealed, and does not wait for its put.
+    fn seal_some_time(&self, vol: usize) {
+        let open = self.node.volume(&self.vols[vol].name);
+        self.node.env.spawn(Box::pin(async move {
+            // Whatever comes of it: what is put is compared anyhow.
+            drop(open.seal().await);
+        }));
+    }
+
+    pub(super) fn flush(&mut self, vol: usize) -> Result<(), Died> {
+        let name = self.vols[vol].name.clone();
+        let device = self.device(&name)?;
+        self.insist("flush", move || {
+            let device = Rc::clone(&device);
+            async move { wait(device.flush()).await }
+        })
+    }
+}
