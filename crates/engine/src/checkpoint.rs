@@ -63,7 +63,7 @@ impl Timeline {
         data.stopped.is_none()
             && data.no_checkpoints.is_none()
             && (data.overlay.is_full()
-                || data.overlay.len() >= self.overlay_bound(data)
+                || data.overlay.own_len() >= self.overlay_bound(data)
                 || far > crate::timeline::NUMBER_GAP / 2
                 || data.counted_bytes > (MIN_SEGMENTS * data.settings.segment_size).max(live / 64))
     }

@@ -42,13 +42,15 @@ pub(crate) struct Stratum {
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
     frozen: Vec<Arc<Stratum>>,
+    /// How many of these, the oldest, a clone has taken over from its origin.
+    inherited: usize,
     active: Stratum,
 }
 
 impl Overlay {
     /// The overlay of a clone: the strata that its origin had between base root and boundary.
     pub fn inherited(frozen: Vec<Arc<Stratum>>) -> Self {
-        Self { frozen, active: Stratum::default() }
+        Self { inherited: frozen.len(), frozen, active: Stratum::default() }
     }
 
     /// What stands at a block.
@@ -105,11 +107,17 @@ impl Overlay {
     /// Drops the oldest `count` frozen strata: a checkpoint has made them roots.
     pub fn merged(&mut self, count: usize) {
         self.frozen.drain(..count);
+        self.inherited = self.inherited.saturating_sub(count);
     }
 
     /// Entries in all.
     pub fn len(&self) -> usize {
-        self.active.map.len() + self.frozen.iter().map(|s| s.map.len()).sum::<usize>()
+        self.own_len() + self.frozen[..self.inherited].iter().map(|s| s.map.len()).sum::<usize>()
+    }
+
+    /// Entries without those that a clone has taken over: merged, each clone would have nodes of its own for what it can share.
+    pub fn own_len(&self) -> usize {
+        self.active.map.len() + self.frozen[self.inherited..].iter().map(|s| s.map.len()).sum::<usize>()
     }
 
     /// Whether the last stratum has as many entries as one root may have, or a checkpoint would need more root numbers than an owner has: no

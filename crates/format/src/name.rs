@@ -23,7 +23,9 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
-    const fn as_str(self) -> &'static str {
+    /// Its part of a name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Segment => "seg",
             Self::Map => "map",

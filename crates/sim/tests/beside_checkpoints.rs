@@ -18,7 +18,7 @@ use varve_engine::{BlockDevice, CheckReport, Device, EngineError, Volume};
 use varve_env::Env;
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_sim::{CrashMode, InFlight, Rng, SimEnv, SimOptions, StoreOp, StoreServer};
-use varve_types::TimelineId;
+use varve_types::{Overrides, TimelineId};
 
 /// What one leaf of the map covers.
 const SIZE: usize = 2 << 20;
@@ -183,4 +183,37 @@ fn a_check_walks_trees_that_are_replaced_meanwhile() {
     merge(&node);
     pass(&node, 60);
     assert_eq!(node.server.object(&kept), None, "only the check needed it");
+}
+
+/// What a clone took over unmerged it shares with its origin in RAM; merged, each clone would have nodes of its own for all of it.
+#[test]
+fn a_clone_does_not_merge_what_it_took_over() {
+    let (node, mut rng) = start(4);
+    let (mut model, bound) = (vec![0; SIZE], node.limits.overlay_entries);
+    // Every second block, so that each is an entry.
+    for block in (0..bound - 8).map(|n| 2 * n) {
+        write(&node, &mut model, &mut rng, block..block + 1);
+    }
+    let (shard, volume) = (node.shard(), node.volume("v"));
+    node.must("seal", async move { volume.seal().await });
+    node.must(
+        "clone",
+        async move { shard.clone_volume(&name("v"), None, name("c"), Overrides::default()).await.map(drop) },
+    );
+    let device = node.device("c");
+    for block in (0..16).map(|n| 2 * n + 1) {
+        node.write(&device, block * BLOCK as u64, vec![block as u8; BLOCK], false).unwrap().unwrap();
+        model[block as usize * BLOCK..][..BLOCK].fill(block as u8);
+    }
+    let volume = node.volume("c");
+    node.must("seal", async move { volume.seal().await });
+    pass(&node, 5);
+    let timeline = node.volume("c").record().shown;
+    let map = |node: &Node| node.server.names().iter().any(|name| name.starts_with(&format!("{timeline}/map/")));
+    assert!(!map(&node), "{bound} entries are together only with those of the origin");
+    assert_eq!(node.read(&device, 0, SIZE as u32).unwrap().unwrap(), model);
+    let volume = node.volume("c");
+    node.must("checkpoint", async move { volume.checkpoint().await });
+    assert!(map(&node), "asked for, it merges all of it");
+    assert_eq!(node.read(&device, 0, SIZE as u32).unwrap().unwrap(), model);
 }

@@ -317,6 +317,35 @@ fn a_history_without_a_snapshot_ends() {
     shows(&node, &node.device("v"), &before, "found again");
 }
 
+/// The process dies when a history has ended and its record is not changed yet; and a writer that was fenced long ago puts one more manifest of it.
+#[test]
+fn a_history_that_has_ended_is_forgotten_whatever_lands_late() {
+    let (mut node, _, _, before) = rolled_back(6);
+    let hidden = timelines(&node, "v").0;
+    undo(&node, "v");
+    node.coord_latency = Duration::from_secs(2);
+    node.crash(CrashMode::Kill, InFlight::Lost);
+    node.reopen();
+    let mut waited = 0;
+    while objects(&node).contains_key(&hidden) {
+        node.world.run_for(Duration::from_millis(100)).unwrap();
+        waited += 1;
+        assert!(waited < 2000, "the history does not end");
+    }
+    node.crash(CrashMode::Kill, InFlight::Lost);
+    let stray = format!("{hidden}/man/0000000000000009.00-1-000000000000beef");
+    node.server.plant(&stray, vec![7; 100]);
+    node.coord_latency = Duration::ZERO;
+    node.reopen();
+    assert_eq!(timelines(&node, "v").1.len(), 1, "the record names it still");
+    check(&node, "v");
+    pass(&node, 60);
+    assert_eq!(timelines(&node, "v").1, [], "nothing of it is left, so it is forgotten");
+    assert!(!objects(&node).contains_key(&hidden), "{:?}", objects(&node)[&hidden]);
+    nothing_is_left_over(&node, &["v"], "ended");
+    shows(&node, &node.device("v"), &before, "ended");
+}
+
 #[test]
 fn flattened_it_needs_no_history() {
     let (mut node, mut rng, mut model, _) = rolled_back(7);

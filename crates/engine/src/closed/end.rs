@@ -33,13 +33,23 @@ impl Volume {
         match self.closed_manifest(id).await {
             Ok(manifest) => Ok(Some(manifest)),
             Err(error) if error.kind() == ErrorKind::Corrupt && self.is_past(id) => {
-                // Only a timeline of which nothing at all is left has ended; else the manifest is lost.
+                // Only a timeline of which nothing but manifests is left has ended (one that a fenced writer had sent may land late); else the one
+                // that is named is lost.
                 let missing = newest_manifest_if_there(&self.context, &self.pool.store, id).await?.is_err();
-                let empty = missing && self.pool.store.list(&format!("{id}/"), None).await?.is_empty();
-                if empty { Ok(None) } else { Err(error) }
+                if missing && !self.has_objects(id).await? { Ok(None) } else { Err(error) }
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the store has anything of a timeline but manifests.
+    async fn has_objects(&self, id: TimelineId) -> Result<bool> {
+        for kind in [ObjectKind::Segment, ObjectKind::Map, ObjectKind::Table] {
+            if !self.pool.store.list(&format!("{id}/{}/", kind.as_str()), None).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Where a timeline of this volume was born.

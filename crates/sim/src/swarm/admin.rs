@@ -319,6 +319,12 @@ impl Run {
                 if found_dead { Err(Died) } else { done }
             }
             Some(Err(error)) if matches!(admin.kind, Kind::Flatten) && error.kind() == ErrorKind::Conflict => done,
+            Some(Err(error))
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) && self.came_too_late(&admin) =>
+            {
+                self.cover.count("op: refused, as its window has ended meanwhile");
+                done
+            }
             // It reads every byte, and begins anew at each refusal.
             Some(Err(error)) if matches!(admin.kind, Kind::Check) && error.kind() == ErrorKind::Unavailable => done,
             Some(Err(error)) => self.fail(&format!("{:?}: {error} ({:?})", admin.kind, error.kind())),
@@ -326,6 +332,16 @@ impl Run {
                 self.keep_in_mind(admin, false, before, made);
                 done
             }
+        }
+    }
+
+    /// Whether the window of what was to be brought back has ended while store or coordination were in the way.
+    fn came_too_late(&self, admin: &Admin) -> bool {
+        let over = |from_ms: u64| self.node.env.wall_ms() >= from_ms + self.window_ms();
+        match admin.kind {
+            Kind::Undelete { gone } => over(self.gone[gone].from_ms),
+            Kind::Undo { .. } => self.vols[admin.vol].hidden.last().is_some_and(|line| over(line.hidden_ms)),
+            _ => false,
         }
     }
 
