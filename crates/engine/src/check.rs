@@ -5,13 +5,14 @@
 //! other checkpoint may run, every tree that is kept is walked (the head's, those of snapshots, the bases of holds
 //! with the entries up to their boundaries), and what they reach is compared, bit by bit, with the segment table,
 //! and node by node with the counts of map objects. For timelines that are hidden the same is done with what their
-//! manifests say, once all that their ended windows kept was freed.
+//! manifests say, once all that their ended windows kept was freed. What was inherited from deleted volumes is verified too.
 //!
 //! Always holds: no data are written, nothing is repaired, and the volume is served meanwhile. RAM is bounded:
 //! trees are walked once for each range of ordinals whose bitmaps fit [`RANGE_BLOCKS`] bits. What is wrong becomes
 //! a [`Problem`]; only a store or a coordination that does not answer ends a check early.
 
 mod closed;
+mod inherited;
 mod objects;
 mod reach;
 mod verify;
@@ -123,6 +124,7 @@ impl Volume {
         for other in &hidden {
             self.check_closed(other, &mut report, progress).await?;
         }
+        self.check_inherited(&mut report, progress).await?;
         Ok(report)
     }
 }

@@ -249,6 +249,27 @@ fn a_spoilt_journal_is_corrupt_or_loses_its_end_cleanly() {
     assert!(seen < 150, "the journal is not all that there is");
 }
 
+/// What is left of a deleted volume is there for its clones alone: their checks prove it.
+#[test]
+fn a_clone_proves_what_it_has_of_a_deleted_volume() {
+    let Stored { node, wanted } = stored(Compression::Lz4);
+    let origin = node.volume("v").record().shown;
+    let shard = node.shard();
+    node.must("delete", async move { shard.delete_volume(&name("v")).await });
+    node.world.run_for(Duration::from_secs(3 * 3600)).expect("the world runs");
+    let wanted = wanted.into_iter().filter(|((vol, _), _)| vol == "w").collect();
+    let mut stored = Stored { node, wanted };
+    assert_eq!(stored.read_all("nothing is wrong").texts(), "");
+    let node = stored.node;
+    let objects = node.server.names().into_iter().filter(|object| object.starts_with(&format!("{origin}/seg/")));
+    let object = objects.last().expect("the clone holds something of it");
+    let len = node.server.object(&object).expect("it is there").len() as u64;
+    node.server.flip_bit(&object, len - 20, 1);
+    let volume = node.volume("w");
+    let report = node.must("check", async move { volume.check(&|_, _| {}).await });
+    assert!(report.problems.iter().any(|problem| problem.object == object), "{object}: {:?}", report.problems);
+}
+
 /// Whole by its checksum, and of no use: a start says so, where it could only wait for room that never comes.
 #[test]
 fn a_superblock_whose_ring_can_not_be_is_refused() {
