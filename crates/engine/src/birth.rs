@@ -18,10 +18,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use varve_coord::{Records, TimelineRecord, TimelineState as RecordState, VolumeRecord};
 use varve_format::Lineage;
-use varve_format::manifest::{Ancestor, Birth, Hold, Manifest, TimelineState};
+use varve_format::manifest::{Ancestor, Birth, Hold, Manifest, SnapshotEntry, TimelineState};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, TimelineId, VolumeId};
+use varve_types::{ErrorKind, Name, Ordinal, Overrides, Settings, SnapshotId, TimelineId, VolumeId};
 
 /// Ancestors at which a person is warned; a pointer can name 256.
 const MANY_ANCESTORS: usize = 200;
@@ -192,15 +192,21 @@ impl Volume {
         let edit = |manifest: &mut Manifest, _: &mut Data| manifest.holds.retain(|h| h.clone != clone);
         self.change(edit, |_: &mut VolumeRecord| Ok(())).await?;
         timeline.data.borrow_mut().reconsider = true;
-        // A snapshot that was only taken for the clone goes with it.
-        let unused = {
-            let data = timeline.data.borrow();
-            let holds = &data.manifest.holds;
-            let unused =
-                |s: &&varve_format::manifest::SnapshotEntry| s.hidden && holds.iter().all(|h| h.boundary != s.boundary);
-            data.snapshots.iter().filter(unused).map(|s| s.id).collect::<Vec<_>>()
-        };
-        for info in timeline.snapshots().into_iter().filter(|s| unused.contains(&s.id)) {
+        self.forget_unused_in_turn().await
+    }
+
+    /// Snapshots that were only taken for a clone, of the timeline that is shown, whose hold is gone; or is not there yet, if one is being born.
+    pub(crate) fn unused_snapshots(&self) -> Vec<SnapshotId> {
+        let shown = self.shown();
+        let data = shown.data.borrow();
+        let is_held = |s: &SnapshotEntry| data.manifest.holds.iter().any(|hold| hold.boundary == s.boundary);
+        data.snapshots.iter().filter(|s| s.hidden && !is_held(s)).map(|s| s.id).collect()
+    }
+
+    /// Forgets them. The caller has the turn, so nothing is being born.
+    pub(crate) async fn forget_unused_in_turn(&self) -> Result<()> {
+        let unused = self.unused_snapshots();
+        for info in self.shown().snapshots().into_iter().filter(|s| unused.contains(&s.id)) {
             self.forget_snapshot(&info).await?;
         }
         Ok(())

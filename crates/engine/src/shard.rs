@@ -12,7 +12,7 @@ pub use births::Importing;
 pub use life::NewVolume;
 
 use crate::cache::{BlockCache, CacheCounts};
-use crate::context::{Context, HeadCache, Limits};
+use crate::context::{Context, HeadCache, Limits, Turn};
 use crate::journal::{Journal, Replayed, replay};
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
@@ -63,6 +63,8 @@ pub struct Shard {
     tails: RefCell<BTreeMap<TimelineId, (u64, Vec<Replayed>)>>,
     /// Who makes, ends or imports volumes at the moment.
     births: births::Births,
+    /// Whoever brings back, ends or edits what is deleted: it is in nobody's list of volumes, and still each of its manifests follows from the one before.
+    deleted: Turn,
     stopping: Cell<bool>,
     /// Whether somebody looks what windows have ended.
     sweeping: Cell<bool>,
@@ -128,6 +130,7 @@ impl Shard {
             volumes: RefCell::new(BTreeMap::new()),
             tails: RefCell::new(tails),
             births: births::Births::default(),
+            deleted: Turn::default(),
             stopping: Cell::new(false),
             sweeping: Cell::new(false),
             stopped: Signal::default(),

@@ -234,6 +234,7 @@ impl Shard {
     /// # Errors
     /// `NotFound` when there is none or its window is over; `Conflict` when the name is taken.
     pub async fn undelete_volume(self: &Rc<Self>, name: &Name) -> Result<Rc<Volume>> {
+        let _turn = self.deleted.take().await;
         let records = Records::new(&*self.context.coord);
         let now = self.context.now_ms();
         let deleted = records.list_volumes().await?.into_iter().filter(|(record, _)| {
@@ -295,6 +296,7 @@ impl Shard {
     async fn purge(self: &Rc<Self>, record: &VolumeRecord) -> Result<()> {
         let (pool, _) = self.pool(&record.pool)?;
         let _ending = self.begin_making(&record.pool)?;
+        let turn = self.deleted.take().await;
         let mut births = Vec::new();
         for timeline in &record.timelines {
             let found = newest_manifest_if_there(&self.context, &pool.store, timeline.id).await?;
@@ -329,6 +331,7 @@ impl Shard {
         let records = Records::new(&*self.context.coord);
         let (last, revision) = records.load_volume(record.id).await?;
         records.remove_volume(&last, revision).await?;
+        drop(turn);
         for (origin, clone) in births {
             self.drop_hold(origin, clone).await?;
         }
@@ -343,8 +346,10 @@ impl Shard {
             Err(CoordError::NotFound(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
+        let turn = self.deleted.take().await;
         let open = self.volumes.borrow().get(&volume).cloned();
         if let Some(open) = open {
+            drop(turn);
             return open.drop_hold(origin, clone).await;
         }
         let (record, _) = records.load_volume(volume).await?;
@@ -357,10 +362,14 @@ impl Shard {
         Ok(())
     }
 
-    /// Drops holds whose clone was never recorded, is gone, or was flattened.
+    /// Drops holds whose clone was never recorded, is gone, or was flattened, and snapshots that were only taken for such a clone.
     async fn drop_orphaned_holds(&self) -> Result<()> {
         for volume in self.volumes() {
             let record = volume.record();
+            if !volume.unused_snapshots().is_empty() {
+                let _turn = volume.changes.take().await;
+                volume.forget_unused_in_turn().await?;
+            }
             for timeline in &record.timelines {
                 let shown = volume.shown();
                 let holds = if timeline.id == shown.id {
