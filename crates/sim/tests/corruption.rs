@@ -261,8 +261,8 @@ fn a_clone_proves_what_it_has_of_a_deleted_volume() {
     let mut stored = Stored { node, wanted };
     assert_eq!(stored.read_all("nothing is wrong").texts(), "");
     let node = stored.node;
-    let objects = node.server.names().into_iter().filter(|object| object.starts_with(&format!("{origin}/seg/")));
-    let object = objects.last().expect("the clone holds something of it");
+    let is_of_origin = |object: &String| object.starts_with(&format!("{origin}/seg/"));
+    let object = node.server.names().into_iter().rfind(is_of_origin).expect("the clone holds something of it");
     let len = node.server.object(&object).expect("it is there").len() as u64;
     node.server.flip_bit(&object, len - 20, 1);
     let volume = node.volume("w");

@@ -9,7 +9,7 @@ use super::run::known;
 use crate::Rng;
 use std::cell::RefCell;
 use std::rc::Rc;
-use varve_engine::{Device, EngineError, NewVolume};
+use varve_engine::{Device, EngineError, NewVolume, Volume};
 use varve_types::{Ack, Compression, ErrorKind, Overrides};
 
 /// Settings that change nothing that is compared.
@@ -88,12 +88,7 @@ pub(super) async fn act(
         Kind::Template => open()?.make_template().await,
         Kind::Rename { name } if again && is_there(&name) => Ok(()),
         Kind::Rename { name } => open()?.rename(known(&name)).await,
-        Kind::Set { settings, times } => {
-            for _ in 0..times {
-                open()?.set(settings).await?;
-            }
-            Ok(())
-        }
+        Kind::Set { settings, times } => set(&*open()?, settings, times).await,
         Kind::Flatten => shard.flatten(&known(&volume), |_, _| ()).await.map(drop),
         Kind::Seal => open()?.seal().await,
         Kind::Checkpoint => open()?.checkpoint().await,
@@ -103,16 +98,22 @@ pub(super) async fn act(
             *device.borrow_mut() = Some(Rc::new(attached));
             Ok(())
         }
-        Kind::Show => {
-            let open = open()?;
-            open.origin().await?;
-            open.hidden_snapshots().await.map(drop)
-        }
-        Kind::Check => {
-            let open = open()?;
-            super::prove::check(&open).await
-        }
+        Kind::Show => show(&*open()?).await,
+        Kind::Check => super::prove::check(&*open()?).await,
     }
+}
+
+async fn set(volume: &Volume, settings: Overrides, times: u64) -> Result<(), EngineError> {
+    for _ in 0..times {
+        volume.set(settings).await?;
+    }
+    Ok(())
+}
+
+/// Asks what people ask of a volume.
+async fn show(volume: &Volume) -> Result<(), EngineError> {
+    volume.origin().await?;
+    volume.hidden_snapshots().await.map(drop)
 }
 
 /// What it is called in the table.

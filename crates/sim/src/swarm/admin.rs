@@ -391,13 +391,7 @@ impl Run {
                 self.views.retain(|view| view.snapshot != name);
             }
             Kind::Clone { snap, name } => self.was_cloned(vol, snap, name),
-            Kind::Rollback { snap, .. } => {
-                let old = &self.vols[vol].line;
-                let place = old.snaps.iter().position(|s| Rc::ptr_eq(s, &snap)).expect("it is one of them");
-                let mut line = Line::new(snap.borrow().disk.clone());
-                line.snaps = old.snaps[..=place].to_vec();
-                self.vols[vol].show(line, at_ms);
-            }
+            Kind::Rollback { snap, .. } => self.was_rolled_back(vol, &snap, at_ms),
             Kind::Undo { .. } => {
                 let back = self.vols[vol].hidden.pop().expect("there is one");
                 self.vols[vol].show(back, at_ms);
@@ -437,6 +431,14 @@ impl Run {
             | Kind::Check
             | Kind::UndeleteTooLate { .. } => {}
         }
+    }
+
+    fn was_rolled_back(&mut self, vol: usize, snap: &Shared, at_ms: u64) {
+        let old = &self.vols[vol].line;
+        let place = old.snaps.iter().position(|s| Rc::ptr_eq(s, snap)).expect("it is one of them");
+        let mut line = Line::new(snap.borrow().disk.clone());
+        line.snaps = old.snaps[..=place].to_vec();
+        self.vols[vol].show(line, at_ms);
     }
 
     fn was_cloned(&mut self, vol: usize, snap: Option<Shared>, name: String) {

@@ -101,9 +101,10 @@ impl Run {
 
     /// One more write, and a flush behind it.
     pub(super) fn write_and_flush(&mut self, vol: usize, rng: &mut Rng) {
-        let offset = rng.below(REGION / BLOCK) * BLOCK;
-        if !self.vols[vol].template && offset + BLOCK <= self.vols[vol].line.now.size {
-            self.write_one(vol, offset, BLOCK);
+        let size = self.vols[vol].line.now.size;
+        let offset = rng.below((size.min(REGION) / BLOCK).max(1)) * BLOCK;
+        if !self.vols[vol].template {
+            self.write_one(vol, offset, BLOCK.min(size - offset));
         }
         self.alive(|this| this.flush(vol));
     }
