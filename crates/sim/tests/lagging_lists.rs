@@ -162,3 +162,41 @@ fn a_history_that_a_clone_held_leaves_nothing() {
         assert_eq!(in_store(&node), known(&node), "seed {seed}: {:?}", objects(&node));
     }
 }
+
+#[test]
+fn clones_and_their_origin_that_end_together_leave_nothing() {
+    for seed in 0..60 {
+        let (node, mut rng) = start(seed);
+        write_some(&node, "v", &mut rng);
+        for volume in ["w", "x", "y"] {
+            clone(&node, "v", volume);
+        }
+        for volume in ["v", "w", "x", "y"] {
+            delete(&node, volume);
+        }
+        pass(&node, WINDOW * 8);
+        assert_eq!(objects(&node), [""; 0], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_history_that_two_clones_held_leaves_nothing() {
+    for seed in 0..60 {
+        let (node, mut rng) = start(seed);
+        write_some(&node, "v", &mut rng);
+        snapshot(&node, "s");
+        write_some(&node, "v", &mut rng);
+        rollback(&node);
+        write_some(&node, "v", &mut rng);
+        clone(&node, "v", "w");
+        clone(&node, "v", "x");
+        undo(&node);
+        pass(&node, WINDOW * 4);
+        assert_eq!(known(&node).len(), 2, "seed {seed}: the clones hold what is hidden");
+        delete(&node, "w");
+        delete(&node, "x");
+        pass(&node, WINDOW * 4);
+        assert_eq!(known(&node).len(), 1, "seed {seed}: nothing holds it any more");
+        assert_eq!(in_store(&node), known(&node), "seed {seed}: {:?}", objects(&node));
+    }
+}

@@ -12,7 +12,7 @@ use super::held;
 use super::pages::{Pages, map_name, segment_name};
 use super::trim::Kept;
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{reference, remove_manifest, remove_objects};
+use crate::manifests::{remove_dead, remove_manifest, remove_objects};
 use crate::timeline::fenced;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -64,7 +64,7 @@ impl Volume {
     /// Ends a timeline, if nothing keeps it still. Gives where it was born from another volume: the caller drops that hold and then calls
     /// [`forget_timeline`](Self::forget_timeline).
     pub(crate) async fn end_timeline(&self, id: TimelineId) -> Result<Option<Birth>> {
-        let (tombstone, replaced) = {
+        let tombstone = {
             let _turn = self.changes.take().await;
             if !self.is_closed(id) || !self.is_past(id) {
                 return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is not at its end")));
@@ -78,12 +78,12 @@ impl Volume {
                 self.edit_closed_with(id, |m| m.state = TimelineState::Tombstone, |record| held(record, id)).await?;
                 reached(Branch::HistoryEnds);
             }
-            (self.closed_manifest(id).await?, reference(&manifest))
+            self.closed_manifest(id).await?
         };
         // Nothing brings it back from here on.
         self.pool.check().await?;
         remove_objects(&self.pool, id, Some(tombstone.number)).await?;
-        remove_manifest(&self.pool, id, Some(replaced).filter(|replaced| replaced.number != tombstone.number)).await?;
+        remove_dead(&self.pool, &tombstone).await?;
         let Some(birth) = tombstone.birth else { return Ok(None) };
         if self.record.borrow().timeline(birth.origin).is_none() {
             return Ok(Some(birth));

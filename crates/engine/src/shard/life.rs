@@ -8,8 +8,8 @@
 use super::Shard;
 use crate::birth::start;
 use crate::closed::edit_closed;
-use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest, remove_objects};
+use crate::lineage::{newest_manifest, newest_manifest_if_there};
+use crate::manifests::{PoolStore, put_manifest, reference, remove_dead, remove_manifest, remove_objects};
 use crate::timeline::Data;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -318,11 +318,10 @@ impl Shard {
                 reached(Branch::PurgeResumed);
                 continue;
             }
-            let replaced = record.timeline(id).and_then(|t| t.manifest);
             record = edit_closed(&self.context, &pool, &record, id, |m| m.state = TimelineState::Tombstone).await?;
-            let tombstone = record.timeline(id).and_then(|t| t.manifest);
-            remove_objects(&pool, id, tombstone.map(|m| m.number)).await?;
-            remove_manifest(&pool, id, replaced.filter(|replaced| Some(*replaced) != tombstone)).await?;
+            let tombstone = newest_manifest(&self.context, &pool.store, id).await?;
+            remove_objects(&pool, id, Some(tombstone.number)).await?;
+            remove_dead(&pool, &tombstone).await?;
         }
         for timeline in &record.timelines {
             remove_objects(&pool, timeline.id, None).await?;

@@ -114,7 +114,7 @@ impl Run {
         self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
     }
 
-    fn discard_one(&mut self, vol: usize, block: u64) {
+    pub(super) fn discard_one(&mut self, vol: usize, block: u64) {
         let (name, offset) = (self.vols[vol].name.clone(), block * BLOCK);
         self.alive(|this| {
             let device = this.device(&name)?;

@@ -24,6 +24,8 @@ use varve_types::ErrorKind;
 
 /// After so long a history is swept once more, in milliseconds.
 const SWEPT_AGAIN_MS: u64 = 700_000;
+/// A volume that is touched so often is never quiet, in milliseconds.
+const TOUCHED_EVERY_MS: u64 = 5000;
 
 impl Run {
     /// From now on only what is in the store by now counts as sure, and nothing but data is worked on. Gives the weights of before.
@@ -185,7 +187,7 @@ impl Run {
                 self.roll_back_for_good(chosen);
             }
             // Nothing of its own dies then, which would bring about another manifest: the newest leads to no node of before, and the one before it to all.
-            let quietly = for_good && self.vols[chosen].line.now.size >= BLOCK && rng.chance(600);
+            let quietly = for_good && self.vols[chosen].line.now.size >= 2 * BLOCK && rng.chance(600);
             if quietly {
                 self.write_one(chosen, 0, BLOCK);
             } else {
@@ -200,7 +202,15 @@ impl Run {
                 self.checkpoint(vol);
                 self.vols[vol].line.frozen_base = false;
             }
-            self.wait_ms(if quietly { SWEPT_AGAIN_MS } else { rng.below(60_000) });
+            if quietly {
+                // A volume that is not quiet makes no checkpoint only to give something back.
+                for _ in 0..SWEPT_AGAIN_MS / TOUCHED_EVERY_MS {
+                    self.discard_one(chosen, 1);
+                    self.wait_ms(TOUCHED_EVERY_MS);
+                }
+            } else {
+                self.wait_ms(rng.below(60_000));
+            }
         }
         chosen
     }
