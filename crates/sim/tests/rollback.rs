@@ -381,6 +381,41 @@ fn flattened_it_needs_no_history() {
     shows(&node, &node.device("w"), &model, "found again");
 }
 
+/// A history that is swept, and a younger one whose tree leads through one that was flattened in between: nothing of the old one is below that.
+#[test]
+fn a_sweep_walks_through_what_was_flattened() {
+    let (node, mut rng) = start(9);
+    let mut model = vec![0; SIZE];
+    write(&node, "v", &mut model, &mut rng, 0..300);
+    snapshot(&node, "v", "s");
+    let then = model.clone();
+    write(&node, "v", &mut model, &mut rng, 100..400);
+    snapshot(&node, "v", "u");
+    merge(&node, "v");
+    clone(&node, "v", Some("u"), "w");
+    rollback(&node, "v", "s");
+    model = then;
+    let old = timelines(&node, "v").1[0].0;
+    assert!(!flatten(&node, "v").independent, "it lists a snapshot of the old history");
+    write(&node, "v", &mut model, &mut rng, 0..20);
+    snapshot(&node, "v", "t");
+    merge(&node, "v");
+    pass(&node, 45);
+    rollback(&node, "v", "t");
+    write(&node, "v", &mut model.clone(), &mut rng, 5..10);
+    merge(&node, "v");
+    undo(&node, "v");
+    forget(&node, "v", "s");
+    pass(&node, 35);
+    assert_eq!(newest(&node, old).state, TimelineState::Held { swept: true });
+    assert!(flatten(&node, "v").independent, "nothing leads to the old history any more");
+    assert_eq!(timelines(&node, "v").1.len(), 2, "the clone holds the old one, the window the young one");
+    check(&node, "v");
+    pass(&node, 700);
+    check(&node, "v");
+    shows(&node, &node.device("v"), &model, "swept");
+}
+
 #[test]
 fn snapshots_need_no_store() {
     let (mut node, _, _, _) = rolled_back(8);

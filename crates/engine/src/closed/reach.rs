@@ -93,8 +93,8 @@ enum Kin {
     Own,
     /// Of a timeline that is born from it: a member, by its place.
     Younger(usize),
-    /// Of one that it was born from: nothing of it is below.
-    Older,
+    /// Of one that it was born from, or that descends from it no more: nothing of it is below.
+    Stranger,
 }
 
 /// Walks the members' trees.
@@ -110,16 +110,21 @@ struct Walker<'a> {
 impl Walker<'_> {
     fn kin(&self, within: &Manifest, lineage: Lineage) -> Result<Kin> {
         let of = within.ancestors.iter().find(|ancestor| ancestor.lineage == lineage).map(|ancestor| ancestor.timeline);
-        let unknown =
-            || EngineError::corrupt(format!("timeline {}: its map leads to lineage {lineage}", within.timeline));
-        let of = of.ok_or_else(unknown)?;
+        let Some(of) = of else {
+            return Err(EngineError::corrupt(format!(
+                "timeline {}: its map leads to lineage {lineage}",
+                within.timeline
+            )));
+        };
         if of == self.of.timeline {
             return Ok(Kin::Own);
         }
         if self.of.ancestors.iter().any(|older| older.timeline == of) {
-            return Ok(Kin::Older);
+            return Ok(Kin::Stranger);
         }
-        self.members.iter().position(|member| member.manifest.timeline == of).map(Kin::Younger).ok_or_else(unknown)
+        // One that is no member was flattened: then all that is kept of it, the base of whoever was born from it too, was found to lead to no ancestor.
+        let member = self.members.iter().position(|member| member.manifest.timeline == of);
+        Ok(member.map_or(Kin::Stranger, Kin::Younger))
     }
 
     async fn walk(&mut self, within: &Manifest, root: NodePointer) -> Result<()> {
@@ -154,7 +159,7 @@ impl Walker<'_> {
     fn is_done(&mut self, within: &Manifest, path: &NodePath) -> Result<bool> {
         let node = path.pointer;
         Ok(match self.kin(within, node.lineage())? {
-            Kin::Older => true,
+            Kin::Stranger => true,
             Kin::Own => {
                 let bits = self.found.nodes.entry((node.root(), node.part())).or_default();
                 !bits.set(usize::from(node.record()))
@@ -169,7 +174,7 @@ impl Walker<'_> {
     async fn load(&self, within: &Manifest, node: NodePointer) -> Result<(ObjectName, Bytes)> {
         let manifest = match self.kin(within, node.lineage())? {
             Kin::Younger(member) => &*self.members[member].manifest,
-            Kin::Own | Kin::Older => self.of,
+            Kin::Own | Kin::Stranger => self.of,
         };
         let name = map_object(manifest, node.root(), node.part())?;
         let (context, store) = (&self.volume.context, &self.volume.pool.store);
