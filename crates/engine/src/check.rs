@@ -65,6 +65,16 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
+    /// Takes in what another one found.
+    fn add(&mut self, other: Self) {
+        self.blocks_verified += other.blocks_verified;
+        self.bytes_verified += other.bytes_verified;
+        self.objects += other.objects;
+        self.counts_compared += other.counts_compared;
+        self.unreferenced += other.unreferenced;
+        other.problems.into_iter().for_each(|problem| self.problem(problem.object, problem.message));
+    }
+
     pub(crate) fn problem(&mut self, object: impl std::fmt::Display, message: impl Into<String>) {
         if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(Problem { object: object.to_string(), message: message.into() });

@@ -6,9 +6,10 @@
 
 use super::{CheckReport, Progress, verify};
 use crate::Result;
-use crate::lineage::newest_manifest;
+use crate::lineage::newest_manifest_if_there;
 use crate::volume::Volume;
 use varve_coord::{CoordError, Records};
+use varve_format::manifest::{Manifest, TimelineState};
 use varve_types::TimelineId;
 
 impl Volume {
@@ -23,12 +24,32 @@ impl Volume {
             if self.record().timeline(id).is_some() || !self.is_of_deleted(id).await? {
                 continue;
             }
-            let manifest = newest_manifest(&self.context, &self.pool.store, id).await;
-            let Some(manifest) = report.note(format!("timeline {id}"), manifest)? else { continue };
-            let subject = shown.closed_subject(manifest, false, report).await?;
-            verify::verify(&shown, &subject, report, progress).await?;
+            let Some(manifest) = self.lasting_manifest(id, report).await? else { continue };
+            let mut found = CheckReport::default();
+            let subject = shown.closed_subject(manifest, false, &mut found).await?;
+            verify::verify(&shown, &subject, &mut found, progress).await?;
+            // What ended meanwhile nobody needed: a flatten in between has let go of it.
+            if found.problems.is_empty() || self.lasting_manifest(id, report).await?.is_some() {
+                report.add(found);
+            }
         }
         Ok(())
+    }
+
+    /// The newest manifest of a timeline, unless that has ended or is about to.
+    async fn lasting_manifest(&self, id: TimelineId, report: &mut CheckReport) -> Result<Option<Manifest>> {
+        let found = newest_manifest_if_there(&self.context, &self.pool.store, id).await;
+        match report.note(format!("timeline {id}"), found)? {
+            Some(Ok(manifest)) => Ok(Some(manifest).filter(|m| m.state != TimelineState::Tombstone)),
+            Some(Err(named)) => {
+                if self.has_objects(id).await? {
+                    let what = "an object that is needed is missing";
+                    report.problem(crate::lineage::manifest_name(id, named), what);
+                }
+                Ok(None)
+            }
+            None => Ok(None),
+        }
     }
 
     /// Whether a timeline is one of a deleted volume.

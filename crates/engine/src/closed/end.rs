@@ -43,7 +43,7 @@ impl Volume {
     }
 
     /// Whether the store has anything of a timeline but manifests.
-    async fn has_objects(&self, id: TimelineId) -> Result<bool> {
+    pub(crate) async fn has_objects(&self, id: TimelineId) -> Result<bool> {
         for kind in [ObjectKind::Segment, ObjectKind::Map, ObjectKind::Table] {
             if !self.pool.store.list(&format!("{id}/{}/", kind.as_str()), None).await?.is_empty() {
                 return Ok(true);
