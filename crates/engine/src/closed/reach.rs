@@ -30,7 +30,7 @@ use varve_types::{Ordinal, RootNumber, TimelineId};
 /// Steps of a walk between two looks at other tasks.
 const SLICE: u32 = 128;
 
-/// A timeline whose trees may lead to the one that is looked at, and the roots of it that are kept.
+/// A timeline whose trees may lead to the one that is looked at, and the roots of it that are kept; or one that such trees lead through, without roots.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
     pub manifest: Rc<Manifest>,
@@ -93,8 +93,8 @@ enum Kin {
     Own,
     /// Of a timeline that is born from it: a member, by its place.
     Younger(usize),
-    /// Of one that it was born from, or that descends from it no more: nothing of it is below.
-    Stranger,
+    /// Of one that it was born from: nothing of it is below.
+    Older,
 }
 
 /// Walks the members' trees.
@@ -110,21 +110,16 @@ struct Walker<'a> {
 impl Walker<'_> {
     fn kin(&self, within: &Manifest, lineage: Lineage) -> Result<Kin> {
         let of = within.ancestors.iter().find(|ancestor| ancestor.lineage == lineage).map(|ancestor| ancestor.timeline);
-        let Some(of) = of else {
-            return Err(EngineError::corrupt(format!(
-                "timeline {}: its map leads to lineage {lineage}",
-                within.timeline
-            )));
-        };
+        let unknown =
+            || EngineError::corrupt(format!("timeline {}: its map leads to lineage {lineage}", within.timeline));
+        let of = of.ok_or_else(unknown)?;
         if of == self.of.timeline {
             return Ok(Kin::Own);
         }
         if self.of.ancestors.iter().any(|older| older.timeline == of) {
-            return Ok(Kin::Stranger);
+            return Ok(Kin::Older);
         }
-        // One that is no member was flattened: then all that is kept of it, the base of whoever was born from it too, was found to lead to no ancestor.
-        let member = self.members.iter().position(|member| member.manifest.timeline == of);
-        Ok(member.map_or(Kin::Stranger, Kin::Younger))
+        self.members.iter().position(|member| member.manifest.timeline == of).map(Kin::Younger).ok_or_else(unknown)
     }
 
     async fn walk(&mut self, within: &Manifest, root: NodePointer) -> Result<()> {
@@ -159,7 +154,7 @@ impl Walker<'_> {
     fn is_done(&mut self, within: &Manifest, path: &NodePath) -> Result<bool> {
         let node = path.pointer;
         Ok(match self.kin(within, node.lineage())? {
-            Kin::Stranger => true,
+            Kin::Older => true,
             Kin::Own => {
                 let bits = self.found.nodes.entry((node.root(), node.part())).or_default();
                 !bits.set(usize::from(node.record()))
@@ -174,7 +169,7 @@ impl Walker<'_> {
     async fn load(&self, within: &Manifest, node: NodePointer) -> Result<(ObjectName, Bytes)> {
         let manifest = match self.kin(within, node.lineage())? {
             Kin::Younger(member) => &*self.members[member].manifest,
-            Kin::Own | Kin::Stranger => self.of,
+            Kin::Own | Kin::Older => self.of,
         };
         let name = map_object(manifest, node.root(), node.part())?;
         let (context, store) = (&self.volume.context, &self.volume.pool.store);

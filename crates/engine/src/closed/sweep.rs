@@ -130,7 +130,7 @@ impl Volume {
             }
             members.push(Member { manifest, roots });
         }
-        members.retain(|member| member.manifest.ancestors.iter().any(|ancestor| ancestor.timeline == id));
+        keep_family(&mut members, id);
         if members.iter().any(|m| m.manifest.timeline != id && !m.manifest.inherited.is_empty()) {
             return Ok(None);
         }
@@ -229,6 +229,27 @@ impl Volume {
         };
         self.edit_held(&manifest, edit).await.inspect(|done| reached_if(*done, Branch::HistorySwept))
     }
+}
+
+/// Leaves who descends from a timeline; and, without roots, who is between such a one and the timeline and descends from it no more: a flatten has taken its own
+/// trees out of the family, and others still lead through its nodes.
+fn keep_family(members: &mut Vec<Member>, id: TimelineId) {
+    let descends = |member: &Member| ancestors(member).any(|ancestor| ancestor == id);
+    let above: BTreeSet<TimelineId> =
+        members.iter().filter(|member| member.manifest.timeline == id).flat_map(ancestors).collect();
+    let below: BTreeSet<TimelineId> = members.iter().filter(|member| descends(member)).flat_map(ancestors).collect();
+    members.retain_mut(|member| {
+        if descends(member) {
+            return true;
+        }
+        member.roots.clear();
+        below.contains(&member.manifest.timeline) && !above.contains(&member.manifest.timeline)
+    });
+}
+
+/// A timeline itself and those that it came from.
+fn ancestors(member: &Member) -> impl Iterator<Item = TimelineId> {
+    member.manifest.ancestors.iter().map(|ancestor| ancestor.timeline)
 }
 
 /// Roots that a manifest keeps, the head's too where it can be shown.
