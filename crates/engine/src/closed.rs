@@ -304,10 +304,11 @@ pub(crate) async fn edit_closed(
     record: &VolumeRecord,
     timeline: TimelineId,
     edit: impl Fn(&mut Manifest),
-) -> Result<VolumeRecord> {
+) -> Result<(VolumeRecord, Manifest)> {
     let old = newest_manifest(context, &pool.store, timeline).await?;
     let manifest = put_edited(context, pool, record, &old, edit).await?;
-    accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await
+    let record = accept(context, record.id, &manifest, |_: &mut VolumeRecord| Ok(())).await?;
+    Ok((record, manifest))
 }
 
 /// Whether a walk has freed what no tree of the volume reaches.

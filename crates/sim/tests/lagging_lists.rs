@@ -108,7 +108,7 @@ fn a_deleted_volume_leaves_nothing() {
 }
 
 #[test]
-fn a_clone_and_its_origin_that_end_together_leave_nothing() {
+fn clones_and_their_origin_that_end_together_leave_nothing() {
     for seed in 0..8 {
         let (node, mut rng) = start(seed);
         write_some(&node, "v", &mut rng);
@@ -116,6 +116,18 @@ fn a_clone_and_its_origin_that_end_together_leave_nothing() {
         write_some(&node, "w", &mut rng);
         clone(&node, "w", "x");
         for volume in ["v", "w", "x"] {
+            delete(&node, volume);
+        }
+        pass(&node, WINDOW * 8);
+        assert_eq!(objects(&node), [""; 0], "seed {seed}");
+    }
+    for seed in 0..60 {
+        let (node, mut rng) = start(seed);
+        write_some(&node, "v", &mut rng);
+        for volume in ["w", "x", "y"] {
+            clone(&node, "v", volume);
+        }
+        for volume in ["v", "w", "x", "y"] {
             delete(&node, volume);
         }
         pass(&node, WINDOW * 8);
@@ -144,57 +156,19 @@ fn a_history_that_ends_leaves_nothing() {
 }
 
 #[test]
-fn a_history_that_a_clone_held_leaves_nothing() {
-    for seed in 0..8 {
+fn a_history_that_clones_held_leaves_nothing() {
+    for (seed, clones) in (0..8).map(|seed| (seed, &["w"][..])).chain((0..60).map(|seed| (seed, &["w", "x"][..]))) {
         let (node, mut rng) = start(seed);
         write_some(&node, "v", &mut rng);
         snapshot(&node, "s");
         write_some(&node, "v", &mut rng);
         rollback(&node);
         write_some(&node, "v", &mut rng);
-        clone(&node, "v", "w");
+        clones.iter().for_each(|volume| clone(&node, "v", volume));
         undo(&node);
         pass(&node, WINDOW * 4);
-        assert_eq!(known(&node).len(), 2, "seed {seed}: the clone holds what is hidden");
-        delete(&node, "w");
-        pass(&node, WINDOW * 4);
-        assert_eq!(known(&node).len(), 1, "seed {seed}: nothing holds it any more");
-        assert_eq!(in_store(&node), known(&node), "seed {seed}: {:?}", objects(&node));
-    }
-}
-
-#[test]
-fn clones_and_their_origin_that_end_together_leave_nothing() {
-    for seed in 0..60 {
-        let (node, mut rng) = start(seed);
-        write_some(&node, "v", &mut rng);
-        for volume in ["w", "x", "y"] {
-            clone(&node, "v", volume);
-        }
-        for volume in ["v", "w", "x", "y"] {
-            delete(&node, volume);
-        }
-        pass(&node, WINDOW * 8);
-        assert_eq!(objects(&node), [""; 0], "seed {seed}");
-    }
-}
-
-#[test]
-fn a_history_that_two_clones_held_leaves_nothing() {
-    for seed in 0..60 {
-        let (node, mut rng) = start(seed);
-        write_some(&node, "v", &mut rng);
-        snapshot(&node, "s");
-        write_some(&node, "v", &mut rng);
-        rollback(&node);
-        write_some(&node, "v", &mut rng);
-        clone(&node, "v", "w");
-        clone(&node, "v", "x");
-        undo(&node);
-        pass(&node, WINDOW * 4);
-        assert_eq!(known(&node).len(), 2, "seed {seed}: the clones hold what is hidden");
-        delete(&node, "w");
-        delete(&node, "x");
+        assert_eq!(known(&node).len(), 2, "seed {seed}: {clones:?} hold what is hidden");
+        clones.iter().for_each(|volume| delete(&node, volume));
         pass(&node, WINDOW * 4);
         assert_eq!(known(&node).len(), 1, "seed {seed}: nothing holds it any more");
         assert_eq!(in_store(&node), known(&node), "seed {seed}: {:?}", objects(&node));

@@ -8,20 +8,25 @@ use super::{CheckReport, Progress, verify};
 use crate::Result;
 use crate::lineage::newest_manifest_if_there;
 use crate::volume::Volume;
+use std::collections::BTreeSet;
 use varve_coord::{CoordError, Records};
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_types::TimelineId;
 
 impl Volume {
-    /// Verifies the objects of every ancestor whose volume is deleted.
+    /// Verifies the objects of every ancestor, of what is shown and of what is hidden, whose volume is deleted.
     pub(super) async fn check_inherited(&self, report: &mut CheckReport, progress: Progress<'_>) -> Result<()> {
-        let shown = self.shown();
-        let ancestors: Vec<TimelineId> = {
-            let data = shown.data.borrow();
-            data.manifest.ancestors.iter().map(|ancestor| ancestor.timeline).collect()
-        };
+        let (shown, record) = (self.shown(), self.record());
+        let mut ancestors = BTreeSet::new();
+        for timeline in &record.timelines {
+            if timeline.id == shown.id {
+                ancestors.extend(shown.data.borrow().manifest.ancestors.iter().map(|ancestor| ancestor.timeline));
+            } else if let Some(manifest) = self.held_manifest(timeline.id).await? {
+                ancestors.extend(manifest.ancestors.iter().map(|ancestor| ancestor.timeline));
+            }
+        }
         for id in ancestors {
-            if self.record().timeline(id).is_some() || !self.is_of_deleted(id).await? {
+            if record.timeline(id).is_some() || !self.is_of_deleted(id).await? {
                 continue;
             }
             let Some(manifest) = self.lasting_manifest(id, report).await? else { continue };

@@ -8,7 +8,7 @@
 use super::Shard;
 use crate::birth::start;
 use crate::closed::edit_closed;
-use crate::lineage::{newest_manifest, newest_manifest_if_there};
+use crate::lineage::newest_manifest_if_there;
 use crate::manifests::{PoolStore, put_manifest, reference, remove_dead, remove_manifest, remove_objects};
 use crate::timeline::Data;
 use crate::volume::Volume;
@@ -318,8 +318,9 @@ impl Shard {
                 reached(Branch::PurgeResumed);
                 continue;
             }
-            record = edit_closed(&self.context, &pool, &record, id, |m| m.state = TimelineState::Tombstone).await?;
-            let tombstone = newest_manifest(&self.context, &pool.store, id).await?;
+            let end = |m: &mut Manifest| m.state = TimelineState::Tombstone;
+            let (newer, tombstone) = edit_closed(&self.context, &pool, &record, id, end).await?;
+            record = newer;
             remove_objects(&pool, id, Some(tombstone.number)).await?;
             remove_dead(&pool, &tombstone).await?;
         }

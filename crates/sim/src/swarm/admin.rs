@@ -35,53 +35,23 @@ type Shared = Rc<RefCell<Snap>>;
 /// What is done.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    Snapshot {
-        name: String,
-    },
-    Forget {
-        snap: Shared,
-    },
-    Clone {
-        snap: Option<Shared>,
-        name: String,
-    },
-    Rollback {
-        snap: Shared,
-        shown: TimelineId,
-    },
-    Undo {
-        shown: TimelineId,
-    },
-    Create {
-        name: String,
-        size: u64,
-        ram: bool,
-    },
+    Snapshot { name: String },
+    Forget { snap: Shared },
+    Clone { snap: Option<Shared>, name: String },
+    Rollback { snap: Shared, shown: TimelineId },
+    Undo { shown: TimelineId },
+    Create { name: String, size: u64, ram: bool },
     Delete,
-    Undelete {
-        gone: usize,
-    },
-    UndeleteTooLate {
-        name: String,
-    },
-    Resize {
-        change: Change,
-    },
+    Undelete { gone: usize },
+    UndeleteTooLate { name: String },
+    Resize { change: Change },
     Template,
-    Rename {
-        name: String,
-    },
-    /// Several times one after the other: each makes a manifest.
-    Set {
-        settings: Overrides,
-        times: u64,
-    },
+    Rename { name: String },
+    Set { settings: Overrides, times: u64 },
     Flatten,
     Seal,
     Checkpoint,
-    View {
-        snap: Shared,
-    },
+    View { snap: Shared },
     Show,
     Check,
 }

@@ -8,16 +8,11 @@
 //!
 //! Everything is written in the way of the model, one request after the other, and no death is planned meanwhile.
 
-use super::disk::Change;
-use super::line::Made;
-use super::run::{Died, Run, write};
-use super::stamp::{BLOCK, bytes_of};
+use super::run::Run;
+use super::stamp::BLOCK;
 use crate::Rng;
-use crate::node::{finish, wait};
 use crate::{StoreFault, StoreOp};
-use std::rc::Rc;
 use std::time::Duration;
-use varve_engine::BlockDevice;
 use varve_env::{Env, StoreErrorKind};
 
 /// Bytes of one of the writes that fill a journal, at most.
@@ -46,7 +41,7 @@ impl Run {
         self.cover.count("fault: the store is away until the journal is full");
         self.node.server.away_for(Duration::from_millis(20_000 + rng.below(60_000)));
         for block in 0..rng.below(4) {
-            self.discard_one(tiny, block);
+            self.discard(tiny, block * BLOCK, BLOCK);
             self.seal_some_time(tiny);
         }
         for _ in 0..=self.plan.journal / len {
@@ -67,7 +62,7 @@ impl Run {
         for _ in 0..REFUSED {
             self.node.server.fail(StoreOp::Put, &part, 0, StoreFault::Error(StoreErrorKind::Unavailable));
         }
-        self.discard_one(pinned, 0);
+        self.discard(pinned, 0, BLOCK);
         self.seal_some_time(pinned);
         for _ in 0..self.plan.journal * 7 / 10 / len {
             self.write_one(large, 0, len);
@@ -101,32 +96,6 @@ impl Run {
         }
     }
 
-    /// Writes, and has it answered.
-    pub(super) fn write_one(&mut self, vol: usize, offset: u64, len: u64) {
-        let name = self.vols[vol].name.clone();
-        self.stamps += 1;
-        let stamp = self.stamps;
-        self.alive(|this| {
-            let device = this.device(&name)?;
-            this.insist("write", move || write(Rc::clone(&device), offset, bytes_of(stamp, offset, len).into(), false))
-        });
-        let change = Change::Write { offset, len, stamp };
-        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
-    }
-
-    pub(super) fn discard_one(&mut self, vol: usize, block: u64) {
-        let (name, offset) = (self.vols[vol].name.clone(), block * BLOCK);
-        self.alive(|this| {
-            let device = this.device(&name)?;
-            this.insist("discard", move || {
-                let device = Rc::clone(&device);
-                async move { finish(&device, device.discard(offset, BLOCK, false)).await }
-            })
-        });
-        let change = Change::Zero { offset, len: BLOCK };
-        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
-    }
-
     /// Has the open layer sealed, and does not wait for its put.
     fn seal_some_time(&self, vol: usize) {
         let open = self.node.volume(&self.vols[vol].name);
@@ -134,14 +103,5 @@ impl Run {
             // Whatever comes of it: what is put is compared anyhow.
             drop(open.seal().await);
         }));
-    }
-
-    pub(super) fn flush(&mut self, vol: usize) -> Result<(), Died> {
-        let name = self.vols[vol].name.clone();
-        let device = self.device(&name)?;
-        self.insist("flush", move || {
-            let device = Rc::clone(&device);
-            async move { wait(device.flush()).await }
-        })
     }
 }

@@ -24,6 +24,7 @@ mod prove;
 mod rot;
 mod run;
 mod shrink;
+mod single;
 mod stamp;
 mod takeover;
 

@@ -13,7 +13,7 @@ use super::line::Made;
 use super::plan::Op;
 use super::run::{REGION, Run, cluster, known, write};
 use super::stamp::{BLOCK, bytes_of};
-use crate::node::{Node, finish};
+use crate::node::Node;
 use crate::{CrashMode, InFlight, Rng, StoreFault, StoreOp};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -195,7 +195,7 @@ impl Run {
                 self.batches(12, rng);
                 self.plan.weights = usual;
                 if leave {
-                    self.discard_all(chosen);
+                    self.discard(chosen, 0, self.vols[chosen].line.now.size);
                 }
             }
             for vol in 0..self.vols.len() {
@@ -205,7 +205,7 @@ impl Run {
             if quietly {
                 // A volume that is not quiet makes no checkpoint only to give something back.
                 for _ in 0..SWEPT_AGAIN_MS / TOUCHED_EVERY_MS {
-                    self.discard_one(chosen, 1);
+                    self.discard(chosen, BLOCK, BLOCK);
                     self.wait_ms(TOUCHED_EVERY_MS);
                 }
             } else {
@@ -243,19 +243,6 @@ impl Run {
             self.was_done(Kind::Forget { snap }, vol, at_ms, &Disk::default(), &[], None);
         }
         self.wait_ms(self.plan.pool.undelete_window_ms.unwrap_or_default() + 30_000);
-    }
-
-    fn discard_all(&mut self, vol: usize) {
-        let (name, len) = (self.vols[vol].name.clone(), self.vols[vol].line.now.size);
-        self.alive(|this| {
-            let device = this.device(&name)?;
-            this.insist("discard", move || {
-                let device = Rc::clone(&device);
-                async move { finish(&device, device.discard(0, len, false)).await }
-            })
-        });
-        let change = Change::Zero { offset: 0, len };
-        self.vols[vol].line.add(vec![Made { change, answered: true, stable: false }]);
     }
 
     pub(super) fn checkpoint(&mut self, vol: usize) {
