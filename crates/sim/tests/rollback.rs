@@ -11,9 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_coord::TimelineState as RecordState;
 use varve_engine::{CheckReport, Device, Flattened};
+use varve_env::StoreErrorKind;
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
-use varve_sim::{CrashMode, InFlight, Rng, SimOptions};
+use varve_sim::{CrashMode, InFlight, Rng, SimOptions, StoreFault, StoreOp};
 use varve_types::{Overrides, TimelineId};
 
 const SIZE: usize = 2 << 20;
@@ -413,6 +414,51 @@ fn a_sweep_walks_through_what_was_flattened() {
     check(&node, "v");
     pass(&node, 700);
     check(&node, "v");
+    shows(&node, &node.device("v"), &model, "swept");
+}
+
+/// A history that is being ended is in the record until all of it is deleted. One that it was born from is swept meanwhile: what the hold names may be gone then.
+#[test]
+fn a_sweep_passes_over_what_is_being_ended() {
+    let (node, mut rng) = start(11);
+    let mut model = vec![0; SIZE];
+    write(&node, "v", &mut model, &mut rng, 0..300);
+    snapshot(&node, "v", "s");
+    write(&node, "v", &mut model, &mut rng, 100..200);
+    merge(&node, "v");
+    rollback(&node, "v", "s");
+    write(&node, "v", &mut model, &mut rng, 0..200);
+    snapshot(&node, "v", "t");
+    write(&node, "v", &mut model, &mut rng, 50..150);
+    merge(&node, "v");
+    let old = timelines(&node, "v").0;
+    rollback(&node, "v", "t");
+    write(&node, "v", &mut model, &mut rng, 0..10);
+    merge(&node, "v");
+    let ending = timelines(&node, "v").0;
+    rollback(&node, "v", "t");
+    write(&node, "v", &mut model, &mut rng, 0..SIZE / BLOCK);
+    merge(&node, "v");
+    forget(&node, "v", "t");
+    forget(&node, "v", "s");
+    for nth in 0..2000 {
+        node.server.fail(
+            StoreOp::Delete,
+            &format!("{ending}/map/"),
+            nth,
+            StoreFault::Error(StoreErrorKind::Unavailable),
+        );
+    }
+    pass(&node, 1400);
+    assert_eq!(newest(&node, ending).state, TimelineState::Tombstone);
+    assert_eq!(newest(&node, old).state, TimelineState::Held { swept: true });
+    check(&node, "v");
+    node.server.forget_faults();
+    pass(&node, 1400);
+    assert!(timelines(&node, "v").1.iter().all(|(id, _)| *id != ending), "it has ended");
+    assert_eq!(bytes_of(&node, old, ObjectKind::Segment), 0, "all of it was overwritten");
+    check(&node, "v");
+    nothing_is_left_over(&node, &["v"], "swept");
     shows(&node, &node.device("v"), &model, "swept");
 }
 

@@ -159,6 +159,8 @@ impl Volume {
         let shown = self.shown();
         let pinned = Pinned::new(Rc::clone(&shown));
         let number = shown.data.borrow().manifest.number;
+        // What of these is no member has ended, or leads here no more.
+        let looked_at: BTreeSet<TimelineId> = self.record().timelines.iter().map(|timeline| timeline.id).collect();
         // Once more, as what was looked at before it was pinned may be on its way out.
         let Some(members) = self.family(id).await? else { return Ok(()) };
         if self.shown().id != shown.id || shown.data.borrow().manifest.number != number {
@@ -176,7 +178,7 @@ impl Volume {
             }
         }
         let mut tries = 0;
-        while !self.apply_sweep(id, &members, &reached).await? {
+        while !self.apply_sweep(id, &looked_at, &reached).await? {
             tries += 1;
             if tries >= MAX_TRIES || !self.is_closed(id) {
                 return Ok(());
@@ -189,8 +191,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Frees what was not reached. Tells whether it could: else somebody has changed the timeline meanwhile.
-    async fn apply_sweep(&self, id: TimelineId, members: &[Member], reached: &Reached) -> Result<bool> {
+    /// Frees what was not reached by the trees of the timelines that were looked at. Tells whether it could: else somebody has changed the timeline meanwhile.
+    async fn apply_sweep(&self, id: TimelineId, looked_at: &BTreeSet<TimelineId>, reached: &Reached) -> Result<bool> {
         let manifest = self.closed_manifest(id).await?;
         let mut pages = Pages::load(&self.pool.store, &manifest).await?;
         let all: Vec<(Ordinal, u32)> = pages.table.iter().map(|(o, entry)| (o, entry.live.blocks())).collect();
@@ -214,11 +216,10 @@ impl Volume {
             return Ok(true);
         }
         let parts = self.put_parts(&manifest, &pages, Some(Waiting::default())).await?;
-        let walked = |hold: &Hold| members.iter().any(|member| member.manifest.timeline == hold.clone);
         let edit = |m: &mut Manifest| {
             become_held(m, true);
-            for hold in m.holds.iter_mut().filter(|hold| self.is_own(hold) && walked(hold)) {
-                // Its clone's own trees say what it needs.
+            for hold in m.holds.iter_mut().filter(|hold| looked_at.contains(&hold.clone)) {
+                // Its clone's own trees say what it needs, if it is there still: what is named here may be gone.
                 hold.base_number = RootNumber(0);
                 hold.base_root = NodePointer::absent();
                 hold.base_boundary = hold.boundary;
