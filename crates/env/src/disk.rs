@@ -4,6 +4,7 @@
 use crate::LocalFuture;
 use bytes::Bytes;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 
 /// A fixed number of bytes that can be written anywhere, and made durable.
 ///
@@ -29,6 +30,10 @@ pub trait Disk {
 
     /// Makes everything durable that `write_at` took before this call.
     fn sync(&self) -> LocalFuture<io::Result<()>>;
+
+    /// Makes durable what reads of the ranges give now, whatever became of it before. A sync that failed, of an earlier process too, can leave in memory what
+    /// the medium does not hold, and what no later [`sync`](Disk::sync) writes: whoever builds on what he has read asks for this instead.
+    fn settle(&self, ranges: Vec<Range<u64>>) -> LocalFuture<io::Result<()>>;
 
     /// Reads exactly `len` bytes at `offset`.
     fn read_at(&self, offset: u64, len: usize) -> LocalFuture<io::Result<Bytes>>;

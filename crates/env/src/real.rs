@@ -15,6 +15,7 @@ mod create;
 mod file_disk;
 mod policy;
 mod pool;
+mod settle;
 mod syncer;
 
 pub use clock::RealEnv;

@@ -28,6 +28,8 @@ use std::sync::Arc;
 use varve_env::{Disk, LocalFuture};
 
 const SECTOR: u64 = 512;
+/// What a page cache has at a time.
+const PAGE: u64 = 4096;
 
 /// A write that no sync has covered: whole sectors as they were after it.
 struct Unsynced {
@@ -252,11 +254,28 @@ impl SimDisk {
 
 impl State {
     /// Lets the current image take `bytes`, and gives the sectors as they are then.
-    fn apply(&mut self, offset: u64, bytes: &[u8]) -> (u64, Vec<u8>) {
-        self.current.write(offset, bytes);
-        let start = offset / SECTOR * SECTOR;
-        let end = (offset + bytes.len() as u64).next_multiple_of(SECTOR);
+    fn apply(&mut self, offset: u64, bytes: Vec<u8>) -> (u64, Vec<u8>) {
+        self.current.write(offset, &bytes);
+        let (start, end) = (offset / SECTOR * SECTOR, offset + bytes.len() as u64);
+        if start == offset && end.is_multiple_of(SECTOR) {
+            return (offset, bytes);
+        }
+        let end = end.next_multiple_of(SECTOR);
         (start, self.current.read(start, (end - start) as usize))
+    }
+
+    /// Makes unsynced what reads show of a range and the platters do not hold.
+    fn write_again(&mut self, range: Range<u64>) {
+        let (mut at, end) = (range.start / SECTOR * SECTOR, range.end.next_multiple_of(SECTOR));
+        while at < end {
+            let len = (end - at).min(PAGE);
+            let sectors = self.current.read(at, len as usize);
+            if sectors != self.durable.read(at, len as usize) {
+                self.unsynced.push(Unsynced { number: self.counts.writes, offset: at, sectors });
+            }
+            at += len;
+        }
+        self.counts.writes += 1;
     }
 }
 
@@ -294,7 +313,7 @@ impl Disk for SimDisk {
         if bytes.is_empty() {
             return result;
         }
-        let (mut start, sectors) = state.apply(offset, &bytes);
+        let (mut start, sectors) = state.apply(offset, bytes);
         if let Some(WriteFault::Misdirected(to)) = fault {
             start = (to / SECTOR * SECTOR).min(self.medium.len - sectors.len() as u64);
         }
@@ -333,6 +352,16 @@ impl Disk for SimDisk {
             }
             result
         })
+    }
+
+    fn settle(&self, ranges: Vec<Range<u64>>) -> LocalFuture<io::Result<()>> {
+        for range in ranges {
+            if let Err(error) = self.check(range.start, range.end.saturating_sub(range.start), "settle") {
+                return Box::pin(std::future::ready(Err(error)));
+            }
+            self.medium.state.borrow_mut().write_again(range);
+        }
+        self.sync()
     }
 
     fn read_at(&self, offset: u64, len: usize) -> LocalFuture<io::Result<Bytes>> {

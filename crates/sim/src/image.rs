@@ -40,8 +40,13 @@ impl Image {
         while !bytes.is_empty() {
             let start = at % PAGE;
             let (part, rest) = bytes.split_at((PAGE - start).min(bytes.len()));
-            let page = self.pages[at / PAGE].get_or_insert_with(|| Rc::new([0; PAGE]));
-            Rc::make_mut(page)[start..start + part.len()].copy_from_slice(part);
+            let page = &mut self.pages[at / PAGE];
+            if let Ok(whole) = <&[u8; PAGE]>::try_from(part) {
+                *page = Some(Rc::new(*whole));
+            } else {
+                let page = page.get_or_insert_with(|| Rc::new([0; PAGE]));
+                Rc::make_mut(page)[start..start + part.len()].copy_from_slice(part);
+            }
             at += part.len();
             bytes = rest;
         }

@@ -77,6 +77,41 @@ fn what_no_journal_has_is_not_given_up_in_ram() {
     same(&node, &device, &array, "after a power cut");
 }
 
+/// A sync that failed leaves in memory what the disk does not hold and no later sync writes. The next process reads it, and promises it.
+#[test]
+fn what_a_failed_sync_left_in_memory_is_made_durable_before_it_is_promised() {
+    let mut node = node(16 * MIB);
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume("v", 4 * MIB);
+    let device = node.device("v");
+    let mut array = vec![0; 4 << 20];
+    write(&node, &device, &mut array, 0, MIB / 2, 1);
+    node.flush(&device).expect("alive").expect("a flush");
+    for nth in 0..1000 {
+        node.server.fail(StoreOp::Put, "/seg/", nth, StoreFault::Error(StoreErrorKind::Unavailable));
+    }
+    write(&node, &device, &mut array, MIB, 8192, 2);
+    node.disk.fail_sync(0);
+    let flushed = Rc::clone(&device);
+    node.env.spawn(Box::pin(async move {
+        // Only the store could answer it now.
+        drop(wait(flushed.flush()).await);
+    }));
+    node.world.run_for(Duration::from_secs(1)).expect("the world runs");
+    assert!(node.shard().counts().journal_failed);
+    drop(device);
+    node.crash(CrashMode::Kill, InFlight::Lost);
+    node.reopen();
+    let device = node.device("v");
+    same(&node, &device, &array, "killed");
+    node.flush(&device).expect("alive").expect("a flush");
+    drop(device);
+    node.crash(CrashMode::Lost, InFlight::Lost);
+    node.server.forget_faults();
+    node.reopen();
+    same(&node, &node.device("v"), &array, "after a power cut");
+}
+
 /// A volume of 16 MiB whose layers may have 512 KiB in RAM, and what it holds.
 fn little_ram() -> (Node, Rc<Device>, Vec<u8>) {
     let mut node = node(64 * MIB);

@@ -124,6 +124,8 @@ crate::catalogue::catalogue! {
     ServePastLoss = "serve-past-loss",
     /// What recovery read from the journal is not flushed before it is served: a power cut then takes what a client may rely on.
     RecoverWithoutSync = "recover-without-sync",
+    /// It is only flushed: what a failed sync of the process before left in memory, clean, is lost by the next power cut.
+    RecoverTrustsMemory = "recover-trusts-memory",
     /// The manifest of an opening does not name the row of the epoch that ended: its segments are not found the next time.
     RecoverWithoutCut = "recover-without-cut",
     /// A new owner numbers its segments from the last checkpoint on, over those that count: old blocks are looked for in new segments.

@@ -9,6 +9,7 @@
 use super::{Journal, MAX_UNSYNCED, MIN_RING, PAGE, io_failed};
 use crate::{EngineError, Result};
 use bytes::Bytes;
+use std::ops::Range;
 use std::rc::Rc;
 use varve_env::{Disk, Env};
 use varve_format::FormatError;
@@ -44,10 +45,6 @@ pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<J
             "journal: its superblock tells of a ring of {ring} bytes, which is not between {least} and the {most} that its file has room for"
         )));
     }
-    // What is read may be in the kernel only: it is made durable before anyone builds on it.
-    if !planted(Mutant::RecoverWithoutSync) {
-        disk.sync().await.map_err(|error| io_failed("sync", &error))?;
-    }
     let mut reader =
         Reader { disk: &*disk, id: superblock.journal, ring: superblock.ring, window: Bytes::new(), start: 0 };
     // Beside a superblock that can not be read this one may be the older, behind whose trim all may be overwritten already. The newer one's trim lies
@@ -73,8 +70,29 @@ pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<J
         }
     }
     let head = end.next_multiple_of(PAGE);
+    settle(&*disk, superblock.trim..end, ring).await?;
     let journal = Rc::new(Journal::with(Rc::clone(&disk), env, superblock, head, head));
     Ok((journal, found))
+}
+
+/// Makes durable what was read, before anyone builds on it: the superblocks, and the ring between two positions. It may be in the kernel only; after a sync that
+/// failed in an earlier process the kernel does not even know it any more.
+async fn settle(disk: &dyn Disk, positions: Range<u64>, ring: u64) -> Result<()> {
+    if planted(Mutant::RecoverWithoutSync) {
+        return Ok(());
+    }
+    let (from, len) = (positions.start % ring, positions.end - positions.start);
+    let pieces = if len >= ring {
+        [0..ring, 0..0]
+    } else {
+        [from..(from + len).min(ring), 0..(from + len).saturating_sub(ring)]
+    };
+    let superblocks = 0..2 * SUPERBLOCK;
+    let ranges: Vec<Range<u64>> =
+        pieces.into_iter().map(|piece| RING_START + piece.start..RING_START + piece.end).collect();
+    let all = [vec![superblocks], ranges].concat();
+    let settled = if planted(Mutant::RecoverTrustsMemory) { disk.sync() } else { disk.settle(all) };
+    settled.await.map_err(|error| io_failed("sync", &error))
 }
 
 /// The newer superblock, and whether the other can not be read.

@@ -10,10 +10,14 @@
 //! written and not synced, since a process that died may have left it in the page cache alone; after a failed sync
 //! there is no successful one (see [`super::syncer`]).
 //!
+//! What an earlier process left in memory and could not make durable is written again when it is asked for (see
+//! [`super::settle`]).
+//!
 //! A crash of the process loses nothing that `write_at` took; the loss of power loses at most what no sync covered.
 
 use super::create::{self, context};
 use super::policy::{SyncPolicy, SyncTuning};
+use super::settle::settle;
 use super::syncer::{SyncCall, Syncer};
 use super::{ComputePool, PoolOptions};
 use crate::{Disk, LocalFuture};
@@ -266,6 +270,18 @@ impl Inner {
         Ok(self.readers.get_or_init(|| readers))
     }
 
+    async fn settle(&self, ranges: Vec<Range<u64>>) -> io::Result<()> {
+        for range in &ranges {
+            self.check(range.start, range.end.saturating_sub(range.start), "settle")?;
+        }
+        let failed = |error| context(&self.path, "write again what an earlier process left in memory", error);
+        let (file, len) = (Arc::clone(&self.file), self.len);
+        let done = self.readers()?.compute(move || settle(&file, len, &ranges));
+        done.await.map_err(|lost| failed(io::Error::other(lost)))?.map_err(failed)?;
+        self.written.set(self.written.get() + 1);
+        self.sync(self.written.get()).await
+    }
+
     async fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         self.check(offset, len as u64, "read")?;
         let failed = |error| context(&self.path, format!("read {len} bytes at {offset}"), error);
@@ -323,6 +339,11 @@ impl Disk for FileDisk {
         let inner = Rc::clone(&self.inner);
         let target = inner.written.get();
         Box::pin(async move { inner.sync(target).await })
+    }
+
+    fn settle(&self, ranges: Vec<Range<u64>>) -> LocalFuture<io::Result<()>> {
+        let inner = Rc::clone(&self.inner);
+        Box::pin(async move { inner.settle(ranges).await })
     }
 
     fn read_at(&self, offset: u64, len: usize) -> LocalFuture<io::Result<Bytes>> {

@@ -53,9 +53,9 @@ impl SimStore {
     }
 
     fn check(&self, op: StoreOp, name: &str) -> Result<(), StoreError> {
-        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | '/');
+        let fits = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'.' | b'/');
         let whole = op == StoreOp::List || !name.split('/').any(str::is_empty);
-        if name.chars().all(fits) && whole {
+        if name.bytes().all(fits) && whole {
             return Ok(());
         }
         Err(self.error(op, name, StoreErrorKind::Invalid, "this is no name of an object"))

@@ -51,6 +51,7 @@ impl Run {
             if rng.chance(500) {
                 self.cover.count("fault: a sync of the journal fails");
                 self.node.disk.fail_sync(nth);
+                self.sync_failed = true;
             } else {
                 self.cover.count("fault: a write of the journal fails");
                 let fault = [WriteFault::Error, WriteFault::NoSpace, WriteFault::Partial(5000)][rng.below(3) as usize];
@@ -128,10 +129,14 @@ impl Run {
         self.views.clear();
         self.devices.clear();
         let mut lost = false;
+        // Of what a failed sync has lost the next process still finds all, and the one after a power cut nothing.
+        let trap = std::mem::take(&mut self.sync_failed) && !self.plan.kills_only && rng.chance(500);
         for death in 0.. {
             self.crashes += 1;
-            let mode = if self.plan.kills_only || rng.chance(400) {
+            let mode = if self.plan.kills_only || (death == 0 && trap) || rng.chance(400) {
                 CrashMode::Kill
+            } else if death == 1 && trap {
+                CrashMode::Kept
             } else {
                 CrashMode::ALL[rng.below(CrashMode::ALL.len() as u64) as usize]
             };
@@ -151,7 +156,7 @@ impl Run {
             });
             self.node.world.note(&format!("step {}: crash {mode:?}, {fate:?}", self.step));
             self.node.crash(mode, fate);
-            if self.begin_anew(death, rng) {
+            if self.begin_anew(death, death == 0 && trap, rng) {
                 break;
             }
         }
@@ -167,11 +172,11 @@ impl Run {
         self.set_faults(true);
     }
 
-    /// Starts the next process, number `death` since the last that served. False where it has died over it, or where the store was in
+    /// Starts the next process, number `death` since the last that served; into a `trap` it dies most of the time. False where it has died over it, or where the store was in
     /// the way.
-    fn begin_anew(&mut self, death: u32, rng: &mut Rng) -> bool {
+    fn begin_anew(&mut self, death: u32, trap: bool, rng: &mut Rng) -> bool {
         self.set_faults(false);
-        if death < 3 && rng.chance(self.plan.dies_again) {
+        if death < 3 && rng.chance(if trap { 700 } else { self.plan.dies_again }) {
             self.cover.count("death: while starting");
             self.node.env.points().after_polls(rng.below(400));
         }

@@ -62,6 +62,8 @@ pub(super) struct Run {
     pub(super) stamps: u64,
     /// The latest that the wall clock has ever shown.
     pub(super) peak_ms: u64,
+    /// Whether a sync of the journal was made to fail since the last death.
+    pub(super) sync_failed: bool,
     pub(super) cover: Cover,
     pub(super) ops: u64,
     pub(super) crashes: u64,
@@ -110,6 +112,7 @@ impl Run {
             names: 0,
             stamps: 0,
             peak_ms: 0,
+            sync_failed: false,
             cover: Cover::default(),
             ops: 0,
             crashes: 0,

@@ -15,7 +15,7 @@ pub(super) const SECTORS: usize = (BLOCK / SECTOR) as usize;
 /// What a block holds: a stamp for each of its sectors.
 pub(super) type Block = [u64; SECTORS];
 
-const WORDS: usize = (SECTOR / 8) as usize;
+const WORD: usize = 8;
 const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The first word of a sector, which tells its stamp.
@@ -23,40 +23,35 @@ const fn first_word(stamp: u64, sector: u64) -> u64 {
     stamp << 24 | (sector.wrapping_mul(ODD) >> 40)
 }
 
-/// The words of a sector.
-fn words(stamp: u64, sector: u64) -> [u64; WORDS] {
+/// The bytes of a sector.
+fn sector_of(stamp: u64, sector: u64) -> [u8; SECTOR as usize] {
+    let mut bytes = [0; SECTOR as usize];
     if stamp == 0 {
-        return [0; WORDS];
+        return bytes;
     }
-    let base = (stamp ^ sector.rotate_left(32)).wrapping_mul(ODD);
     let step = if stamp.is_multiple_of(2) { 0 } else { ODD };
-    let mut all = [0u64; WORDS];
-    let mut value = base;
-    for word in &mut all {
+    let mut value = (stamp ^ sector.rotate_left(32)).wrapping_mul(ODD);
+    for word in bytes.as_chunks_mut().0 {
         value = value.wrapping_add(step);
-        *word = value ^ (value >> 29);
+        *word = (value ^ (value >> 29)).to_le_bytes();
     }
-    all[0] = first_word(stamp, sector);
-    all
+    bytes[..WORD].copy_from_slice(&first_word(stamp, sector).to_le_bytes());
+    bytes
 }
 
-/// Appends the bytes of a write of `len` bytes at `offset`, both multiples of a sector.
+/// The bytes of a write of `len` bytes at `offset`, both multiples of a sector.
 pub(super) fn bytes_of(stamp: u64, offset: u64, len: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len as usize);
     for sector in offset / SECTOR..(offset + len) / SECTOR {
-        for word in words(stamp, sector) {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
+        bytes.extend_from_slice(&sector_of(stamp, sector));
     }
     bytes
 }
 
 /// The stamp of a sector's bytes, or `None` when they are no write's at this place, whole.
 pub(super) fn stamp_of(bytes: &[u8], sector: u64) -> Option<u64> {
-    let word = |at: usize| u64::from_le_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes"));
-    let stamp = word(0) >> 24;
-    let wanted = words(stamp, sector);
-    wanted.iter().enumerate().all(|(at, wanted)| word(at) == *wanted).then_some(stamp)
+    let stamp = u64::from_le_bytes(bytes[..WORD].try_into().expect("eight bytes")) >> 24;
+    (sector_of(stamp, sector) == bytes).then_some(stamp)
 }
 
 #[cfg(test)]
