@@ -260,6 +260,8 @@ crate::catalogue::catalogue! {
     ImportBehindListing = "import-behind-listing",
     /// A clone's manifest was put and no hold names the clone: it was never recorded, and is not imported.
     ImportLeavesUnborn = "import-leaves-unborn",
+    /// A manifest landed when all else of its timeline was deleted for good: the import leaves it out.
+    ImportLeavesEnded = "import-leaves-ended",
     /// A cut counts changes that only the journal of the old node has: the import takes that promise back.
     ImportBreaksPromise = "import-breaks-promise",
 

@@ -4,6 +4,9 @@
 //! A listing may lag: the newest manifest found is therefore asked for its successors by name. One that cannot be
 //! read is told of, and the next older one of the same opening is taken if every object that it names is still
 //! there.
+//!
+//! A manifest that a writer sent in vain may land when all else of its timeline is deleted for good. It names much, and
+//! nothing of it is there: that is no volume, nor one that is damaged.
 
 use super::Imported;
 use crate::lineage::{load_manifest, load_table_page, map_object, row_name, table_object};
@@ -74,6 +77,12 @@ pub(super) async fn choose(
         match loaded {
             Ok(manifest) => {
                 reached_if(damaged.is_some(), Branch::ImportTakesOlder);
+                if is_left_over(store, &manifest).await? {
+                    reached(Branch::ImportLeavesEnded);
+                    let what = "nothing of all that its manifest names is there: it was deleted for good, and the manifest landed late";
+                    done.fail(name, EngineError::new(ErrorKind::NotFound, what));
+                    return Ok(None);
+                }
                 return Ok(Some(Found { manifest, epoch: newest.epoch, number }));
             }
             // It was deleted since it was listed: a newer one is there, or the listing lags behind a purge.
@@ -88,8 +97,8 @@ pub(super) async fn choose(
     damaged.map_or(Ok(None), Err)
 }
 
-/// Checks that every object is there that a manifest names.
-async fn check_whole(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<()> {
+/// The objects that a manifest itself names: maps, tables, and the segments of closed rows.
+fn named(manifest: &Manifest) -> Result<BTreeSet<ObjectName>> {
     let mut names = BTreeSet::new();
     for map in &manifest.maps {
         names.insert(map_object(manifest, map.root, map.part)?);
@@ -97,6 +106,29 @@ async fn check_whole(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Resul
     for table in &manifest.tables {
         names.insert(table_object(manifest, table.number)?);
     }
+    for row in &manifest.cuts {
+        let first = row.first.max(manifest.boundary);
+        names.extend((first.0..row.end.0).map(|ordinal| row_name(manifest, Ordinal(ordinal))));
+    }
+    Ok(names)
+}
+
+/// Whether a manifest is all that is left of what it describes. What is damaged has lost an object; this has lost every one.
+async fn is_left_over(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<bool> {
+    let names = named(manifest)?;
+    for name in &names {
+        match store.head(&name.to_string()).await {
+            Ok(_) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(!names.is_empty())
+}
+
+/// Checks that every object is there that a manifest names, and its table.
+async fn check_whole(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<()> {
+    let mut names = named(manifest)?;
     for page in &manifest.table {
         let timeline = manifest.timeline;
         names.extend(load_table_page(store, manifest, *page).await?.into_iter().map(|(ordinal, entry)| ObjectName {
@@ -107,10 +139,6 @@ async fn check_whole(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Resul
             epoch: entry.epoch,
             writer: entry.writer,
         }));
-    }
-    for row in &manifest.cuts {
-        let first = row.first.max(manifest.boundary);
-        names.extend((first.0..row.end.0).map(|ordinal| row_name(manifest, Ordinal(ordinal))));
     }
     for name in names {
         store.head(&name.to_string()).await.map_err(EngineError::from).map_err(crate::recover::missing_is_corrupt)?;

@@ -186,7 +186,7 @@ impl Run {
 
     /// Ends the run with a failure.
     pub(super) fn fail(&self, what: &str) -> ! {
-        panic!("seed {}, step {}: {what}", self.seed, self.step)
+        panic!("step {}: {what}", self.step)
     }
 
     /// Runs futures together, until all have ended or the process has died.

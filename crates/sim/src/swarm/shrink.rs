@@ -53,6 +53,7 @@ pub fn try_seed(seed: u64, options: &RunOptions) -> Result<RunReport, Failure> {
     let run = catch_unwind(AssertUnwindSafe(|| run_seed(seed, options)));
     run.map_err(|_| {
         let message = MESSAGE.with(|message| message.borrow_mut().take()).unwrap_or_default();
+        let message = format!("seed {seed}: {message}");
         let log = LOG.with(|log| std::mem::take(&mut *log.borrow_mut()));
         Failure { seed, keep: options.keep.clone(), message, steps: STEPS.get(), log }
     })

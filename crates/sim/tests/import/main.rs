@@ -382,6 +382,40 @@ fn damage_and_taken_names_are_told_and_harm_nobody_else() {
     check(&other, &other.device("older"), &models[1], "older");
 }
 
+/// A manifest that was put in vain, and lands when all of its volume is deleted for good.
+#[test]
+fn what_was_deleted_for_good_is_no_volume() {
+    let mut rng = Rng::new(6);
+    let node = start(6);
+    node.create_volume("v", SIZE as u64);
+    node.create_volume("w", SIZE as u64);
+    let mut model = vec![0; SIZE];
+    write_some(&node, "v", &mut model.clone(), &mut rng);
+    write_some(&node, "w", &mut model, &mut rng);
+    for volume in ["v", "w"] {
+        let volume = node.volume(volume);
+        node.must("merge", async move {
+            volume.seal().await?;
+            volume.checkpoint().await
+        });
+    }
+    let prefix = format!("{}/man/", node.volume("v").record().shown);
+    let newest = node.server.names().into_iter().rfind(|object| object.starts_with(&prefix)).unwrap();
+    let manifest = node.server.object(&newest).unwrap();
+    let shard = node.shard();
+    node.must("delete", async move { shard.delete_volume(&name("v")).await });
+    node.world.run_for(Duration::from_secs(200)).unwrap();
+    let timeline = prefix.trim_end_matches("man/");
+    assert!(node.server.names().iter().all(|object| !object.starts_with(timeline)), "nothing of it is left");
+    node.server.plant(&newest, manifest);
+    let mut other = node.stranger("other");
+    let imported = import_into(&mut other, 2).unwrap();
+    assert_eq!(names(&imported), ["w"]);
+    let told: Vec<_> = imported.failures.iter().map(|failure| (&failure.what[..], failure.error.kind())).collect();
+    assert_eq!(told, [(&newest[..], ErrorKind::NotFound)]);
+    check(&other, &other.device("w"), &model, "the other one");
+}
+
 #[test]
 fn what_was_never_accepted_does_not_hide_what_was() {
     for reopened in [false, true] {
