@@ -13,6 +13,7 @@ use crate::lineage::{load_manifest, load_table_page, map_object, row_name, table
 use crate::manifests::reference;
 use crate::{EngineError, Result};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use varve_coord::ManifestRef;
 use varve_env::ObjectStore;
@@ -22,8 +23,10 @@ use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Ordinal, TimelineId};
 
-/// Numbers that are asked for behind the newest manifest that a listing shows; an opening may skip one where a put failed.
+/// Numbers that are asked for behind the newest manifest that a listing shows; an opening skips one where a put failed.
 const LOOK_AHEAD: u64 = 8;
+/// The same where nothing that the listing shows is there: many puts may have failed one after the other.
+const LOOK_FAR_AHEAD: u64 = 256;
 
 /// What was found of a timeline.
 pub(super) struct Found {
@@ -52,37 +55,62 @@ pub(super) async fn choose(
     names.retain(|name| name.timeline == timeline && name.kind == ObjectKind::Manifest && name.part == 0);
     names.sort_unstable_by_key(|name| (name.epoch, name.number, name.writer));
     let Some(newest) = names.last().copied() else { return Ok(None) };
-    let ahead = if planted(Mutant::ImportTrustsListing) { 0 } else { LOOK_AHEAD };
-    for number in newest.number + 1..=newest.number + ahead {
-        let name = ObjectName { number, ..newest };
+    names.extend(successors(store, newest, 1..=LOOK_AHEAD).await?);
+    let mut found = take(store, &names, done).await?;
+    if found.is_none() {
+        names.extend(successors(store, newest, LOOK_AHEAD + 1..=LOOK_FAR_AHEAD).await?);
+        found = take(store, &names, done).await?;
+    }
+    let missing = match &found {
+        None => {
+            "none of the manifests that the store lists is there: it was deleted for good a moment ago, or the listing lags; import the pool again in a while"
+        }
+        Some(found) if is_left_over(store, &found.manifest).await? => {
+            reached(Branch::ImportLeavesEnded);
+            "nothing of all that its manifest names is there: it was deleted for good, and the manifest landed late"
+        }
+        Some(_) => return Ok(found),
+    };
+    done.fail(format!("timeline {timeline}"), EngineError::new(ErrorKind::NotFound, missing));
+    Ok(None)
+}
+
+/// Manifests of the same opening behind one, as far as they are there.
+async fn successors(
+    store: &Arc<dyn ObjectStore>,
+    of: ObjectName,
+    ahead: RangeInclusive<u64>,
+) -> Result<Vec<ObjectName>> {
+    let mut found = Vec::new();
+    for by in ahead.filter(|_| !planted(Mutant::ImportTrustsListing)) {
+        let name = ObjectName { number: of.number + by, ..of };
         match store.head(&name.to_string()).await {
             Ok(_) => {
                 reached(Branch::ImportBehindListing);
-                names.push(name);
+                found.push(name);
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(found)
+}
+
+/// Takes the newest of the names of one timeline, which are sorted, that is there and whole; `None` where none is there.
+async fn take(store: &Arc<dyn ObjectStore>, names: &[ObjectName], done: &mut Imported) -> Result<Option<Found>> {
     let Some(newest) = names.last().copied() else { return Ok(None) };
     let number = names.iter().map(|name| name.number).max().unwrap_or_default();
     let mut damaged: Option<EngineError> = None;
     let candidates = names.iter().rev().take_while(|name| (name.epoch, name.writer) == (newest.epoch, newest.writer));
     for name in candidates {
         let wanted = ManifestRef { number: name.number, epoch: name.epoch, writer: name.writer };
-        let loaded = match load_manifest(store, timeline, wanted).await {
+        let loaded = match load_manifest(store, name.timeline, wanted).await {
             Ok(manifest) if damaged.is_some() => check_whole(store, &manifest).await.map(|()| manifest),
             loaded => loaded,
         };
         match loaded {
             Ok(manifest) => {
                 reached_if(damaged.is_some(), Branch::ImportTakesOlder);
-                if is_left_over(store, &manifest).await? {
-                    reached(Branch::ImportLeavesEnded);
-                    let what = "nothing of all that its manifest names is there: it was deleted for good, and the manifest landed late";
-                    done.fail(name, EngineError::new(ErrorKind::NotFound, what));
-                    return Ok(None);
-                }
                 return Ok(Some(Found { manifest, epoch: newest.epoch, number }));
             }
             // It was deleted since it was listed: a newer one is there, or the listing lags behind a purge.
