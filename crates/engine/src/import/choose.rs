@@ -6,7 +6,7 @@
 //! there.
 //!
 //! A manifest that a writer sent in vain may land when all else of its timeline is deleted for good. It names much, and
-//! nothing of it is there: that is no volume, nor one that is damaged.
+//! next to nothing of it is there: that is no volume, nor one that is damaged.
 
 use super::Imported;
 use crate::lineage::{load_manifest, load_table_page, map_object, row_name, table_object};
@@ -67,7 +67,7 @@ pub(super) async fn choose(
         }
         Some(found) if is_left_over(store, &found.manifest).await? => {
             reached(Branch::ImportLeavesEnded);
-            "nothing of all that its manifest names is there: it was deleted for good, and the manifest landed late"
+            "what its manifest names is not there: it was deleted for good, and the manifest landed late"
         }
         Some(_) => return Ok(found),
     };
@@ -141,9 +141,13 @@ fn named(manifest: &Manifest) -> Result<BTreeSet<ObjectName>> {
     Ok(names)
 }
 
-/// Whether a manifest is all that is left of what it describes. What is damaged has lost an object; this has lost every one.
+/// Whether a manifest is what is left of a timeline that was deleted for good: nothing of what it names is there, or none of its tables, without which nothing is
+/// ever opened. (Of what else it names a put may have landed late, too.) What is damaged has lost an object; this has lost every one.
 async fn is_left_over(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<bool> {
-    let names = named(manifest)?;
+    let mut names = named(manifest)?;
+    if !manifest.tables.is_empty() {
+        names.retain(|name| name.kind == ObjectKind::Table);
+    }
     for name in &names {
         match store.head(&name.to_string()).await {
             Ok(_) => return Ok(false),

@@ -52,6 +52,10 @@ impl Run {
                 self.cover.count("fault: a sync of the journal fails");
                 self.node.disk.fail_sync(nth);
                 self.sync_failed = true;
+                if rng.chance(500) {
+                    // Before all of it is in the store.
+                    self.node.env.points().after_polls(rng.below(300));
+                }
             } else {
                 self.cover.count("fault: a write of the journal fails");
                 let fault = [WriteFault::Error, WriteFault::NoSpace, WriteFault::Partial(5000)][rng.below(3) as usize];
@@ -129,7 +133,7 @@ impl Run {
         self.views.clear();
         self.devices.clear();
         let mut lost = false;
-        // Of what a failed sync has lost the next process still finds all, and the one after a power cut nothing.
+        // What a failed sync has lost the next process still finds, and promises; the one behind a power cut does not.
         let trap = std::mem::take(&mut self.sync_failed) && !self.plan.kills_only && rng.chance(500);
         for death in 0.. {
             self.crashes += 1;
@@ -141,6 +145,7 @@ impl Run {
                 CrashMode::ALL[rng.below(CrashMode::ALL.len() as u64) as usize]
             };
             let fate = match rng.below(3) {
+                _ if death == 1 && trap => InFlight::Lost,
                 0 => InFlight::Lost,
                 1 => InFlight::Landed,
                 _ => InFlight::Late(Duration::from_millis(rng.below(3000))),
@@ -156,7 +161,7 @@ impl Run {
             });
             self.node.world.note(&format!("step {}: crash {mode:?}, {fate:?}", self.step));
             self.node.crash(mode, fate);
-            if self.begin_anew(death, death == 0 && trap, rng) {
+            if self.begin_anew(death, rng) && (death > 0 || !trap) {
                 break;
             }
         }
@@ -172,11 +177,11 @@ impl Run {
         self.set_faults(true);
     }
 
-    /// Starts the next process, number `death` since the last that served; into a `trap` it dies most of the time. False where it has died over it, or where the store was in
+    /// Starts the next process, number `death` since the last that served. False where it has died over it, or where the store was in
     /// the way.
-    fn begin_anew(&mut self, death: u32, trap: bool, rng: &mut Rng) -> bool {
+    fn begin_anew(&mut self, death: u32, rng: &mut Rng) -> bool {
         self.set_faults(false);
-        if death < 3 && rng.chance(if trap { 700 } else { self.plan.dies_again }) {
+        if death < 3 && rng.chance(self.plan.dies_again) {
             self.cover.count("death: while starting");
             self.node.env.points().after_polls(rng.below(400));
         }

@@ -90,7 +90,8 @@ impl Run {
         let (fault, name) = match damage {
             Damage::Lost => (WriteFault::Dropped, "fault: a write of the journal is lost"),
             Damage::Misdirected => {
-                let to = rng.below(self.plan.journal);
+                // Over one superblock at most: they lie side by side, and what has none is refused whole.
+                let to = SUPERBLOCK + rng.below(self.plan.journal - SUPERBLOCK);
                 (WriteFault::Misdirected(to), "fault: a write of the journal is misdirected")
             }
             Damage::Record | Damage::Superblock => return,
