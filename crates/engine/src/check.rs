@@ -99,6 +99,9 @@ impl CheckReport {
 /// How far a check has come: bytes of segments verified, of so many.
 pub type Progress<'a> = &'a dyn Fn(u64, u64);
 
+/// A boundary above all.
+const ALL: Ordinal = Ordinal(u64::MAX);
+
 /// A timeline as it is checked.
 struct Subject {
     manifest: Manifest,
@@ -108,6 +111,8 @@ struct Subject {
     kills: Vec<Kill>,
     /// Whether all that waited was freed: then the kept trees reach exactly what is live.
     settled: bool,
+    /// Nothing is kept above this boundary: where not all was freed yet, what lies there goes whole.
+    newest: Ordinal,
 }
 
 impl Volume {
@@ -163,7 +168,7 @@ impl Timeline {
         let kills = self.load_kills(&manifest, report).await?;
         // The table in RAM is what counts; what is stored of it has to say the same.
         let stored = self.load_pages(&manifest, report).await?;
-        let subject = Subject { manifest, table, kills, settled: true };
+        let subject = Subject { manifest, table, kills, settled: true, newest: ALL };
         let mut below = subject.table.range(..subject.manifest.boundary);
         if !below.by_ref().eq(stored.iter()) {
             let name = subject.manifest.object_name();
@@ -173,10 +178,15 @@ impl Timeline {
     }
 
     /// A timeline that is not open, as its manifest describes it.
-    async fn closed_subject(&self, manifest: Manifest, settled: bool, report: &mut CheckReport) -> Result<Subject> {
+    async fn closed_subject(
+        &self,
+        manifest: Manifest,
+        (settled, newest): (bool, Ordinal),
+        report: &mut CheckReport,
+    ) -> Result<Subject> {
         let table = self.load_pages(&manifest, report).await?;
         let kills = self.load_kills(&manifest, report).await?;
-        Ok(Subject { manifest, table, kills, settled })
+        Ok(Subject { manifest, table, kills, settled, newest })
     }
 
     async fn load_pages(&self, manifest: &Manifest, report: &mut CheckReport) -> Result<BTreeMap<Ordinal, TableEntry>> {

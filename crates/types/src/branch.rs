@@ -222,6 +222,8 @@ crate::catalogue::catalogue! {
     // Hidden histories.
     /// The window of a hidden history is over and something of it is kept still: the rest is freed by the rule of boundaries.
     HistoryTrimmed = "history-trimmed",
+    /// A clone has let go of the newest that is kept of a hidden history, and a check looks before what lies above is freed.
+    CheckBeforeTrim = "check-before-trim",
     /// A hidden history is kept by a rollback alone: a walk has found what its volume reaches of it, and the rest is freed.
     HistorySwept = "history-swept",
     /// A hidden history was changed while somebody worked out what of it is free: the work is given up, and done anew.

@@ -7,7 +7,7 @@
 //!
 //! Before, everything is freed that can be; nobody else frees meanwhile. Nothing is written otherwise.
 
-use super::{CheckReport, Progress, Subject};
+use super::{ALL, CheckReport, Progress, Subject};
 use crate::Result;
 use crate::closed::{Family, Kept, Pinned, Reached};
 use crate::context::Held;
@@ -16,7 +16,7 @@ use crate::volume::Volume;
 use std::rc::Rc;
 use varve_coord::TimelineRecord;
 use varve_format::manifest::{Manifest, TimelineState};
-use varve_types::{ErrorKind, TimelineId};
+use varve_types::{ErrorKind, Ordinal, TimelineId};
 
 /// Rounds in which everything that can be freed is: what one timeline lets go of, another may.
 const ROUNDS: u32 = 6;
@@ -62,25 +62,29 @@ impl Volume {
                 Ok(())
             }
             _ => {
-                let settled = self.is_settled(other.id, &manifest).await?;
+                let settled = self.settled(other.id, &manifest).await?;
                 let subject = timeline.closed_subject(manifest, settled, report).await?;
                 timeline.check_subject(&subject, report, progress).await
             }
         }
     }
 
-    /// Whether all that waited in a held timeline was asked since what is kept has changed.
-    async fn is_settled(&self, id: TimelineId, manifest: &Manifest) -> Result<bool> {
+    /// Whether all that waited in a held timeline was asked since what is kept has changed; and above which boundary nothing is kept.
+    async fn settled(&self, id: TimelineId, manifest: &Manifest) -> Result<(bool, Ordinal)> {
+        if !matches!(manifest.state, TimelineState::Held { .. }) {
+            return Ok((false, ALL));
+        }
         let kept = Kept::of(manifest, self.listed(id).await?);
+        let newest = kept.newest().0;
         let known = self.closed.borrow().get(&id).and_then(|closed| closed.settled.clone());
-        Ok(matches!(manifest.state, TimelineState::Held { .. }) && known == Some(kept))
+        Ok((known == Some(kept), newest))
     }
 
     async fn check_swept(&self, manifest: Manifest, report: &mut CheckReport, progress: Progress<'_>) -> Result<()> {
         let (timeline, id) = (self.shown(), manifest.timeline);
         // The shown timeline makes checkpoints meanwhile; what is walked stays.
         let _pinned = Pinned::new(Rc::clone(&timeline));
-        let subject = timeline.closed_subject(manifest, true, report).await?;
+        let subject = timeline.closed_subject(manifest, (true, ALL), report).await?;
         if let Some(members) = self.family(id).await? {
             let family = Family::of(&members);
             let exact = self.closed.borrow().get(&id).is_some_and(|closed| closed.swept_at(&family));

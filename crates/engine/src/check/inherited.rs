@@ -4,7 +4,7 @@
 //! What it inherits from a volume that is there is proved by the check of that one. A deleted volume has no check of its own, and what is left of it is there
 //! for its clones: so each of them proves all of it. Its counts are its own affair: they are compared no more.
 
-use super::{CheckReport, Progress, verify};
+use super::{ALL, CheckReport, Progress, verify};
 use crate::Result;
 use crate::lineage::newest_manifest_if_there;
 use crate::volume::Volume;
@@ -31,7 +31,7 @@ impl Volume {
             }
             let Some(manifest) = self.lasting_manifest(id, report).await? else { continue };
             let mut found = CheckReport::default();
-            let subject = shown.closed_subject(manifest, false, &mut found).await?;
+            let subject = shown.closed_subject(manifest, (false, ALL), &mut found).await?;
             verify::verify(&shown, &subject, &mut found, progress).await?;
             // What ended meanwhile nobody needed: a flatten in between has let go of it.
             if found.problems.is_empty() || self.lasting_manifest(id, report).await?.is_some() {

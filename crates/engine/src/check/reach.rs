@@ -22,6 +22,7 @@ use std::sync::Arc;
 use varve_format::manifest::{Hold, Manifest, Reclaim};
 use varve_format::table::{LiveBits, TableEntry};
 use varve_format::{Lineage, NodePointer, Pointer};
+use varve_types::branch::{Branch, reached};
 use varve_types::{Ordinal, RootNumber};
 
 /// Nodes entered between two looks at other tasks.
@@ -233,6 +234,10 @@ impl Reach {
                 if entry.live.live() != entry.live.blocks() {
                     report.problem(name, "blocks of it are dead though no checkpoint has merged it");
                 }
+                continue;
+            }
+            if !subject.settled && *ordinal >= subject.newest {
+                reached(Branch::CheckBeforeTrim);
                 continue;
             }
             if let Some(bits) = kept.get(ordinal) {

@@ -61,7 +61,7 @@ impl Kept {
     }
 
     /// Boundary and root above which nothing is kept.
-    fn newest(&self) -> (Ordinal, RootNumber) {
+    pub fn newest(&self) -> (Ordinal, RootNumber) {
         (self.boundaries.last().copied().unwrap_or_default(), self.roots.last().copied().unwrap_or_default())
     }
 }

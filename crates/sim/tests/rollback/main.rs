@@ -8,12 +8,13 @@ use varve_sim::node;
 mod sweep;
 
 use node::{Node, name};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use varve_coord::TimelineState as RecordState;
 use varve_engine::{CheckReport, Device, Flattened};
-use varve_env::StoreErrorKind;
+use varve_env::{Env, StoreErrorKind};
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
 use varve_sim::{CrashMode, InFlight, Rng, SimOptions, StoreFault, StoreOp};
@@ -343,6 +344,40 @@ fn flattened_it_needs_no_history() {
     node.crash(CrashMode::Lost, InFlight::Lost);
     node.reopen();
     shows(&node, &node.device("w"), &model, "found again");
+}
+
+/// A clone lets go of the newest that is kept of a history, while a check is under way.
+#[test]
+fn a_check_knows_what_goes_whole() {
+    for delay in (0..12_000).step_by(200) {
+        let (node, mut rng) = start(12);
+        let mut model = vec![0; SIZE];
+        write(&node, "v", &mut model, &mut rng, 0..60);
+        snapshot(&node, "v", "a");
+        write(&node, "v", &mut model, &mut rng, 0..40);
+        merge(&node, "v");
+        snapshot(&node, "v", "b");
+        clone(&node, "v", Some("b"), "w");
+        merge(&node, "w");
+        forget(&node, "v", "b");
+        write(&node, "v", &mut model, &mut rng, 20..50);
+        merge(&node, "v");
+        rollback(&node, "v", "a");
+        pass(&node, 120);
+        write(&node, "v", &mut model, &mut rng, 0..5);
+        node.server.set_latency(Duration::from_millis(100), Duration::from_millis(300));
+        let shard = node.shard();
+        let flattened = Rc::new(Cell::new(false));
+        let done = Rc::clone(&flattened);
+        node.env.spawn(Box::pin(async move {
+            done.set(shard.flatten(&name("w"), |_, _| {}).await.is_ok_and(|flattened| flattened.independent));
+        }));
+        node.world.run_for(Duration::from_millis(delay)).unwrap();
+        check(&node, "v");
+        pass(&node, 120);
+        assert!(flattened.get());
+        check(&node, "v");
+    }
 }
 
 #[test]
