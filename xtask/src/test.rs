@@ -36,10 +36,10 @@ const SHARES: [(&str, u64); 20] = [
     ("tests of store", 50),
     ("tests of engine", 10),
     ("tests of lab", 60),
-    ("tests of sim", 200),
+    ("tests of sim", 170),
     ("tests of server", 40),
     ("tests of varve", 230),
-    ("random seeds", 110),
+    ("random seeds", 140),
     ("planted bugs", 90),
     ("fuzz", 240),
 ];
