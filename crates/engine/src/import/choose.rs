@@ -67,7 +67,7 @@ pub(super) async fn choose(
         }
         Some(found) if is_left_over(store, &found.manifest).await? => {
             reached(Branch::ImportLeavesEnded);
-            "what its manifest names is not there: it was deleted for good, and the manifest landed late"
+            "next to nothing of what its manifest names is there: it was deleted for good, and the manifest landed late; else it is lost"
         }
         Some(_) => return Ok(found),
     };

@@ -42,6 +42,8 @@ enum Answer {
 
 /// Bytes of the largest requests.
 const LARGEST: u64 = 512 << 10;
+/// Blocks that are written behind the end that a resize makes.
+const CUT_OFF: u32 = 6;
 
 type Answers = Rc<RefCell<Vec<Option<Result<Answer, EngineError>>>>>;
 
@@ -222,6 +224,12 @@ impl Run {
 
     /// Changes that wait for their turn while the volume becomes smaller, and they lie behind its end; or larger, and a discard up to the end is none any more.
     pub(super) fn beside_resize(&mut self, vol: usize, from: u64, to: u64, batch: &mut Batch, rng: &mut Rng) {
+        for _ in 0..if to < from { CUT_OFF } else { 1 } {
+            self.wait_beside_resize(vol, from, to, batch, rng);
+        }
+    }
+
+    fn wait_beside_resize(&mut self, vol: usize, from: u64, to: u64, batch: &mut Batch, rng: &mut Rng) {
         let block = if to < from {
             let least = to.next_multiple_of(BLOCK);
             least + rng.below(from.saturating_sub(least) / BLOCK + 1) * BLOCK

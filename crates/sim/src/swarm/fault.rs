@@ -10,6 +10,7 @@ use super::plan::Plan;
 use super::run::{Run, known};
 use crate::node::Node;
 use crate::{Chaos, CrashMode, InFlight, Rng, RunError, WriteFault};
+use std::rc::Rc;
 use std::time::Duration;
 use varve_coord::Fault;
 use varve_engine::EngineError;
@@ -79,15 +80,27 @@ impl Run {
         self.node.server.read_badly_for(Duration::from_millis(rng.below(30_000)), slowest, error_per_mille);
     }
 
-    /// Whoever reads next waits for nodes of the map that nobody has loaded yet, while checkpoints replace them.
-    fn read_badly_beside_checkpoints(&mut self, rng: &mut Rng) {
+    /// Whoever reads next waits for nodes of the map that nobody has loaded yet, and for manifests, while checkpoints and changes replace them.
+    fn read_badly_beside_changes(&mut self, rng: &mut Rng) {
         self.read_badly(rng);
         for vol in &self.vols {
             let Ok(open) = self.node.shard().find(&known(&vol.name)) else { continue };
+            let (changed, asked) = (Rc::clone(&open), Rc::clone(&open));
+            // All of it ends with the process, or is refused for a while; nobody waits for it.
             self.node.env.spawn(Box::pin(async move {
                 for _ in 0..3 {
-                    // It ends with the process, or is refused for a while; nobody waits for it.
                     drop(open.checkpoint().await);
+                }
+            }));
+            self.node.env.spawn(Box::pin(async move {
+                for _ in 0..4 {
+                    let settings = changed.record().settings;
+                    drop(changed.set(settings).await);
+                }
+            }));
+            self.node.env.spawn(Box::pin(async move {
+                for _ in 0..4 {
+                    drop(asked.origin().await);
                 }
             }));
         }
@@ -170,8 +183,8 @@ impl Run {
             self.cover.count("fault: the store is full once a process has started");
             self.full_for_a_while(rng);
         }
-        if rng.chance(self.plan.bad_reads * 20) {
-            self.read_badly_beside_checkpoints(rng);
+        if rng.chance(self.plan.bad_reads * 60) {
+            self.read_badly_beside_changes(rng);
         }
         self.recover(lost);
         self.set_faults(true);
