@@ -236,11 +236,14 @@ impl Reach {
                 }
                 continue;
             }
-            if !subject.settled && *ordinal >= subject.newest {
-                reached(Branch::CheckBeforeTrim);
-                continue;
-            }
-            if let Some(bits) = kept.get(ordinal) {
+            if let Some(bits) = kept.get_mut(ordinal) {
+                if !subject.settled && *ordinal >= subject.newest {
+                    // What lives there goes whole; what a tree leads to has to live all the same.
+                    reached(Branch::CheckBeforeTrim);
+                    (0..entry.live.blocks()).filter(|block| entry.live.is_live(*block)).for_each(|block| {
+                        bits.set(block as usize);
+                    });
+                }
                 compare(&name, bits, &entry.live, report);
             }
         }
