@@ -36,16 +36,22 @@ fn same(node: &Node, device: &Rc<Device>, array: &[u8], what: &str) {
     }
 }
 
-#[test]
-fn what_no_journal_has_is_not_given_up_in_ram() {
-    let mut node = node(16 * MIB);
-    node.limits.layer_ram = 256 << 10;
+/// Starts a node, with a volume of 4 MiB and half a MiB flushed to it. Gives the volume and what it holds.
+fn half_a_mib_flushed(node: &Node) -> (Rc<Device>, Vec<u8>) {
     node.create().expect("the world runs").expect("the shard starts");
     node.create_volume("v", 4 * MIB);
     let device = node.device("v");
     let mut array = vec![0; 4 << 20];
-    write(&node, &device, &mut array, 0, MIB / 2, 1);
+    write(node, &device, &mut array, 0, MIB / 2, 1);
     node.flush(&device).expect("alive").expect("a flush");
+    (device, array)
+}
+
+#[test]
+fn what_no_journal_has_is_not_given_up_in_ram() {
+    let mut node = node(16 * MIB);
+    node.limits.layer_ram = 256 << 10;
+    let (device, mut array) = half_a_mib_flushed(&node);
     node.disk.fail_sync(0);
     write(&node, &device, &mut array, MIB, 4096, 2);
     // The journal fails on the way; the flush is answered by the store.
@@ -81,12 +87,7 @@ fn what_no_journal_has_is_not_given_up_in_ram() {
 #[test]
 fn what_a_failed_sync_left_in_memory_is_made_durable_before_it_is_promised() {
     let mut node = node(16 * MIB);
-    node.create().expect("the world runs").expect("the shard starts");
-    node.create_volume("v", 4 * MIB);
-    let device = node.device("v");
-    let mut array = vec![0; 4 << 20];
-    write(&node, &device, &mut array, 0, MIB / 2, 1);
-    node.flush(&device).expect("alive").expect("a flush");
+    let (device, mut array) = half_a_mib_flushed(&node);
     for nth in 0..1000 {
         node.server.fail(StoreOp::Put, "/seg/", nth, StoreFault::Error(StoreErrorKind::Unavailable));
     }

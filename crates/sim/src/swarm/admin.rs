@@ -292,6 +292,7 @@ impl Run {
             Some(Err(error))
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) && self.came_too_late(&admin) =>
             {
+                self.cover.count("op: refused, as its window has ended meanwhile");
                 done
             }
             // It reads every byte, and begins anew at each refusal.
