@@ -87,13 +87,18 @@ pub struct Volume {
     next_attachment: Cell<u64>,
 }
 
+/// Gives a volume a new epoch, and its writer.
+pub(crate) fn raise(record: &mut VolumeRecord, writer: WriterId) {
+    if !planted(Mutant::KeepEpoch) {
+        record.epoch = record.epoch.next();
+    }
+    record.writer = writer;
+}
+
 /// Raises the epoch of a volume in its record.
-pub(crate) async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId) -> Result<VolumeRecord> {
+async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId) -> Result<VolumeRecord> {
     let change = |record: &mut VolumeRecord| -> Result<()> {
-        if !planted(Mutant::KeepEpoch) {
-            record.epoch = record.epoch.next();
-        }
-        record.writer = writer;
+        raise(record, writer);
         Ok(())
     };
     Ok(Records::new(&*context.coord).modify_volume(id, change).await?.0)

@@ -238,6 +238,8 @@ crate::catalogue::catalogue! {
     BirthTakenBack = "birth-taken-back",
     /// The window of a deleted volume is over and a clone of it lives: it stays until the clone is gone or flattened.
     PurgeKept = "purge-kept",
+    /// The window of a deleted volume was over, and it was brought back just in time, while its end waited: it stays.
+    PurgeOvertaken = "purge-overtaken",
     /// The end of a deleted volume was interrupted: some of its histories have no objects any more, and it goes on with the others.
     PurgeResumed = "purge-resumed",
     /// An object of an earlier opening is named by nothing: the sweep deletes it.

@@ -188,6 +188,8 @@ crate::catalogue::catalogue! {
     PurgeHeldOrigin = "purge-held-origin",
     /// A deleted volume is removed inside its window: it can not be brought back.
     PurgeInsideWindow = "purge-inside-window",
+    /// A deleted volume is removed though it was brought back while its end waited: it is shown, and its objects are gone.
+    PurgeBroughtBack = "purge-brought-back",
     /// A deleted volume is brought back though its window is over: half of it may be gone.
     UndeleteAfterWindow = "undelete-after-window",
 

@@ -11,14 +11,14 @@ use crate::closed::edit_closed;
 use crate::lineage::newest_manifest_if_there;
 use crate::manifests::{PoolStore, put_manifest, reference, remove_dead, remove_manifest, remove_objects};
 use crate::timeline::Data;
-use crate::volume::Volume;
+use crate::volume::{Volume, raise};
 use crate::{EngineError, Result};
 use std::rc::Rc;
 use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
 use varve_format::manifest::{Hold, Manifest, TimelineState};
-use varve_types::branch::{Branch, reached};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
 
@@ -262,10 +262,8 @@ impl Shard {
 
     /// Looks which windows have ended, and ends what they kept.
     pub async fn sweep(self: &Rc<Self>) -> Result<()> {
-        let now = self.context.now_ms();
         for (record, _) in Records::new(&*self.context.coord).list_volumes().await? {
-            let is_over = |until_ms| until_ms <= now || planted(Mutant::PurgeInsideWindow);
-            if record.deleted.is_some_and(|deleted| is_over(deleted.until_ms))
+            if self.is_over(&record)
                 && let Err(error) = self.purge(&record).await
             {
                 tracing::warn!(volume = %record.id, %error, "a deleted volume could not be removed yet");
@@ -292,6 +290,29 @@ impl Shard {
         Ok(())
     }
 
+    /// Whether a volume was deleted, and its window is over.
+    fn is_over(&self, record: &VolumeRecord) -> bool {
+        let is_past = |until_ms| until_ms <= self.context.now_ms() || planted(Mutant::PurgeInsideWindow);
+        record.deleted.is_some_and(|deleted| is_past(deleted.until_ms))
+    }
+
+    /// Takes a deleted volume over to end it; `None` where it was brought back since it was looked at. Nothing brings it back from then on, whatever the
+    /// clock shows.
+    async fn begin_end(&self, seen: &VolumeRecord) -> Result<Option<VolumeRecord>> {
+        let begin = |record: &mut VolumeRecord| -> Result<bool> {
+            if !self.is_over(record) && !planted(Mutant::PurgeBroughtBack) {
+                return Ok(false);
+            }
+            // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
+            raise(record, seen.writer);
+            record.deleted = record.deleted.map(|deleted| Deleted { until_ms: 0, ..deleted });
+            Ok(true)
+        };
+        let (record, _, begun) = Records::new(&*self.context.coord).modify_volume(seen.id, begin).await?;
+        reached_if(!begun, Branch::PurgeOvertaken);
+        Ok(begun.then_some(record))
+    }
+
     /// Removes a deleted volume for ever, unless others were born from it.
     async fn purge(self: &Rc<Self>, record: &VolumeRecord) -> Result<()> {
         let (pool, _) = self.pool(&record.pool)?;
@@ -311,8 +332,7 @@ impl Shard {
             births.extend(manifest.birth.map(|birth| (birth.origin, timeline.id)));
         }
         pool.check().await?;
-        // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
-        let mut record = crate::volume::raise_epoch(&self.context, record.id, record.writer).await?;
+        let Some(mut record) = self.begin_end(record).await? else { return Ok(()) };
         for id in record.timelines.iter().map(|t| t.id).collect::<Vec<_>>() {
             if newest_manifest_if_there(&self.context, &pool.store, id).await?.is_err() {
                 reached(Branch::PurgeResumed);
