@@ -50,6 +50,8 @@ struct State {
     counts: DiskCounts,
     /// By number of the write.
     write_faults: BTreeMap<u64, WriteFault>,
+    /// Of the next write that begins below an offset.
+    low_write_fault: Option<(u64, WriteFault)>,
     /// By number of the sync.
     sync_faults: BTreeMap<u64, io::ErrorKind>,
     unreadable: Vec<Range<u64>>,
@@ -86,6 +88,7 @@ impl DiskMedium {
             timing: DiskTiming::default(),
             counts: DiskCounts::default(),
             write_faults: BTreeMap::new(),
+            low_write_fault: None,
             sync_faults: BTreeMap::new(),
             unreadable: Vec::new(),
             full: false,
@@ -144,6 +147,11 @@ impl DiskMedium {
         state.write_faults.insert(number, fault);
     }
 
+    /// Lets the next write that begins below `end` go wrong.
+    pub fn fail_write_below(&self, end: u64, fault: WriteFault) {
+        self.medium.state.borrow_mut().low_write_fault = Some((end, fault));
+    }
+
     /// Lets the `nth` sync from now fail, the next one being 0; what it should have covered is lost for good.
     pub fn fail_sync(&self, nth: u64) {
         let mut state = self.medium.state.borrow_mut();
@@ -155,6 +163,7 @@ impl DiskMedium {
     pub fn forget_faults(&self) {
         let mut state = self.medium.state.borrow_mut();
         state.write_faults.clear();
+        state.low_write_fault = None;
         state.sync_faults.clear();
     }
 
@@ -277,6 +286,15 @@ impl State {
         }
         self.counts.writes += 1;
     }
+
+    /// What goes wrong with a write.
+    fn fault_of(&mut self, number: u64, offset: u64) -> Option<WriteFault> {
+        if self.full {
+            return Some(WriteFault::NoSpace);
+        }
+        let low = self.low_write_fault.take_if(|(end, _)| offset < *end).map(|(_, fault)| fault);
+        self.write_faults.remove(&number).or(low)
+    }
 }
 
 impl Disk for SimDisk {
@@ -299,7 +317,7 @@ impl Disk for SimDisk {
         let number = state.counts.writes;
         state.counts.writes += 1;
         state.counts.written += len;
-        let fault = if state.full { Some(WriteFault::NoSpace) } else { state.write_faults.remove(&number) };
+        let fault = state.fault_of(number, offset);
         let mut result = Ok(());
         match fault {
             Some(WriteFault::Error) => return Err(self.error(io::ErrorKind::Other, "write failed, as it was told to")),

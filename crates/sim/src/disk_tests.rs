@@ -140,6 +140,10 @@ fn writes_go_wrong_as_they_are_told_to() {
     b.medium.crash(CrashMode::Kept);
     let at = |offset: u64| b.medium.contents(offset..offset + 1)[0];
     assert_eq!((at(2048), at(4096), at(8192)), (0, 0, 3));
+    b.medium.fail_write_below(1024, WriteFault::Error);
+    b.write(1024, &[4; 512]).unwrap();
+    assert!(b.write(512, &[4; 512]).is_err());
+    b.write(512, &[4; 512]).unwrap();
     b.medium.set_full(true);
     let disk = b.medium.open(&b.process);
     assert_eq!(disk.write_at(0, &[IoSlice::new(&[1])]).unwrap_err().kind(), io::ErrorKind::StorageFull);

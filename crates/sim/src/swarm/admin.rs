@@ -3,20 +3,21 @@
 //!
 //! An operation that was answered is done; what became of one that a death cut off is found out by `cut_off.rs`.
 //! What store or coordination refuse for now is tried again, as a person would: a try that was refused may have been done all the same, so the next one
-//! looks first. Nothing is asked for that must be refused by the rules (an undo past its window, a rollback while attached): that is for tests of their
-//! own.
+//! looks first. Nothing is asked for that must be refused by the rules (a rollback while attached): that is for tests of their own. But what is hidden may be
+//! asked for right when its window ends: then it comes back whole, or is refused.
 
 use super::act::{act, create, name_of, settings};
 use super::batch::Batch;
 use super::cut_off::CutOff;
 use super::disk::{Change, Disk};
 use super::line::{Line, Made, Snap};
-use super::plan::Op;
+use super::plan::{Ending, Op};
 use super::run::{Died, Gone, Run, View, patiently};
 use super::stamp::{BLOCK, SECTOR};
 use crate::Rng;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{Device, EngineError};
@@ -29,6 +30,8 @@ const MOST_SNAPSHOTS: usize = 6;
 const MOST_ADMINS: usize = 3;
 /// How long before the end of a window nothing of it is brought back any more, in milliseconds.
 const MARGIN_MS: u64 = 60_000;
+/// How long before the end of a window it is waited for, so as to bring something back right then, in milliseconds.
+const LAST_MOMENT_MS: Range<u64> = 400..150_000;
 
 type Shared = Rc<RefCell<Snap>>;
 
@@ -54,6 +57,12 @@ pub(super) enum Kind {
     View { snap: Shared },
     Show,
     Check,
+}
+
+impl Kind {
+    const fn undeletes(&self) -> bool {
+        matches!(self, Self::Undelete { .. } | Self::UndeleteTooLate { .. })
+    }
 }
 
 /// An operation of a batch.
@@ -87,12 +96,11 @@ impl Admin {
 
     /// Whether it may be under way together with another one.
     fn goes_with(&self, kind: &Kind, vol: usize) -> bool {
-        let undeletes = |kind: &Kind| matches!(kind, Kind::Undelete { .. } | Kind::UndeleteTooLate { .. });
         let is_chore =
             |kind: &Kind| matches!(kind, Kind::Flatten | Kind::Seal | Kind::Checkpoint | Kind::Check | Kind::Show);
         let bears = |kind: &Kind| matches!(kind, Kind::Snapshot { .. } | Kind::Forget { .. } | Kind::Set { .. });
         let (one, other) = (&self.kind, kind);
-        if (self.is_deletion() && matches!(other, Kind::Delete)) || (undeletes(one) && undeletes(other)) {
+        if self.is_deletion() && matches!(other, Kind::Delete) {
             return false;
         }
         // On one volume: what only works it off, beside what adds to it.
@@ -120,7 +128,9 @@ impl Run {
 
     /// Adds an operation to a batch, if it is possible now.
     pub(super) fn plan_admin(&mut self, op: Op, vol: usize, batch: &mut Batch, rng: &mut Rng) {
-        if batch.admins.len() == MOST_ADMINS {
+        // To choose what is brought back forgets what no longer can be, and one that was chosen before is known by its place.
+        let is_second = op == Op::Undelete && batch.admins.iter().any(|admin| admin.kind.undeletes());
+        if batch.admins.len() == MOST_ADMINS || is_second {
             return;
         }
         let Some(kind) = self.choose(op, vol, rng) else { return };
@@ -146,9 +156,22 @@ impl Run {
         if matches!(kind, Kind::Flatten) && !self.vols[vol].template && rng.chance(500) {
             (0..6).for_each(|_| self.write_somewhere(vol, BLOCK, batch, rng));
         }
+        // What a hidden history keeps changes under the hands of who looks at all of it.
+        let is_looked_at = matches!(kind, Kind::Forget { .. })
+            && batch.admins.len() + 1 < MOST_ADMINS
+            && batch.admins.iter().all(|admin| admin.goes_with(&Kind::Check, vol))
+            && self.node.volume(&self.vols[vol].name).record().timelines.len() > 1
+            && rng.chance(350);
+        let delay = Duration::from_millis(if is_looked_at || rng.chance(300) { rng.below(200) } else { 0 });
+        self.add_admin(kind, vol, delay, batch);
+        if is_looked_at {
+            self.add_admin(Kind::Check, vol, Duration::ZERO, batch);
+        }
+    }
+
+    pub(super) fn add_admin(&mut self, kind: Kind, vol: usize, delay: Duration, batch: &mut Batch) {
         self.cover.count(name_of(&kind));
         let at_ms = self.node.env.wall_ms();
-        let delay = Duration::from_millis(if rng.chance(300) { rng.below(200) } else { 0 });
         batch.admins.push(Admin { kind, vol, at_ms, delay, answer: Rc::default(), device: Rc::default() });
     }
 
@@ -169,6 +192,15 @@ impl Run {
                 Kind::Clone { snap, name: self.fresh_name("v") }
             }
             Op::Rollback if self.vols[vol].hidden.len() < 4 && !template => Kind::Rollback { snap: any(rng)?, shown },
+            Op::Undo
+                if !template
+                    && self.vols[vol].hidden.last().is_some_and(|line| self.ends_soon(line.hidden_ms))
+                    && rng.chance(150) =>
+            {
+                let from_ms = self.vols[vol].hidden.last().map_or(0, |line| line.hidden_ms);
+                self.wait_for_the_end(from_ms, rng);
+                Kind::Undo { shown }
+            }
             Op::Undo if !template => {
                 let end = self.peak_ms + MARGIN_MS;
                 let window = self.window_ms();
@@ -209,6 +241,11 @@ impl Run {
 
     /// Which deleted volume is asked for: one that can be brought back, or one that nobody may.
     fn choose_deleted(&mut self, rng: &mut Rng) -> Option<Kind> {
+        let at_its_end = self.gone.iter().position(|gone| self.ends_soon(gone.to_ms));
+        if let Some(gone) = at_its_end.filter(|_| rng.chance(500)) {
+            self.wait_for_the_end(self.gone[gone].to_ms, rng);
+            return Some(Kind::Undelete { gone });
+        }
         let (window, end) = (self.window_ms(), self.peak_ms + MARGIN_MS);
         let (kept, over) = std::mem::take(&mut self.gone).into_iter().partition(|gone| end < gone.from_ms + window);
         self.gone = kept;
@@ -226,12 +263,27 @@ impl Run {
         }
     }
 
-    fn window_ms(&self) -> u64 {
+    /// Whether the window of what was hidden then ends so soon that it can be waited for. Where the clock jumps nobody knows.
+    fn ends_soon(&self, from_ms: u64) -> bool {
+        let left = (from_ms + self.window_ms()).saturating_sub(self.node.env.wall_ms());
+        self.plan.jump == 0 && LAST_MOMENT_MS.contains(&left)
+    }
+
+    /// Waits until that window ends in a moment.
+    fn wait_for_the_end(&mut self, from_ms: u64, rng: &mut Rng) {
+        self.wait_ms(from_ms + self.window_ms() - self.node.env.wall_ms() - rng.below(LAST_MOMENT_MS.start));
+        if rng.chance(500) {
+            // It is over long before all is found that is needed to bring something back.
+            self.read_badly(rng);
+        }
+    }
+
+    pub(super) fn window_ms(&self) -> u64 {
         self.plan.pool.undelete_window_ms.unwrap_or_default()
     }
 
     /// What is attached lets go of a volume.
-    fn detach(&mut self, vol: usize) {
+    pub(super) fn detach(&mut self, vol: usize) {
         let volume = &self.vols[vol].name;
         self.devices.remove(volume);
         self.views.retain(|view| view.volume != *volume);
@@ -289,9 +341,7 @@ impl Run {
                 if found_dead { Err(Died) } else { done }
             }
             Some(Err(error)) if matches!(admin.kind, Kind::Flatten) && error.kind() == ErrorKind::Conflict => done,
-            Some(Err(error))
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) && self.came_too_late(&admin) =>
-            {
+            Some(Err(error)) if self.is_refusal(&error) && self.came_too_late(&admin) => {
                 self.cover.count("op: refused, as its window has ended meanwhile");
                 done
             }
@@ -303,6 +353,12 @@ impl Run {
                 done
             }
         }
+    }
+
+    /// Whether an error may say that something is at its end: it may be a node that has lost its volumes, and does not know it, who ends it.
+    fn is_refusal(&self, error: &EngineError) -> bool {
+        matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict)
+            || (error.kind() == ErrorKind::Fenced && self.plan.ending == Ending::TakeOver)
     }
 
     /// Whether the window of what was to be brought back has ended while store or coordination were in the way.

@@ -56,6 +56,8 @@ pub(super) struct Batch {
     pub(super) admins: Vec<Admin>,
     /// Volumes that an operation has for itself.
     pub(super) alone: Vec<usize>,
+    /// Whether the operations begin before the requests, which then wait for them, or come too late.
+    admins_first: bool,
 }
 
 impl Batch {
@@ -105,7 +107,7 @@ impl Batch {
 impl Run {
     /// Makes a batch, lets it run, and takes what came of it.
     pub(super) fn batch(&mut self, rng: &mut Rng) -> Result<(), Died> {
-        let mut batch = Batch::default();
+        let mut batch = Batch { admins_first: rng.chance(500), ..Batch::default() };
         for _ in 0..1 + rng.below(self.plan.width) {
             let op = self.plan.pick(rng);
             if matches!(op, Op::Wait | Op::WaitLong) {
@@ -252,7 +254,7 @@ impl Run {
         batch.change(vol, other, false, rng.chance(300));
     }
 
-    fn run_batch(&mut self, batch: Batch) -> Result<(), Died> {
+    pub(super) fn run_batch(&mut self, batch: Batch) -> Result<(), Died> {
         let mut futures: Vec<LocalFuture<()>> = Vec::new();
         let answers: Answers = Rc::default();
         let named: Vec<_> = batch.requests.iter().map(|(vol, _)| self.vols[*vol].name.clone()).collect();
@@ -267,6 +269,9 @@ impl Run {
         for admin in &batch.admins {
             self.note(|| format!("{}: {:?}", self.vols[admin.vol().unwrap_or(0)].name, admin.kind()));
             futures.push(self.start_admin(admin));
+        }
+        if batch.admins_first {
+            futures.rotate_left(batch.requests.len());
         }
         self.ops += futures.len() as u64;
         let done = self.together(futures);

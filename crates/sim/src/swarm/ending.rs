@@ -7,6 +7,7 @@
 //!
 //! The journal's disk goes bad in `rot.rs`; others take over in `takeover.rs`.
 
+use super::admin::Kind;
 use super::disk::Disk;
 use super::prove::check;
 use super::run::{Run, known};
@@ -55,16 +56,10 @@ impl Run {
         self.views.clear();
         self.devices.clear();
         self.wait_ms(10);
-        for volume in self.vols.iter().map(|vol| vol.name.clone()).collect::<Vec<_>>() {
-            let shard = self.node.shard();
-            self.alive(|this| {
-                this.insist("delete", move || {
-                    let (shard, volume) = (Rc::clone(&shard), known(&volume));
-                    async move { shard.delete_volume(&volume).await }
-                })
-            });
+        while !self.vols.is_empty() {
+            self.do_one(Kind::Delete, 0);
         }
-        self.vols.clear();
+        self.gone.clear();
         let window = self.plan.pool.undelete_window_ms.unwrap_or_default();
         // The clock may have been ahead when something was deleted.
         let ahead = self.peak_ms.saturating_sub(self.node.env.wall_ms());

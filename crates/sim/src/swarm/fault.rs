@@ -15,6 +15,7 @@ use std::time::Duration;
 use varve_coord::Fault;
 use varve_engine::EngineError;
 use varve_env::Env;
+use varve_format::journal::RING_START;
 use varve_types::ErrorKind;
 
 impl Run {
@@ -60,7 +61,11 @@ impl Run {
             } else {
                 self.cover.count("fault: a write of the journal fails");
                 let fault = [WriteFault::Error, WriteFault::NoSpace, WriteFault::Partial(5000)][rng.below(3) as usize];
-                self.node.disk.fail_write(nth, fault);
+                if rng.chance(300) {
+                    self.node.disk.fail_write_below(RING_START, fault);
+                } else {
+                    self.node.disk.fail_write(nth, fault);
+                }
             }
         }
         if rng.chance(4) && self.node.shard().spoil_cache(rng.next_u64()) {
@@ -74,7 +79,7 @@ impl Run {
         self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
     }
 
-    fn read_badly(&mut self, rng: &mut Rng) {
+    pub(super) fn read_badly(&mut self, rng: &mut Rng) {
         self.cover.count("fault: reads of the store are slow and fail");
         let (slowest, error_per_mille) = (Duration::from_millis(rng.below(5000)), rng.below(500) as u32);
         self.node.server.read_badly_for(Duration::from_millis(rng.below(30_000)), slowest, error_per_mille);
@@ -88,7 +93,7 @@ impl Run {
             let (changed, asked) = (Rc::clone(&open), Rc::clone(&open));
             // All of it ends with the process, or is refused for a while; nobody waits for it.
             self.node.env.spawn(Box::pin(async move {
-                for _ in 0..3 {
+                for _ in 0..6 {
                     drop(open.checkpoint().await);
                 }
             }));
@@ -183,7 +188,7 @@ impl Run {
             self.cover.count("fault: the store is full once a process has started");
             self.full_for_a_while(rng);
         }
-        if rng.chance(self.plan.bad_reads * 60) {
+        if rng.chance(self.plan.bad_reads * 90) {
             self.read_badly_beside_changes(rng);
         }
         self.recover(lost);

@@ -23,6 +23,7 @@ mod plan;
 mod prove;
 mod rot;
 mod run;
+mod scene;
 mod shrink;
 mod single;
 mod stamp;

@@ -252,12 +252,18 @@ impl Run {
         self.immortal();
         self.settle();
         match self.plan.ending {
+            Ending::Windows if rng.chance(40) => self.let_go_beside_checks(&mut rng),
             Ending::Windows => {}
             Ending::Empty => return self.end_empty(),
             Ending::Spoil => return self.end_spoilt(&mut rng),
             Ending::Rot => self.rot(&mut rng),
             Ending::TakeOver => self.take_over(&mut rng, options),
-            Ending::Import => self.import(&mut rng, options),
+            Ending::Import => {
+                if rng.chance(250) {
+                    self.leave_a_manifest();
+                }
+                self.import(&mut rng, options);
+            }
         }
         self.end_windows(&mut rng);
     }

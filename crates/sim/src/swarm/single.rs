@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Single requests, outside the batches: each is tried until it is answered, whatever dies meanwhile, and then it is in the model.
+//! Single requests and operations, outside the batches: each is tried until it is answered, and then it is in the model.
 
+use super::admin::Kind;
+use super::batch::Batch;
 use super::disk::Change;
 use super::line::Made;
 use super::run::{Died, Run, write};
 use super::stamp::bytes_of;
 use crate::node::{finish, wait};
 use std::rc::Rc;
+use std::time::Duration;
 use varve_engine::BlockDevice;
 
 impl Run {
@@ -40,6 +43,15 @@ impl Run {
             let device = Rc::clone(&device);
             async move { wait(device.flush()).await }
         })
+    }
+
+    /// An operation on a volume, for itself; what is attached lets go of the volume first.
+    pub(super) fn do_one(&mut self, kind: Kind, vol: usize) {
+        self.detach(vol);
+        let mut batch = Batch::default();
+        self.add_admin(kind, vol, Duration::ZERO, &mut batch);
+        let done = self.run_batch(batch);
+        self.alive(|_| done);
     }
 
     fn was_answered(&mut self, vol: usize, change: Change) {

@@ -8,7 +8,7 @@
 
 use super::RunOptions;
 use super::admin::Kind;
-use super::disk::{Change, Disk};
+use super::disk::Change;
 use super::line::Made;
 use super::plan::Op;
 use super::run::{REGION, Run, cluster, known, write};
@@ -155,17 +155,10 @@ impl Run {
 
     /// Renames a volume. With `twice` see [`checkpoint_twice`](Self::checkpoint_twice).
     fn change_names(&mut self, twice: bool, rng: &mut Rng) -> Option<usize> {
-        let (vol, to) = (rng.below(self.vols.len() as u64) as usize, self.fresh_name("v"));
-        let (open, text) = (self.node.volume(&self.vols[vol].name), known(&to));
+        let (vol, name) = (rng.below(self.vols.len() as u64) as usize, self.fresh_name("v"));
         self.devices.clear();
         self.views.clear();
-        self.alive(|this| {
-            this.insist("rename", move || {
-                let (open, text) = (Rc::clone(&open), text.clone());
-                async move { open.rename(text).await }
-            })
-        });
-        self.vols[vol].name = to;
+        self.do_one(Kind::Rename { name }, vol);
         if twice && rng.chance(500) {
             // What is hidden may then be given back; nothing of that can be brought back here.
             self.wait_ms(self.plan.pool.undelete_window_ms.unwrap_or_default());
@@ -213,36 +206,6 @@ impl Run {
             }
         }
         chosen
-    }
-
-    /// Rolls a volume back to its newest snapshot, deletes all of them, and lets the window end: only what the volume shows still needs what was before.
-    fn roll_back_for_good(&mut self, vol: usize) {
-        let (alive, volume) = (self.vols[vol].line.alive(), self.node.volume(&self.vols[vol].name));
-        let Some(newest) = alive.last() else { return };
-        let (shown, at_ms) = (volume.record().shown, self.node.env.wall_ms());
-        self.devices.clear();
-        self.views.clear();
-        self.wait_ms(5);
-        let (open, text) = (Rc::clone(&volume), known(&newest.borrow().name));
-        self.alive(|this| {
-            this.insist("rollback", move || {
-                let (open, text) = (Rc::clone(&open), text.clone());
-                async move { open.rollback(&text).await }
-            })
-        });
-        let back = Kind::Rollback { snap: Rc::clone(newest), shown };
-        self.was_done(back, vol, at_ms, &Disk::default(), &[], None);
-        for snap in self.vols[vol].line.alive() {
-            let (open, text) = (Rc::clone(&volume), known(&snap.borrow().name));
-            self.alive(|this| {
-                this.insist("delete a snapshot", move || {
-                    let (open, text) = (Rc::clone(&open), text.clone());
-                    async move { open.delete_snapshot(&text).await }
-                })
-            });
-            self.was_done(Kind::Forget { snap }, vol, at_ms, &Disk::default(), &[], None);
-        }
-        self.wait_ms(self.plan.pool.undelete_window_ms.unwrap_or_default() + 30_000);
     }
 
     pub(super) fn checkpoint(&mut self, vol: usize) {
