@@ -136,14 +136,14 @@ fn writes_go_wrong_as_they_are_told_to() {
     b.write(2048, &[2; 512]).unwrap();
     b.write(4096, &[3; 512]).unwrap();
     assert_eq!((b.medium.contents(2048..2049), b.medium.contents(4096..4097)), (vec![2], vec![3]));
-    b.sync().unwrap();
-    b.medium.crash(CrashMode::Kept);
-    let at = |offset: u64| b.medium.contents(offset..offset + 1)[0];
-    assert_eq!((at(2048), at(4096), at(8192)), (0, 0, 3));
     b.medium.fail_write_below(1024, WriteFault::Error);
     b.write(1024, &[4; 512]).unwrap();
     assert!(b.write(512, &[4; 512]).is_err());
     b.write(512, &[4; 512]).unwrap();
+    b.sync().unwrap();
+    b.medium.crash(CrashMode::Kept);
+    let at = |offset: u64| b.medium.contents(offset..offset + 1)[0];
+    assert_eq!((at(512), at(1024), at(2048), at(4096), at(8192)), (4, 4, 0, 0, 3));
     b.medium.set_full(true);
     let disk = b.medium.open(&b.process);
     assert_eq!(disk.write_at(0, &[IoSlice::new(&[1])]).unwrap_err().kind(), io::ErrorKind::StorageFull);
