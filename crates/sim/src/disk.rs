@@ -403,7 +403,7 @@ impl Disk for SimDisk {
             if state.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
                 return Err(disk.error(io::ErrorKind::Other, &format!("read failed at {offset}, as it was told to")));
             }
-            Ok(state.current.read(offset, len).into())
+            Ok(state.current.shared(offset, len))
         })
     }
 }

@@ -4,9 +4,12 @@
 //! A medium keeps two: what the platters hold, and what a reader sees. They differ by a few pages, and a crash makes one the
 //! other, so copies must cost next to nothing. A page never written reads as zeroes and takes no memory.
 
+use bytes::Bytes;
 use std::rc::Rc;
 
 const PAGE: usize = 4096;
+/// What a range that was never written reads as.
+static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Bytes of a disk. Ranges must lie inside it: the callers check.
 #[derive(Clone)]
@@ -33,6 +36,15 @@ impl Image {
             at += part;
         }
         out
+    }
+
+    /// The same for who keeps it: a range that was never written, which is most of what a start looks at, costs nothing.
+    pub(crate) fn shared(&self, offset: u64, len: usize) -> Bytes {
+        let pages = offset as usize / PAGE..(offset as usize + len).div_ceil(PAGE);
+        match ZEROES.get(..len) {
+            Some(zeroes) if self.pages[pages].iter().all(Option::is_none) => Bytes::from_static(zeroes),
+            _ => self.read(offset, len).into(),
+        }
     }
 
     pub(crate) fn write(&mut self, offset: u64, mut bytes: &[u8]) {
@@ -65,5 +77,7 @@ mod tests {
         image.write(4095, &[1, 2]);
         assert_eq!(copy.read(3999, 5002), [vec![0], vec![7; 5000], vec![0]].concat());
         assert_eq!(image.read(4094, 4), [7, 1, 2, 7]);
+        assert_eq!(image.shared(4094, 4)[..], [7, 1, 2, 7]);
+        assert!(Image::zeroes(8192).shared(1, 8190)[..] == [0; 8190] && image.shared(12_000, 288)[..] == [0; 288]);
     }
 }

@@ -177,15 +177,15 @@ impl Plan {
             pool: Overrides {
                 segment_size: Some((16 << 10) << rng.below(5)),
                 seal_age_ms: rng.chance(300).then(|| 1000 + rng.below(20_000)),
-                compression: match rng.below(4) {
+                compression: match rng.below(8) {
                     0 => Some(Compression::Zstd),
-                    1 => Some(Compression::None),
+                    1 | 2 => Some(Compression::None),
                     _ => None,
                 },
                 undelete_window_ms: Some(120_000 << rng.below(3)),
                 ..Overrides::default()
             },
-            journal: (9 << 20) + rng.below(4) * (4 << 20),
+            journal: (9 << 20) + rng.below(4) * (2 << 20),
             ending: match rng.below(100) {
                 0..36 => Ending::Windows,
                 36..48 => Ending::Empty,

@@ -179,7 +179,7 @@ impl Run {
                 }
                 self.crash(rng);
             }
-        } else if rng.chance(4) {
+        } else if rng.chance(2) {
             self.compare_all();
         }
     }
