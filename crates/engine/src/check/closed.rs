@@ -48,10 +48,13 @@ impl Volume {
             loaded = load_manifest(&timeline.pool.store, other.id, accepted).await;
         }
         let is_missing = loaded.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
-        let has_ended = |found: Option<Rc<Manifest>>| found.is_none_or(|m| m.state == TimelineState::Tombstone);
-        if is_missing && self.held_manifest(other.id).await.is_ok_and(has_ended) {
-            // It has ended but for its entry in the record.
-            return Ok(());
+        if is_missing {
+            match self.held_manifest(other.id).await {
+                // It has ended but for its entry in the record.
+                Ok(found) if found.as_ref().is_none_or(|m| m.state == TimelineState::Tombstone) => return Ok(()),
+                Err(error) if error.may_pass() => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
         }
         let Some(manifest) = report.note(format!("timeline {}", other.id), loaded)? else { return Ok(()) };
         match manifest.state {

@@ -18,7 +18,7 @@ use varve_env::{Env, StoreErrorKind};
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
 use varve_sim::{CrashMode, InFlight, Rng, SimOptions, StoreFault, StoreOp};
-use varve_types::{Overrides, TimelineId};
+use varve_types::{ErrorKind, Overrides, TimelineId};
 
 const SIZE: usize = 2 << 20;
 const BLOCK: usize = 4096;
@@ -282,9 +282,8 @@ fn a_history_without_a_snapshot_ends() {
     shows(&node, &node.device("v"), &before, "found again");
 }
 
-/// The process dies when a history has ended and its record is not changed yet; and a writer that was fenced long ago puts one more manifest of it.
-#[test]
-fn a_history_that_has_ended_is_forgotten_whatever_lands_late() {
+/// A node that has died when a hidden history had ended and the volume's record was not changed yet, and has started again; and what the volume shows.
+fn ended_in_all_but_name() -> (Node, TimelineId, Vec<u8>) {
     let (mut node, _, _, before) = rolled_back(6);
     let hidden = timelines(&node, "v").0;
     undo(&node, "v");
@@ -298,17 +297,50 @@ fn a_history_that_has_ended_is_forgotten_whatever_lands_late() {
         assert!(waited < 2000, "the history does not end");
     }
     node.crash(CrashMode::Kill, InFlight::Lost);
-    let stray = format!("{hidden}/man/0000000000000009.00-1-000000000000beef");
-    node.server.plant(&stray, vec![7; 100]);
     node.coord_latency = Duration::ZERO;
     node.reopen();
     assert_eq!(timelines(&node, "v").1.len(), 1, "the record names it still");
+    (node, hidden, before)
+}
+
+/// A writer that was fenced long ago puts one more manifest of it.
+#[test]
+fn a_history_that_has_ended_is_forgotten_whatever_lands_late() {
+    let (node, hidden, before) = ended_in_all_but_name();
+    let stray = format!("{hidden}/man/0000000000000009.00-1-000000000000beef");
+    node.server.plant(&stray, vec![7; 100]);
     check(&node, "v");
     pass(&node, 60);
     assert_eq!(timelines(&node, "v").1, [], "nothing of it is left, so it is forgotten");
     assert!(!objects(&node).contains_key(&hidden), "{:?}", objects(&node)[&hidden]);
     nothing_is_left_over(&node, &["v"], "ended");
     shows(&node, &node.device("v"), &before, "ended");
+}
+
+/// Whichever request the store refuses meanwhile.
+#[test]
+fn a_check_does_not_take_a_store_that_refuses_for_damage() {
+    let (node, hidden, _) = ended_in_all_but_name();
+    // So that no time passes, in which the history would be forgotten.
+    node.server.set_latency(Duration::ZERO, Duration::ZERO);
+    let mut refused = 0;
+    for nth in 0..100 {
+        for (op, part) in [(StoreOp::Get, "man/"), (StoreOp::List, "")] {
+            let fault = StoreFault::Error(StoreErrorKind::Unavailable);
+            node.server.fail(op, &format!("{hidden}/{part}"), nth, fault);
+        }
+        let volume = node.volume("v");
+        match node.run(async move { volume.check(&|_, _| {}).await }).unwrap() {
+            Ok(report) => assert!(report.problems.is_empty(), "{nth}: {:?}", report.problems),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{nth}: {error}");
+                refused += 1;
+            }
+        }
+        node.server.forget_faults();
+    }
+    assert_eq!(timelines(&node, "v").1.len(), 1, "the record names it still");
+    assert!(refused > 0, "nothing was refused when it mattered");
 }
 
 #[test]
