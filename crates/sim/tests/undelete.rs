@@ -51,6 +51,21 @@ fn what_is_brought_back_while_its_window_ends_stays() {
     assert!(node.read(&device, 0, data.len() as u32).unwrap().unwrap() == data[..]);
 }
 
+/// Another node looks at windows too, and ends the volume while this one opens it.
+#[test]
+fn what_another_node_ends_meanwhile_is_refused_as_gone() {
+    let (node, _) = start();
+    let second = node.second("second");
+    second.create().unwrap().unwrap();
+    node.world.run_for(WINDOW - Duration::from_millis(500)).unwrap();
+    node.server.set_latency(LOOK / 4, LOOK / 4);
+    assert_eq!(undelete(&node), Err(ErrorKind::NotFound));
+    node.server.set_latency(Duration::from_millis(1), Duration::from_millis(5));
+    node.world.run_for(LOOK * 2).unwrap();
+    let left: Vec<_> = node.server.names().into_iter().filter(|name| !name.starts_with("owner/")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 #[test]
 fn what_has_begun_to_go_is_not_brought_back() {
     let (node, _) = start();

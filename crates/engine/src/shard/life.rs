@@ -38,6 +38,14 @@ pub struct NewVolume {
 /// Tries of a transaction that others may be faster than.
 const MAX_TRIES: u32 = 16;
 
+/// The end of the window of a deleted volume whose end has begun: it is over whatever the clock shows.
+const ENDING: u64 = 0;
+
+fn not_back(name: &Name) -> EngineError {
+    let what = format!("no deleted volume {name} can be brought back (its window may be over)");
+    EngineError::new(ErrorKind::NotFound, what)
+}
+
 /// Why a volume has no record.
 enum Unrecorded {
     /// It has none, and never will.
@@ -242,12 +250,14 @@ impl Shard {
             record.name == *name && record.deleted.is_some_and(|deleted| is_inside(deleted.until_ms))
         });
         let Some((record, _)) = deleted.max_by_key(|(record, _)| record.deleted.map(|deleted| deleted.at_ms)) else {
-            let what = format!("no deleted volume {name} can be brought back (its window may be over)");
-            return Err(EngineError::new(ErrorKind::NotFound, what));
+            return Err(not_back(name));
         };
         self.check_name_free(name).await?;
         // It is brought back in one step, and only once it can be served: a try that fails leaves it deleted, to be tried again.
-        let volume = self.open_unlisted(record.id).await?;
+        let volume = match self.open_unlisted(record.id).await {
+            Ok(volume) => volume,
+            Err(error) => return Err(self.why_not_back(&record, error).await),
+        };
         let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Shown;
         let also = |record: &mut VolumeRecord| {
             record.deleted = None;
@@ -255,9 +265,18 @@ impl Shard {
         };
         if let Err(error) = volume.change(edit, also).await {
             volume.shown().stop(error.clone());
-            return Err(error);
+            return Err(self.why_not_back(&record, error).await);
         }
         Ok(self.enter(volume))
+    }
+
+    /// Why a deleted volume could not be brought back. One that another node has begun to end meanwhile looks damaged, or opened elsewhere.
+    async fn why_not_back(&self, seen: &VolumeRecord, error: EngineError) -> EngineError {
+        let has_begun = match Records::new(&*self.context.coord).load_volume(seen.id).await {
+            Ok((record, _)) => record.deleted.is_some_and(|deleted| deleted.until_ms == ENDING),
+            Err(error) => matches!(error, CoordError::NotFound(_)),
+        };
+        if has_begun { not_back(&seen.name) } else { error }
     }
 
     /// Looks which windows have ended, and ends what they kept.
@@ -305,7 +324,7 @@ impl Shard {
             }
             // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
             raise(record, seen.writer);
-            record.deleted = record.deleted.map(|deleted| Deleted { until_ms: 0, ..deleted });
+            record.deleted = record.deleted.map(|deleted| Deleted { until_ms: ENDING, ..deleted });
             Ok(true)
         };
         let (record, _, begun) = Records::new(&*self.context.coord).modify_volume(seen.id, begin).await?;

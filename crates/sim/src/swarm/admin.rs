@@ -11,7 +11,7 @@ use super::batch::Batch;
 use super::cut_off::CutOff;
 use super::disk::{Change, Disk};
 use super::line::{Line, Made, Snap};
-use super::plan::{Ending, Op};
+use super::plan::Op;
 use super::run::{Died, Gone, Run, View, patiently};
 use super::stamp::{BLOCK, SECTOR};
 use crate::Rng;
@@ -341,7 +341,9 @@ impl Run {
                 if found_dead { Err(Died) } else { done }
             }
             Some(Err(error)) if matches!(admin.kind, Kind::Flatten) && error.kind() == ErrorKind::Conflict => done,
-            Some(Err(error)) if self.is_refusal(&error) && self.came_too_late(&admin) => {
+            Some(Err(error))
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict) && self.came_too_late(&admin) =>
+            {
                 self.cover.count("op: refused, as its window has ended meanwhile");
                 done
             }
@@ -353,12 +355,6 @@ impl Run {
                 done
             }
         }
-    }
-
-    /// Whether an error may say that something is at its end: it may be a node that has lost its volumes, and does not know it, who ends it.
-    fn is_refusal(&self, error: &EngineError) -> bool {
-        matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict)
-            || (error.kind() == ErrorKind::Fenced && self.plan.ending == Ending::TakeOver)
     }
 
     /// Whether the window of what was to be brought back has ended while store or coordination were in the way.
