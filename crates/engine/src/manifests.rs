@@ -191,14 +191,6 @@ pub(crate) async fn remove_objects(pool: &PoolStore, timeline: TimelineId, keep:
     }
 }
 
-/// Deletes by name what the tombstone of a timeline says is dead, the manifests before it among that: a listing may lag behind them.
-pub(crate) async fn remove_dead(pool: &PoolStore, tombstone: &Manifest) -> Result<()> {
-    for dead in &tombstone.dead {
-        pool.store.delete(&dead.name.to_string()).await?;
-    }
-    Ok(())
-}
-
 /// Deletes a manifest of a timeline that ends, by name: a listing may lag behind it.
 pub(crate) async fn remove_manifest(pool: &PoolStore, timeline: TimelineId, named: Option<ManifestRef>) -> Result<()> {
     if let Some(named) = named {

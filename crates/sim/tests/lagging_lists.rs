@@ -107,6 +107,37 @@ fn a_deleted_volume_leaves_nothing() {
     }
 }
 
+/// An end that follows so soon that no listing shows anything yet: what the last manifest names goes by name.
+#[test]
+fn what_is_too_young_to_be_listed_goes_too() {
+    for deleted in [true, false] {
+        let (mut node, mut rng) = (Node::new(SimOptions::seed(1), 16 << 20), Rng::new(1));
+        node.pool.undelete_window_ms = Some(1000);
+        node.create().unwrap().unwrap();
+        node.create_volume("v", SIZE as u64);
+        node.server.set_list_lag(Duration::from_secs(3600));
+        write_some(&node, "v", &mut rng);
+        snapshot(&node, "s");
+        write_some(&node, "v", &mut rng);
+        let gone: BTreeSet<TimelineId> = if deleted {
+            let gone = known(&node);
+            delete(&node, "v");
+            gone
+        } else {
+            rollback(&node);
+            write_some(&node, "v", &mut rng);
+            let hidden = node.volume("v").record().shown;
+            undo(&node);
+            [hidden].into()
+        };
+        assert!(gone.is_subset(&in_store(&node)), "deleted: {deleted}");
+        pass(&node, WINDOW * 2);
+        let left: Vec<_> =
+            objects(&node).into_iter().filter(|name| gone.iter().any(|id| name.starts_with(&id.to_string()))).collect();
+        assert_eq!(left, [""; 0], "deleted: {deleted}");
+    }
+}
+
 #[test]
 fn clones_and_their_origin_that_end_together_leave_nothing() {
     for seed in 0..8 {

@@ -2,17 +2,17 @@
 //! The end of a closed timeline: its window is over, nobody lists a snapshot of it, and nothing holds it.
 //!
 //! In this order, so that a crash anywhere leaves something to go on from: a manifest that is a tombstone, accepted,
-//! so that an import passes it over; its objects, by prefix; its hold in the origin, which is the last that anybody
+//! so that an import passes it over; its objects, by name and then by prefix; its hold in the origin, which is the last that anybody
 //! knows of its birth; the tombstone; its entry in the volume's record. Nothing was born from it that is still
 //! there, so nobody's table has its index.
 //!
 //! Also here: objects of a closed timeline that no manifest names, which are looked for once an opening.
 
 use super::held;
-use super::pages::{Pages, map_name, segment_name};
+use super::pages::{Pages, map_name, segment_name, table_name};
 use super::trim::Kept;
-use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{remove_dead, remove_manifest, remove_objects};
+use crate::lineage::{load_table_page, newest_manifest_if_there};
+use crate::manifests::{PoolStore, remove_manifest, remove_objects};
 use crate::timeline::fenced;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -82,8 +82,8 @@ impl Volume {
         };
         // Nothing brings it back from here on.
         self.pool.check().await?;
+        remove_named(&self.pool, &tombstone).await?;
         remove_objects(&self.pool, id, Some(tombstone.number)).await?;
-        remove_dead(&self.pool, &tombstone).await?;
         let Some(birth) = tombstone.birth else { return Ok(None) };
         if self.record.borrow().timeline(birth.origin).is_none() {
             return Ok(Some(birth));
@@ -147,12 +147,37 @@ impl Volume {
     }
 }
 
+/// Deletes by name everything that the tombstone of a timeline names, itself apart: a listing may lag behind what is young. What it can not name (it was put in vain)
+/// is for a listing to show.
+pub(crate) async fn remove_named(pool: &PoolStore, tombstone: &Manifest) -> Result<()> {
+    let id = tombstone.timeline;
+    // Segments first: only the pages know their names.
+    for page in &tombstone.table {
+        match load_table_page(&pool.store, tombstone, *page).await {
+            Ok(entries) => {
+                for (ordinal, entry) in &entries {
+                    pool.store.delete(&segment_name(id, *ordinal, entry).to_string()).await?;
+                }
+            }
+            Err(error) if error.may_pass() => return Err(error),
+            // An earlier try has come so far, or it is damaged: what it named is listed, sooner or later.
+            Err(error) => tracing::debug!(timeline = %id, %error, "a page of what has ended is not there"),
+        }
+    }
+    let maps = tombstone.maps.iter().map(|map| map_name(id, map));
+    let tables = tombstone.tables.iter().map(|table| table_name(id, table));
+    for name in maps.chain(tables).chain(tombstone.dead.iter().map(|dead| dead.name)) {
+        pool.store.delete(&name.to_string()).await?;
+    }
+    Ok(())
+}
+
 /// Everything that a manifest and its table name.
 fn names(manifest: &Manifest, pages: &Pages) -> BTreeSet<ObjectName> {
     let id = manifest.timeline;
     let segments = pages.table.iter().map(|(ordinal, entry)| segment_name(id, ordinal, entry));
     let maps = manifest.maps.iter().map(|map| map_name(id, map));
-    let tables = manifest.tables.iter().map(|table| super::pages::table_name(id, table));
+    let tables = manifest.tables.iter().map(|table| table_name(id, table));
     let dead = manifest.dead.iter().map(|dead| dead.name);
     segments.chain(maps).chain(tables).chain(dead).chain([manifest.object_name()]).collect()
 }

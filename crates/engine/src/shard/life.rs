@@ -2,14 +2,14 @@
 //! The life of volumes: made, cloned, deleted, brought back, and gone for ever.
 //!
 //! A deleted volume is hidden until its window ends; what others were born from stays until they are gone. The end
-//! is in this order: a tombstone, so that an import does not bring it back; every object by prefix; the record in
+//! is in this order: a tombstone, so that an import does not bring it back; every object by name, and by prefix; the record in
 //! coordination; the hold in its origin.
 
 use super::Shard;
 use crate::birth::start;
-use crate::closed::edit_closed;
+use crate::closed::{edit_closed, remove_named};
 use crate::lineage::newest_manifest_if_there;
-use crate::manifests::{PoolStore, put_manifest, reference, remove_dead, remove_manifest, remove_objects};
+use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest, remove_objects};
 use crate::timeline::Data;
 use crate::volume::{Volume, raise};
 use crate::{EngineError, Result};
@@ -17,7 +17,7 @@ use std::rc::Rc;
 use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
-use varve_format::manifest::{Hold, Manifest, TimelineState};
+use varve_format::manifest::{DeadObject, Hold, Manifest, TimelineState};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
@@ -226,7 +226,13 @@ impl Shard {
         timeline.drain().await?;
         timeline.checkpoint().await?;
         let (at_ms, until_ms) = (self.context.now_ms(), volume.window_end());
-        let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Hidden { until_ms };
+        let edit = |m: &mut Manifest, data: &mut Data| {
+            m.state = TimelineState::Hidden { until_ms };
+            // Nobody is left to remember them: whoever ends it deletes them by name.
+            let before = [data.previous_manifest, Some(data.manifest.object_name())];
+            let since = m.number;
+            m.dead.extend(before.into_iter().flatten().map(|name| DeadObject { name, since }));
+        };
         let also = |record: &mut VolumeRecord| {
             record.deleted = Some(Deleted { at_ms, until_ms });
             Ok(())
@@ -253,21 +259,23 @@ impl Shard {
             return Err(not_back(name));
         };
         self.check_name_free(name).await?;
-        // It is brought back in one step, and only once it can be served: a try that fails leaves it deleted, to be tried again.
-        let volume = match self.open_unlisted(record.id).await {
-            Ok(volume) => volume,
-            Err(error) => return Err(self.why_not_back(&record, error).await),
-        };
+        match self.bring_back(record.id).await {
+            Ok(volume) => Ok(self.enter(volume)),
+            Err(error) => Err(self.why_not_back(&record, error).await),
+        }
+    }
+
+    /// Brings a volume back in one step, and only once it can be served: a try that fails leaves it deleted, to be tried again.
+    async fn bring_back(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
+        let volume = self.open_unlisted(id).await?;
         let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Shown;
         let also = |record: &mut VolumeRecord| {
             record.deleted = None;
             Ok(())
         };
-        if let Err(error) = volume.change(edit, also).await {
-            volume.shown().stop(error.clone());
-            return Err(self.why_not_back(&record, error).await);
-        }
-        Ok(self.enter(volume))
+        let done = volume.change(edit, also).await;
+        done.inspect_err(|error| volume.shown().stop(error.clone()))?;
+        Ok(volume)
     }
 
     /// Why a deleted volume could not be brought back. One that another node has begun to end meanwhile looks damaged, or opened elsewhere.
@@ -319,7 +327,9 @@ impl Shard {
     /// clock shows.
     async fn begin_end(&self, seen: &VolumeRecord) -> Result<Option<VolumeRecord>> {
         let begin = |record: &mut VolumeRecord| -> Result<bool> {
-            if !self.is_over(record) && !planted(Mutant::PurgeBroughtBack) {
+            // What was deleted anew meanwhile has other clones and histories than were looked at.
+            let is_same = record.deleted == seen.deleted && self.is_over(record);
+            if !is_same && !planted(Mutant::PurgeBroughtBack) {
                 return Ok(false);
             }
             // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
@@ -360,8 +370,8 @@ impl Shard {
             let end = |m: &mut Manifest| m.state = TimelineState::Tombstone;
             let (newer, tombstone) = edit_closed(&self.context, &pool, &record, id, end).await?;
             record = newer;
+            remove_named(&pool, &tombstone).await?;
             remove_objects(&pool, id, Some(tombstone.number)).await?;
-            remove_dead(&pool, &tombstone).await?;
         }
         for timeline in &record.timelines {
             remove_objects(&pool, timeline.id, None).await?;
