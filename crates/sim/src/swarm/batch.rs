@@ -125,7 +125,7 @@ impl Run {
     }
 
     fn pass_time(&mut self, op: Op, rng: &mut Rng) -> Result<(), Died> {
-        let window = self.plan.pool.undelete_window_ms.unwrap_or_default();
+        let window = self.window_ms();
         let ms = match op {
             Op::WaitLong => window / 2 + rng.below(window),
             _ => rng.below(30_000),

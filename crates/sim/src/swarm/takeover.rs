@@ -161,7 +161,7 @@ impl Run {
         self.do_one(Kind::Rename { name }, vol);
         if twice && rng.chance(500) {
             // What is hidden may then be given back; nothing of that can be brought back here.
-            self.wait_ms(self.plan.pool.undelete_window_ms.unwrap_or_default());
+            self.wait_ms(self.window_ms());
         }
         if twice { Some(self.checkpoint_twice(rng)) } else { None }
     }
