@@ -21,9 +21,11 @@ use super::{Serving, coord_error, pool_control};
 use crate::api::{ApiConfig, ApiServer, ControlError};
 use crate::config::{UpConfig, VolumeSpec};
 use crate::nbd::{Accepted, Endpoint, Limits as NbdLimits, Listener};
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -276,7 +278,7 @@ pub(super) async fn run(
     config: UpConfig,
     mut directory: Directory,
     ready: Ready,
-    stop: SendFuture<'static, ()>,
+    mut stop: SendFuture<'static, ()>,
 ) -> Answer<()> {
     let _files = SocketFiles([directory.nbd_socket(), directory.api_socket()]);
     let sockets = bind(&config, &directory).await?;
@@ -298,9 +300,11 @@ pub(super) async fn run(
     let node = Arc::new(Node { shard: shard.clone(), pools, place });
     let serving = serving(&node, &directory).await?;
     let (stopping, servers) = serve(&node, sockets);
+    // Begun before: whoever reads that it serves may tell it to stop at once, and is heard.
+    let told = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_ready())).await;
     ready(&serving);
     let fallen = tokio::select! {
-        () = stop => false,
+        () = async { if !told { stop.await } } => false,
         _ = &mut thread.ended => true,
     };
     // The servers may have ended already, which is what is wanted.
