@@ -13,6 +13,7 @@
 
 #![allow(clippy::unwrap_used, reason = "an assertion of a fuzz target is a finding")]
 
+pub mod bundle;
 pub mod config;
 pub mod coord;
 pub mod journal;

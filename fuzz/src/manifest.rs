@@ -31,9 +31,14 @@ fn manifest(bytes: &[u8]) {
 
 fn mended_manifest(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
-    if let Some(sum) = bytes.get(16..).map(crc) {
-        put_u32(&mut bytes, 12, sum);
+    if bytes.len() < 16 {
+        return bytes;
     }
+    // The first version leaves out what stands in front of the checksum.
+    put_u32(&mut bytes, 12, 0);
+    let from = if bytes[8..12] == 1u32.to_le_bytes() { 16 } else { 0 };
+    let sum = crc(&bytes[from..]);
+    put_u32(&mut bytes, 12, sum);
     bytes
 }
 

@@ -10,8 +10,8 @@ use arbitrary::Arbitrary;
 use varve_format::crc::crc;
 use varve_format::page::{PAGE_HEADER, PageBuilder, PageTable, table_len};
 use varve_format::table::{
-    Kill, LiveBits, PAGE_ORDINALS, TableEntry, TablePage, decode_kills, decode_node_kills, decode_page, encode_kills,
-    encode_node_kills, encode_page,
+    Kill, LiveBits, PAGE_ORDINALS, Place, TableEntry, TablePage, decode_kills, decode_node_kills, decode_page,
+    encode_kills, encode_node_kills, encode_page,
 };
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::{Epoch, MAX_SEGMENT_BLOCKS, Ordinal, Sequence, TimelineId, WriterId};
@@ -148,6 +148,8 @@ struct MadeEntry {
     numbers: [u64; 5],
     blocks: u16,
     dead: Vec<u16>,
+    /// A bundle, and how many of the dead blocks it has.
+    bundle: Option<(u64, u16)>,
 }
 
 /// Bits that were cleared are clear in the page that comes back, and no others.
@@ -169,7 +171,10 @@ fn made_up_page(bytes: &[u8]) {
         let [epoch, writer, bytes, last, sealed_ms] = made.numbers;
         let (epoch, writer, last) = (Epoch(epoch), WriterId(writer), Sequence(last));
         let ordinal = Ordinal(page * PAGE_ORDINALS + u64::from(made.slot));
-        (ordinal, TableEntry { epoch, writer, bytes, last, sealed_ms, live: bits })
+        let kept = |dead: u16| bits.live() + u32::from(dead).min(blocks - bits.live());
+        let bundle = |(number, dead)| Place::Bundle { number, blocks: kept(dead) };
+        let place = made.bundle.map_or(Place::Own, bundle);
+        (ordinal, TableEntry { place, epoch, writer, bytes, last, sealed_ms, live: bits })
     };
     let entries: TablePage = made.iter().map(entry).collect();
     let bytes = encode(page, &entries);

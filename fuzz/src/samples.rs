@@ -11,14 +11,15 @@ use varve_coord::{
     ClusterRecord, Deleted, ManifestRef, NameRecord, PoolRecord, Record as _, TimelineOwner, TimelineRecord,
     TimelineState as Seen, VolumeRecord,
 };
+use varve_format::bundle::{BUNDLE_HEADER, BundleFacts, History, Share, encode_head};
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS, Record, Superblock};
 use varve_format::manifest::{
     Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, SnapshotEntry,
     TableObject, TimelineState,
 };
 use varve_format::mark::Mark;
-use varve_format::segment::{Codec, IndexExtent, SegmentFacts, SegmentIndex, encode_head};
-use varve_format::{Lineage, NodePointer, ObjectKind, ObjectName};
+use varve_format::segment::{self, Codec, IndexExtent, SegmentFacts, SegmentIndex};
+use varve_format::{BlockSet, Lineage, NodePointer, ObjectKind, ObjectName};
 use varve_types::{
     ClusterId, Epoch, Name, Ordinal, Overrides, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId,
 };
@@ -102,11 +103,45 @@ pub fn segment_heads() -> Vec<Vec<u8>> {
     ]
     .into_iter()
     .map(|(codec, index, data_len)| {
-        let bytes = encode_head(&facts, codec, &index, data_len);
+        let bytes = segment::encode_head(&facts, codec, &index, data_len);
         let len = u32::from_le_bytes(crate::array(&bytes, 88)) as usize;
-        bytes[..varve_format::segment::SEGMENT_HEADER + len].to_vec()
+        bytes[..segment::SEGMENT_HEADER + len].to_vec()
     })
     .collect()
+}
+
+/// Header and index of bundles: of a segment that somebody may still ask what it changed, and of one that nobody asks.
+#[must_use]
+pub fn bundle_heads() -> Vec<Vec<u8>> {
+    let (timeline, epoch, writer) = owner();
+    let facts = BundleFacts { timeline, number: 5, epoch, writer, made_ms: 1_700_000_000_000 };
+    let extents = vec![
+        IndexExtent { start: 3, blocks: 1 << 20, hole: true },
+        IndexExtent { start: 1 << 30, blocks: 12, hole: false },
+    ];
+    let (first, last) = (Sequence(1), Sequence(9));
+    let history = Some(History { stream_epoch: Epoch(3), first, last, extents, marks: marks().into() });
+    [(Codec::Raw, vec![], vec![]), (Codec::Lz4, vec![5000, 400], vec![300]), (Codec::Zstd, vec![5000, 400], vec![300])]
+        .into_iter()
+        .map(|(codec, chunks, few)| {
+            let all: Vec<u16> = (0..12).collect();
+            let share = |ordinal, end, numbers: &[u16], chunks, history| Share {
+                ordinal: Ordinal(ordinal),
+                blocks: BlockSet::new(end, numbers),
+                codec,
+                chunks,
+                history,
+            };
+            let shares = [
+                share(3, 12, &all, chunks, history.clone()),
+                share(70_000, 16_384, &[4, 16_383], few.clone(), None),
+                share(70_001, 40, &[1, 3, 5, 7, 9, 11, 39], few, None),
+            ];
+            let bytes = encode_head(&facts, &shares);
+            let len = u32::from_le_bytes(crate::array(&bytes, 56)) as usize;
+            bytes[..BUNDLE_HEADER + len].to_vec()
+        })
+        .collect()
 }
 
 /// A manifest with something in every list.

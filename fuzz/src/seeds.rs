@@ -8,7 +8,7 @@
 use crate::journal::JOURNAL;
 use crate::{nbd, owner, samples};
 use varve_format::page::PageBuilder;
-use varve_format::table::{Kill, LiveBits, NodeKill, TableEntry, encode_kills, encode_node_kills, encode_page};
+use varve_format::table::{Kill, LiveBits, NodeKill, Place, TableEntry, encode_kills, encode_node_kills, encode_page};
 use varve_format::{Leaf, Lineage, NODE_ENTRIES, NodePointer, ObjectKind, ObjectName, Pointer, encode_interior};
 use varve_server::nbd::option::{self, OptionHeader};
 use varve_server::nbd::wire::{self, Command, Request};
@@ -23,6 +23,7 @@ pub fn all() -> Vec<Seed> {
     let mut seeds = Vec::new();
     journal(&mut seeds);
     segment(&mut seeds);
+    bundle(&mut seeds);
     page(&mut seeds);
     node(&mut seeds);
     manifest(&mut seeds);
@@ -89,6 +90,14 @@ fn segment(seeds: &mut Vec<Seed>) {
     made_up(seeds, "segment", Some(5));
 }
 
+fn bundle(seeds: &mut Vec<Seed>) {
+    for head in samples::bundle_heads() {
+        both(seeds, "bundle", 0, &head);
+    }
+    made_up(seeds, "bundle", Some(2));
+    made_up(seeds, "bundle", Some(3));
+}
+
 /// A run of sevens as an LZ4 block: a literal, a match of distance 1, five literals at the end.
 fn lz4(raw: &[u8]) -> Vec<u8> {
     let matched = raw.len() - 1 - 5;
@@ -127,9 +136,16 @@ fn page(seeds: &mut Vec<Seed>) {
     some.clear(99);
     none.clear(0);
     none.clear(1);
-    let entry = |live| TableEntry { epoch, writer, bytes: 3, last: Sequence(4), sealed_ms: 5, live };
+    let entry = |live| TableEntry { place: Place::Own, epoch, writer, bytes: 3, last: Sequence(4), sealed_ms: 5, live };
     let entries = [(Ordinal(128), LiveBits::all(65_536)), (Ordinal(130), some), (Ordinal(191), none)];
     let entries: Vec<_> = entries.into_iter().map(|(ordinal, live)| (ordinal, entry(live))).collect();
+    let entries: Vec<_> = entries.iter().map(|(ordinal, entry)| (*ordinal, entry)).collect();
+    seeds.push(("page", input(3, &[&2u32.to_le_bytes()[..], &encode_page(2, &entries)].concat())));
+    let bundled = |number, live: u32, blocks| TableEntry {
+        place: Place::Bundle { number, blocks },
+        ..entry(LiveBits::all(live))
+    };
+    let entries = [(Ordinal(128), bundled(3, 9, 9)), (Ordinal(129), bundled(u64::MAX, 0, 0))];
     let entries: Vec<_> = entries.iter().map(|(ordinal, entry)| (*ordinal, entry)).collect();
     seeds.push(("page", input(3, &[&2u32.to_le_bytes()[..], &encode_page(2, &entries)].concat())));
     let kill = |(ordinal, block, death)| Kill { ordinal: Ordinal(ordinal), block, death: Ordinal(death) };
@@ -168,6 +184,9 @@ fn node(seeds: &mut Vec<Seed>) {
 
 fn manifest(seeds: &mut Vec<Seed>) {
     both(seeds, "manifest", 0, &samples::manifest().encode());
+    let mut bundled = samples::manifest();
+    bundled.bundles = true;
+    both(seeds, "manifest", 0, &bundled.encode());
     let (timeline, epoch, writer) = owner();
     let (volume, name) = (samples::manifest().volume, samples::manifest().name);
     both(seeds, "manifest", 0, &varve_format::manifest::Manifest::new(volume, timeline, name, epoch, writer).encode());
@@ -305,6 +324,7 @@ mod tests {
         match target {
             "journal" => crate::journal::check(bytes),
             "segment" => crate::segment::check(bytes),
+            "bundle" => crate::bundle::check(bytes),
             "page" => crate::page::check(bytes),
             "node" => crate::node::check(bytes),
             "manifest" => crate::manifest::check(bytes),

@@ -2,7 +2,7 @@
 //! Check: every stored byte of a volume verified, and every count of its tables counted anew.
 //!
 //! For the timeline that is shown a checkpoint is made first, so that nothing waits to be freed; then, while no
-//! other checkpoint may run, every tree that is kept is walked (the head's, those of snapshots, the bases of holds
+//! other checkpoint may run, and no job of cleaning, every tree that is kept is walked (the head's, those of snapshots, the bases of holds
 //! with the entries up to their boundaries), and what they reach is compared, bit by bit, with the segment table,
 //! and node by node with the counts of map objects. For timelines that are hidden the same is done with what their
 //! manifests say, once all that their ended windows kept was freed. What was inherited from deleted volumes is verified too.
@@ -129,6 +129,7 @@ impl Volume {
         if let Some(why) = self.degraded() {
             report.problem(format!("timeline {}", timeline.id), format!("it makes no checkpoints: {why}"));
         } else {
+            let _unmoved = timeline.cleans.take().await;
             let turn = timeline.checkpoints.take().await;
             timeline.settle(&turn).await?;
             let subject = timeline.subject(&mut report).await?;
@@ -280,11 +281,9 @@ fn next_range(table: &BTreeMap<Ordinal, TableEntry>, from: Ordinal) -> Option<Or
 }
 
 impl Subject {
-    /// Name of a segment of the table.
-    fn segment(&self, ordinal: Ordinal, entry: &TableEntry) -> ObjectName {
-        let (epoch, writer) = (entry.epoch, entry.writer);
-        let timeline = self.manifest.timeline;
-        ObjectName { timeline, kind: ObjectKind::Segment, number: ordinal.0, part: 0, epoch, writer }
+    /// The object that has the blocks of a segment of the table.
+    const fn segment(&self, ordinal: Ordinal, entry: &TableEntry) -> ObjectName {
+        entry.object(self.manifest.timeline, ordinal)
     }
 
     /// Everything that the table and the manifest name.

@@ -81,6 +81,7 @@ impl Timeline {
             let quiet = self.context.env.now().saturating_sub(data.touched) >= QUIET;
             // What a clone took over in its overlay is no reason: each would write nodes that it could share.
             let waiting = data.reconsider
+                || data.table.has_left()
                 || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)
                 || (since_last(&data) > 0 && data.sealed.is_empty() && data.open.is_empty());
             data.stopped.is_none() && data.no_checkpoints.is_none() && quiet && waiting
@@ -232,6 +233,8 @@ impl Timeline {
                     .chain(&dead_segments)
                     .map(|name| varve_format::manifest::DeadObject { name: *name, since: manifest.number }),
             );
+            manifest.bundles |= data.table.has_bundles()
+                || manifest.dead.iter().any(|dead| dead.name.kind == varve_format::ObjectKind::Bundle);
         };
         self.persist("a manifest", async || {
             let written = self.write_manifest_in_turn(&turn, edit, |_| Ok(())).await;

@@ -23,7 +23,7 @@ mod reach;
 mod sweep;
 mod trim;
 
-pub(crate) use end::remove_named;
+pub(crate) use end::{has_objects, remove_named};
 pub(crate) use reach::Reached;
 pub(crate) use sweep::{Family, Pinned};
 pub(crate) use trim::Kept;

@@ -3,22 +3,28 @@
 //!
 //! It owns no volume. One thread uses it, so nothing is locked; what is counted here (bytes of layers in RAM) is changed by
 //! the timelines, each for its own part, and those who wait for less are woken. Heads of segments are cached by (timeline,
-//! ordinal), which never means two things, so none is ever invalidated. A crash loses all of it, and nothing by that.
+//! ordinal), which never means two things: one is forgotten only where cleaning has moved the segment's blocks to another object. A crash loses all of it, and
+//! nothing by that.
 
 use crate::EngineError;
 use crate::cache::BlockCache;
+use crate::clean::Cleaning;
 use crate::journal::{Journal, Stamp};
 use crate::lineage::PageTables;
 use crate::signal::Signal;
 use crate::timeline::Timeline;
+use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use varve_coord::Coord;
 use varve_env::Env;
-use varve_format::ObjectName;
+use varve_format::bundle::Share;
+use varve_format::chunk::{Block, unpack, unpack_share};
 use varve_format::segment::{CHUNK_BLOCKS, Codec, SegmentHeader};
+use varve_format::{BlockSet, FormatError, ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached};
 use varve_types::{MAX_SEGMENT_BLOCKS, Ordinal, TimelineId};
 
@@ -43,6 +49,10 @@ pub struct Limits {
     pub reclaim_level: u8,
     /// Nodes of such subtrees that are worked off for one manifest: 512 blocks each.
     pub reclaim_nodes: usize,
+    /// Sparse segments are cleaned while less than so many of a hundred stored blocks of a volume are alive; 0: never.
+    pub occupancy: u64,
+    /// Bytes that cleaning may read and put in a second; 0: as many as can be.
+    pub clean_rate: u64,
 }
 
 impl Default for Limits {
@@ -56,6 +66,8 @@ impl Default for Limits {
             puts: 4,
             reclaim_level: 1,
             reclaim_nodes: 2048,
+            occupancy: 80,
+            clean_rate: 0,
         }
     }
 }
@@ -63,35 +75,71 @@ impl Default for Limits {
 /// The head of a segment as reads need it: where in its object each chunk is.
 #[derive(Debug)]
 pub(crate) struct Head {
+    /// The object that has its blocks: its own, or a bundle.
     pub name: ObjectName,
+    pub ordinal: Ordinal,
     pub codec: Codec,
-    pub blocks: u32,
+    /// Which of its blocks the object has.
+    pub blocks: BlockSet,
+    /// Place of its first chunk in the object.
     pub data_offset: u64,
-    /// End of each chunk in the data area; empty where all are raw.
-    pub chunk_ends: Vec<u32>,
+    /// End of each chunk behind that place; empty where all are raw.
+    chunk_ends: Vec<u32>,
+}
+
+/// A chunk in its object.
+pub(crate) struct Chunk {
+    /// Its bytes in the object.
+    pub range: Range<u64>,
+    /// The numbers of its blocks in the segment.
+    pub numbers: Vec<u16>,
 }
 
 impl Head {
+    /// The head of a segment in an object of its own.
     pub fn new(name: ObjectName, header: &SegmentHeader, chunks: &[u32]) -> Self {
-        let mut end = 0;
-        let chunk_ends = chunks
-            .iter()
-            .map(|len| {
-                end += len;
-                end
-            })
-            .collect();
-        Self { name, codec: header.codec, blocks: header.blocks, data_offset: header.data_offset(), chunk_ends }
+        let (ordinal, blocks) = (header.ordinal, BlockSet::all(header.blocks));
+        let (codec, data_offset) = (header.codec, header.data_offset());
+        Self { name, ordinal, codec, blocks, data_offset, chunk_ends: ends(chunks) }
     }
 
-    /// Range of a chunk in the object, and its blocks: first and number.
-    pub fn chunk(&self, chunk: u32) -> (std::ops::Range<u64>, u32, u32) {
-        let first = chunk * CHUNK_BLOCKS;
-        let count = CHUNK_BLOCKS.min(self.blocks - first);
+    /// The head of a segment of which a bundle has a share, which begins at `data_offset`.
+    pub fn of_share(name: ObjectName, share: &Share, data_offset: u64) -> Self {
+        let Share { ordinal, codec, .. } = *share;
+        Self { name, ordinal, codec, blocks: share.blocks.clone(), data_offset, chunk_ends: ends(&share.chunks) }
+    }
+
+    /// The place of blocks among those that the object has; `None` where it does not have all of them.
+    pub fn rank(&self, first: u32, count: u32) -> Option<u32> {
+        let rank = self.blocks.rank(first)?;
+        (self.blocks.rank(first + count - 1)? == rank + count - 1).then_some(rank)
+    }
+
+    /// A chunk of one that is not raw.
+    pub fn chunk(&self, chunk: u32) -> Chunk {
         let at = chunk as usize;
         let begin = if at == 0 { 0 } else { self.chunk_ends[at - 1] };
-        (self.data_offset + u64::from(begin)..self.data_offset + u64::from(self.chunk_ends[at]), first, count)
+        let range = self.data_offset + u64::from(begin)..self.data_offset + u64::from(self.chunk_ends[at]);
+        Chunk { range, numbers: self.blocks.from_rank(chunk * CHUNK_BLOCKS).take(CHUNK_BLOCKS as usize).collect() }
     }
+
+    /// Verifies the bytes of a chunk and takes it apart.
+    pub fn unpack(&self, chunk: &Chunk, bytes: &Bytes) -> Result<Vec<Block>, FormatError> {
+        let (timeline, numbers) = (self.name.timeline, &chunk.numbers);
+        if self.name.kind == ObjectKind::Bundle {
+            return unpack_share(timeline, self.ordinal, numbers, self.codec, bytes);
+        }
+        let first = numbers.first().copied().unwrap_or_default();
+        unpack(timeline, self.ordinal, u32::from(first), numbers.len() as u32, self.codec, bytes)
+    }
+}
+
+fn ends(chunks: &[u32]) -> Vec<u32> {
+    let add = |end: &mut u32, len: &u32| {
+        *end += len;
+        Some(*end)
+    };
+    chunks.iter().scan(0, add).collect()
 }
 
 /// Heads of segments, the newest few thousand.
@@ -108,7 +156,7 @@ impl HeadCache {
         self.heads.get(&(timeline, ordinal)).cloned()
     }
     pub fn insert(&mut self, head: Rc<Head>) {
-        let key = (head.name.timeline, Ordinal(head.name.number));
+        let key = (head.name.timeline, head.ordinal);
         if self.heads.insert(key, head).is_none() {
             self.order.push_back(key);
         }
@@ -117,6 +165,12 @@ impl HeadCache {
         {
             self.heads.remove(&oldest);
         }
+    }
+
+    /// Forgets where a segment is.
+    pub fn forget(&mut self, timeline: TimelineId, ordinal: Ordinal) {
+        // Its key stays in the row, and makes way in its turn.
+        self.heads.remove(&(timeline, ordinal));
     }
 }
 
@@ -133,6 +187,7 @@ pub(crate) struct Context {
     pub layer_ram: Cell<u64>,
     /// Rings when layers gave up RAM.
     pub relieved: Signal,
+    pub cleaning: Cleaning,
     /// The timelines that are open, for what concerns all of them.
     pub timelines: RefCell<BTreeMap<TimelineId, Weak<Timeline>>>,
 }

@@ -139,7 +139,7 @@ impl Timeline {
                 loop {
                     match self.fetch(pointer, run).await {
                         Err(error) if error.kind() == ErrorKind::NotFound && tries < MAX_TRIES => {
-                            self.lineages.forget(self.lineages.timeline(pointer.lineage())?);
+                            self.forget_place(pointer)?;
                             tries += 1;
                         }
                         done => break done,

@@ -13,6 +13,7 @@ mod birth;
 mod cache;
 mod check;
 mod checkpoint;
+mod clean;
 mod closed;
 mod context;
 mod device;
@@ -44,6 +45,7 @@ mod write;
 
 pub use cache::CacheCounts;
 pub use check::{CheckReport, Problem, Progress};
+pub use clean::CleanCounts;
 pub use context::Limits;
 pub use device::{BlockDevice, Later, StatusExtent, Submit};
 pub use error::{EngineError, Result};

@@ -62,7 +62,7 @@ impl Lineages {
         Ok(())
     }
 
-    /// The object of an ancestor's segment.
+    /// The object that has the blocks of an ancestor's segment.
     pub async fn segment(
         &self,
         context: &Context,
@@ -114,8 +114,7 @@ fn missing(timeline: TimelineId, ordinal: Ordinal) -> EngineError {
 
 fn entry_name(timeline: TimelineId, entries: &TablePage, ordinal: Ordinal) -> Result<ObjectName> {
     let entry = entries.iter().find(|(o, _)| *o == ordinal).ok_or_else(|| missing(timeline, ordinal))?;
-    let (epoch, writer) = (entry.1.epoch, entry.1.writer);
-    Ok(ObjectName { timeline, kind: ObjectKind::Segment, number: ordinal.0, part: 0, epoch, writer })
+    Ok(entry.1.object(timeline, ordinal))
 }
 
 /// The object of a segment at or above a manifest's boundary: of the row of an earlier writer, or of the manifest's own.

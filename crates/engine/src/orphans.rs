@@ -107,7 +107,8 @@ impl Timeline {
 /// Whether the table, the newest two manifests or a cut name the object.
 fn is_named(data: &Data, name: &ObjectName) -> bool {
     let manifest = &data.manifest;
-    if manifest.dead.iter().any(|dead| dead.name == *name) || data.previous_manifest == Some(*name) {
+    let is_dead = manifest.dead.iter().any(|dead| dead.name == *name);
+    if is_dead || data.previous_manifest == Some(*name) || data.table.is_left(name) {
         return true;
     }
     let number = name.number;
@@ -115,8 +116,9 @@ fn is_named(data: &Data, name: &ObjectName) -> bool {
         ObjectKind::Segment if number >= manifest.boundary.0 && planted(Mutant::SweepCountedRow) => false,
         ObjectKind::Segment => {
             let entry = data.table.get(Ordinal(number));
-            entry.is_some_and(|e| (e.epoch, e.writer) == (name.epoch, name.writer)) || is_counted(manifest, name)
+            entry.is_some_and(|e| e.object(name.timeline, Ordinal(number)) == *name) || is_counted(manifest, name)
         }
+        ObjectKind::Bundle => data.table.has_bundle(name),
         ObjectKind::Map => manifest.maps.iter().any(|m| {
             u64::from(m.root.0) == number && (m.part, m.epoch, m.writer) == (name.part, name.epoch, name.writer)
         }),

@@ -10,7 +10,7 @@
 //! system for broken, and the rest of a partly written block could not be read.
 
 use crate::cache::CacheKey;
-use crate::context::{Head, damaged};
+use crate::context::{Chunk, Head, damaged};
 use crate::layer::Piece;
 use crate::lineage::{get_range, load_node_record, map_object};
 use crate::map::NodePath;
@@ -18,9 +18,10 @@ use crate::timeline::{Found, Timeline};
 use crate::{EngineError, Result, StatusExtent, Submit};
 use bytes::{Bytes, BytesMut};
 use std::rc::Rc;
-use varve_format::chunk::{Block, RAW_BLOCK, raw_block, unpack};
+use varve_format::bundle::{BUNDLE_HEADER, BundleHeader, Share};
+use varve_format::chunk::{Block, RAW_BLOCK, raw_block};
 use varve_format::crc::crc;
-use varve_format::segment::{CHUNK_BLOCKS, Codec, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
+use varve_format::segment::{CHUNK_BLOCKS, Codec, IndexExtent, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
 use varve_format::{NodePointer, ObjectKind, ObjectName, Pointer};
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
@@ -129,7 +130,7 @@ impl Timeline {
                         }
                     }
                     Err(error) if error.kind() == ErrorKind::NotFound => {
-                        self.lineages.forget(self.lineages.timeline(pointer.lineage())?);
+                        self.forget_place(pointer)?;
                         self.again(&mut tries, EngineError::corrupt(format!("block {block}: {error}")))?;
                         continue;
                     }
@@ -137,8 +138,18 @@ impl Timeline {
                 },
             }
             block += run;
+            // Each of them may have moved once.
+            tries = 0;
         }
         Ok(out.freeze())
+    }
+
+    /// Forgets where the blocks of a segment are: its object is gone.
+    pub fn forget_place(&self, pointer: Pointer) -> Result<()> {
+        let timeline = self.lineages.timeline(pointer.lineage())?;
+        self.lineages.forget(timeline);
+        self.context.heads.borrow_mut().forget(timeline, pointer.ordinal());
+        Ok(())
     }
 
     /// Counts a try; after too many of them `error` is the answer.
@@ -165,7 +176,7 @@ impl Timeline {
         let missing = |blocks: &[Option<Block>]| blocks.iter().position(Option::is_none);
         if missing(&blocks).is_some() {
             let head = self.head(timeline, ordinal).await?;
-            if first + count as u32 > head.blocks {
+            if first + count as u32 > head.blocks.end() {
                 return Err(EngineError::corrupt(format!(
                     "{}: it has no block {}",
                     head.name,
@@ -192,31 +203,15 @@ impl Timeline {
         Ok(blocks.into_iter().flatten().collect())
     }
 
-    pub(crate) async fn fetch_from_store(&self, head: &Head, first: u32, count: u32) -> Result<Vec<(u32, Block)>> {
-        let (text, timeline, ordinal) = (head.name.to_string(), head.name.timeline, Ordinal(head.name.number));
-        if head.codec == Codec::Raw {
-            let begin = head.data_offset + u64::from(first) * RAW_BLOCK as u64;
-            let range = begin..begin + u64::from(count) * RAW_BLOCK as u64;
-            let bytes = get_range(&*self.pool.store, &text, range).await?;
-            return (0..count)
-                .map(|i| {
-                    let at = i as usize * RAW_BLOCK;
-                    let block = raw_block(timeline, ordinal, first + i, &bytes.slice(at..at + RAW_BLOCK));
-                    Ok((first + i, block.map_err(damaged(&text))?))
-                })
-                .collect();
-        }
-        let (from, to) = (first / CHUNK_BLOCKS, (first + count - 1) / CHUNK_BLOCKS);
-        let (begin, end) = (head.chunk(from).0.start, head.chunk(to).0.end);
-        let bytes = get_range(&*self.pool.store, &text, begin..end).await?;
-        let mut blocks = Vec::new();
-        for chunk in from..=to {
-            let (range, first, count) = head.chunk(chunk);
-            let part = bytes.slice((range.start - begin) as usize..(range.end - begin) as usize);
-            let unpacked = unpack(timeline, ordinal, first, count, head.codec, &part).map_err(damaged(&text))?;
-            blocks.extend((first..).zip(unpacked));
-        }
-        Ok(blocks)
+    /// Verified blocks from `first` on, and what is in the same chunks, with their numbers in the segment.
+    async fn fetch_from_store(&self, head: &Head, first: u32, count: u32) -> Result<Vec<(u32, Block)>> {
+        let Some(rank) = head.rank(first, count) else {
+            // Cleaning has left out what was dead, perhaps only since it was looked up: who looks again finds what is there now.
+            let what =
+                format!("{}: it does not have {count} blocks from {first} of segment {}", head.name, head.ordinal);
+            return Err(EngineError::new(ErrorKind::NotFound, what));
+        };
+        fetch_ranks(&*self.pool.store, head, rank, count).await
     }
 
     /// The head of a segment, from the cache or the store.
@@ -224,24 +219,32 @@ impl Timeline {
         if let Some(head) = self.context.heads.borrow().get(timeline, ordinal) {
             return Ok(head);
         }
-        let name = self.segment_name(timeline, ordinal).await?;
-        let (header, index) = load_segment_head(&*self.pool.store, &name).await?;
-        let head = Rc::new(Head::new(name, &header, &index.chunks));
-        self.context.heads.borrow_mut().insert(Rc::clone(&head));
-        Ok(head)
+        let name = self.segment_object(timeline, ordinal).await?;
+        let heads = load_heads(&*self.pool.store, &name).await?;
+        let mut cache = self.context.heads.borrow_mut();
+        let mut found = None;
+        for head in heads.into_iter().map(Rc::new) {
+            if head.ordinal == ordinal {
+                found = Some(Rc::clone(&head));
+                cache.insert(head);
+            } else if cache.get(timeline, head.ordinal).is_none() {
+                // Should that one be elsewhere by now, whoever reads there finds this object gone, and looks again.
+                cache.insert(head);
+            }
+        }
+        found.ok_or_else(|| EngineError::corrupt(format!("{name}: it has no share of segment {ordinal}")))
     }
 
-    async fn segment_name(&self, timeline: TimelineId, ordinal: Ordinal) -> Result<ObjectName> {
+    /// The object that has the blocks of a segment.
+    pub async fn segment_object(&self, timeline: TimelineId, ordinal: Ordinal) -> Result<ObjectName> {
         if timeline != self.id {
             return self.lineages.segment(&self.context, &self.pool.store, timeline, ordinal).await;
         }
         let data = self.data.borrow();
-        let entry = data.table.get(ordinal);
-        let Some(entry) = entry else {
+        let Some(entry) = data.table.get(ordinal) else {
             return Err(EngineError::new(ErrorKind::NotFound, format!("timeline {timeline}: no segment {ordinal}")));
         };
-        let (epoch, writer) = (entry.epoch, entry.writer);
-        Ok(ObjectName { timeline, kind: ObjectKind::Segment, number: ordinal.0, part: 0, epoch, writer })
+        Ok(entry.object(timeline, ordinal))
     }
 
     /// Loads a node of the map into the tree, if it is still wanted there: whoever waits for the store may wait so long that a checkpoint has replaced the
@@ -323,24 +326,126 @@ impl Timeline {
     }
 }
 
+/// Verified blocks by their place among those that the object has, from `rank` on, and what is in the same chunks; with their numbers in the segment.
+pub(crate) async fn fetch_ranks(
+    store: &dyn varve_env::ObjectStore,
+    head: &Head,
+    rank: u32,
+    count: u32,
+) -> Result<Vec<(u32, Block)>> {
+    let text = head.name.to_string();
+    if head.codec == Codec::Raw {
+        let begin = head.data_offset + u64::from(rank) * RAW_BLOCK as u64;
+        let range = begin..begin + u64::from(count) * RAW_BLOCK as u64;
+        let bytes = get_range(store, &text, range).await?;
+        let numbers = head.blocks.from_rank(rank).map(u32::from);
+        return (0..count as usize)
+            .zip(numbers)
+            .map(|(i, number)| {
+                let part = bytes.slice(i * RAW_BLOCK..(i + 1) * RAW_BLOCK);
+                let block = raw_block(head.name.timeline, head.ordinal, number, &part);
+                Ok((number, block.map_err(damaged(&text))?))
+            })
+            .collect();
+    }
+    let chunks = rank / CHUNK_BLOCKS..=(rank + count - 1) / CHUNK_BLOCKS;
+    let chunks: Vec<Chunk> = chunks.map(|chunk| head.chunk(chunk)).collect();
+    let (Some(from), Some(to)) = (chunks.first(), chunks.last()) else { return Ok(Vec::new()) };
+    let begin = from.range.start;
+    let bytes = get_range(store, &text, begin..to.range.end).await?;
+    let mut blocks = Vec::new();
+    for chunk in &chunks {
+        let part = bytes.slice((chunk.range.start - begin) as usize..(chunk.range.end - begin) as usize);
+        let unpacked = head.unpack(chunk, &part).map_err(damaged(&text))?;
+        blocks.extend(chunk.numbers.iter().map(|number| u32::from(*number)).zip(unpacked));
+    }
+    Ok(blocks)
+}
+
+/// The heads of all segments that an object has blocks of.
+async fn load_heads(store: &dyn varve_env::ObjectStore, name: &ObjectName) -> Result<Vec<Head>> {
+    if name.kind != ObjectKind::Bundle {
+        let (header, index) = load_segment_head(store, name).await?;
+        return Ok(vec![Head::new(*name, &header, &index.chunks)]);
+    }
+    let (header, shares) = load_bundle_head(store, name).await?;
+    Ok(heads_of(name, &header, &shares))
+}
+
+/// The heads of the shares of a bundle.
+pub(crate) fn heads_of(name: &ObjectName, header: &BundleHeader, shares: &[Share]) -> Vec<Head> {
+    let mut offset = header.data_offset();
+    let head = |share: &Share| {
+        let head = Head::of_share(*name, share, offset);
+        offset += share.data_len();
+        head
+    };
+    shares.iter().map(head).collect()
+}
+
+/// What a segment has changed, from the object that has its blocks.
+pub(crate) async fn load_history(
+    store: &dyn varve_env::ObjectStore,
+    name: &ObjectName,
+    ordinal: Ordinal,
+) -> Result<Vec<IndexExtent>> {
+    if name.kind != ObjectKind::Bundle {
+        return Ok(load_segment_head(store, name).await?.1.extents);
+    }
+    let (_, shares) = load_bundle_head(store, name).await?;
+    let history = shares.into_iter().find(|share| share.ordinal == ordinal).and_then(|share| share.history);
+    let missing = || EngineError::corrupt(format!("{name}: it does not say what segment {ordinal} has changed"));
+    Ok(history.ok_or_else(missing)?.extents)
+}
+
+/// Loads header and index of a bundle and checks that it is the one that was asked for.
+pub(crate) async fn load_bundle_head(
+    store: &dyn varve_env::ObjectStore,
+    name: &ObjectName,
+) -> Result<(BundleHeader, Vec<Share>)> {
+    let text = name.to_string();
+    let head = store.get_head(&text, FIRST_GET).await?;
+    let header = BundleHeader::decode(&head).map_err(damaged(&text))?;
+    let found = (header.timeline, header.number, header.epoch, header.writer);
+    if found != (name.timeline, name.number, name.epoch, name.writer) {
+        return Err(EngineError::corrupt(format!("{text}: it says that it is another bundle")));
+    }
+    let index = index_of(store, &text, head, BUNDLE_HEADER, header.index_len).await?;
+    let shares = header.decode_index(&index).map_err(damaged(&text))?;
+    Ok((header, shares))
+}
+
+/// The index behind a header, of which the first bytes were read.
+async fn index_of(
+    store: &dyn varve_env::ObjectStore,
+    text: &str,
+    mut head: Bytes,
+    start: usize,
+    len: u32,
+) -> Result<Bytes> {
+    let end = start + len as usize;
+    if head.len() < end {
+        head = store.get_head(text, end as u64).await?;
+    }
+    if head.len() < end {
+        return Err(EngineError::corrupt(format!("{text}: it ends before its index")));
+    }
+    Ok(head.slice(start..end))
+}
+
 /// Loads header and index of a segment and checks that it is the one that was asked for.
 pub(crate) async fn load_segment_head(
     store: &dyn varve_env::ObjectStore,
     name: &ObjectName,
 ) -> Result<(SegmentHeader, SegmentIndex)> {
     let text = name.to_string();
-    let mut head = store.get_head(&text, FIRST_GET).await?;
+    let head = store.get_head(&text, FIRST_GET).await?;
     let header = SegmentHeader::decode(&head).map_err(damaged(&text))?;
     let (timeline, ordinal) = (name.timeline, Ordinal(name.number));
     if (header.timeline, header.ordinal, header.epoch, header.writer) != (timeline, ordinal, name.epoch, name.writer) {
         return Err(EngineError::corrupt(format!("{text}: it says that it is another segment")));
     }
-    let end = SEGMENT_HEADER + header.index_len as usize;
-    if head.len() < end {
-        head = store.get_head(&text, end as u64).await?;
-    }
-    let bytes = head.get(SEGMENT_HEADER..end);
-    let Some(bytes) = bytes else { return Err(EngineError::corrupt(format!("{text}: it ends before its index"))) };
-    let index = header.decode_index(bytes).map_err(damaged(&text))?;
+    let bytes = index_of(store, &text, head, SEGMENT_HEADER, header.index_len).await?;
+    let index = header.decode_index(&bytes).map_err(damaged(&text))?;
     Ok((header, index))
 }

@@ -17,7 +17,7 @@ use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object}
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
 use crate::overlay::{Overlay, Stratum};
-use crate::read::load_segment_head;
+use crate::read::{load_history, load_segment_head};
 use crate::seal::{PutSegment, seal};
 use crate::signal::Signal;
 use crate::table::SegmentTable;
@@ -33,6 +33,7 @@ use varve_format::journal::Body;
 use varve_format::manifest::{Cut, Manifest};
 use varve_format::mark::Mark;
 use varve_format::page::{PageTable, table_len};
+use varve_format::segment::IndexExtent;
 use varve_format::table::decode_page;
 use varve_format::{ObjectKind, ObjectName, Pointer};
 use varve_types::branch::{Branch, reached, reached_if};
@@ -41,6 +42,8 @@ use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settin
 
 /// Most segments looked at behind a manifest: an owner stays below this.
 const MAX_PROBES: u64 = NUMBER_GAP;
+/// How often a segment is looked for that moves again meanwhile.
+const MAX_TRIES: u32 = 4;
 
 /// What an opening is given.
 pub(crate) struct Opening {
@@ -93,7 +96,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         counted_size: manifest.size,
         overlay: Overlay::default(),
         tree,
-        table: SegmentTable::default(),
+        table: SegmentTable::new(timeline),
         snapshots: manifest.snapshots.clone(),
         pending: Vec::new(),
         manifest_number: manifest.number,
@@ -107,6 +110,8 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         previous_manifest: None,
         deleted: BTreeSet::new(),
         deleting: false,
+        unclean: BTreeSet::new(),
+        clean_at: None,
         pins: Vec::new(),
         reclaiming: false,
         manifest: manifest.clone(),
@@ -125,6 +130,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         changed: Signal::default(),
         manifests: Turn::default(),
         checkpoints: Turn::default(),
+        cleans: Turn::default(),
     });
     let mut timelines = open.timelines.borrow_mut();
     timelines.retain(|_, timeline| timeline.strong_count() > 0);
@@ -162,6 +168,28 @@ impl Timeline {
         Ok((name, PageTable::decode(&name, &head).map_err(damaged(&text))?))
     }
 
+    /// What a segment of the origin has changed, from its own object or from where cleaning has put it since.
+    async fn inherited_extents(&self, own: &ObjectName) -> Result<Vec<IndexExtent>> {
+        let (store, ordinal) = (&*self.pool.store, Ordinal(own.number));
+        let gone = match load_history(store, own, ordinal).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => error,
+            done => return done,
+        };
+        for _ in 0..MAX_TRIES {
+            self.lineages.forget(own.timeline);
+            let now = self.segment_object(own.timeline, ordinal).await?;
+            if now.kind != ObjectKind::Bundle {
+                // Nobody has moved it: it is lost, whatever stands under its ordinal.
+                break;
+            }
+            match load_history(store, &now, ordinal).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                done => return done,
+            }
+        }
+        Err(missing_is_corrupt(gone))
+    }
+
     /// Entries of the origin's segments that no root of this timeline has merged yet.
     async fn load_inherited(&self, manifest: &Manifest) -> Result<()> {
         let (Some(birth), false) = (manifest.birth, manifest.inherited.is_empty()) else { return Ok(()) };
@@ -181,9 +209,8 @@ impl Timeline {
                     epoch: row.epoch,
                     writer: row.writer,
                 };
-                let (_, index) = load_segment_head(&*self.pool.store, &name).await.map_err(missing_is_corrupt)?;
                 let mut block = 0u64;
-                for extent in index.extents {
+                for extent in self.inherited_extents(&name).await? {
                     let pointer = if extent.hole {
                         Pointer::hole(origin.lineage, Ordinal(ordinal))
                     } else {

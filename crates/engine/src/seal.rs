@@ -21,7 +21,7 @@ use varve_format::journal::MAX_RECORD_BLOCKS;
 use varve_format::manifest::SnapshotEntry;
 use varve_format::mark::Mark;
 use varve_format::segment::{Codec, IndexExtent, SegmentFacts, SegmentHeader, SegmentIndex, encode_head};
-use varve_format::table::{LiveBits, TableEntry};
+use varve_format::table::{LiveBits, Place, TableEntry};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
@@ -42,6 +42,7 @@ pub(crate) struct PutSegment {
 /// Entry of the table for a segment all of whose blocks are live.
 pub(crate) fn fresh_entry(name: &ObjectName, header: &SegmentHeader) -> TableEntry {
     TableEntry {
+        place: Place::Own,
         epoch: name.epoch,
         writer: name.writer,
         bytes: header.object_len(),

@@ -12,6 +12,7 @@ pub use births::Importing;
 pub use life::NewVolume;
 
 use crate::cache::{BlockCache, CacheCounts};
+use crate::clean::{CleanCounts, Cleaning};
 use crate::context::{Context, HeadCache, Limits, Turn};
 use crate::journal::{Journal, Replayed, replay};
 use crate::lineage::PageTables;
@@ -52,6 +53,8 @@ pub struct ShardCounts {
     pub layer_ram_bytes: u64,
     /// The read cache.
     pub cache: CacheCounts,
+    /// Cleaning.
+    pub clean: CleanCounts,
 }
 
 /// See the module.
@@ -120,6 +123,7 @@ impl Shard {
             limits,
             layer_ram: Cell::new(0),
             relieved: Signal::default(),
+            cleaning: Cleaning::new(limits.clean_rate),
             timelines: RefCell::new(BTreeMap::new()),
         });
         let weak = Rc::downgrade(&context);
@@ -161,6 +165,7 @@ impl Shard {
             timeline.checkpoint_if_due();
             timeline.checkpoint_if_quiet();
             timeline.reclaim_if_due();
+            timeline.clean_if_due();
             timeline.start_deletes();
         }
         if sweep && !self.sweeping.replace(true) {
@@ -289,6 +294,7 @@ impl Shard {
             journal_failed: self.context.journal.failure().is_some(),
             layer_ram_bytes: self.context.layer_ram.get(),
             cache: self.context.cache.borrow().counts(),
+            clean: self.context.cleaning.counts(),
         }
     }
 

@@ -4,17 +4,27 @@
 //! Entries below the boundary of the last checkpoint are in pages in the store too; a page that changed since is
 //! dirty and is written by the next one. Live bits only ever go out: clearing one twice is harmless, and a segment
 //! that has none left leaves the table.
+//!
+//! Several segments may be in one bundle. An object is *left* once no entry leads to it any more: whoever writes the
+//! pages without those entries names it as dead in the same manifest, and not before.
 
 use crate::{EngineError, Result};
 use std::collections::{BTreeMap, BTreeSet};
+use varve_format::ObjectName;
 use varve_format::manifest::PageRef;
-use varve_format::table::{PAGE_ORDINALS, TableEntry, TablePage, encode_page};
-use varve_types::Ordinal;
+use varve_format::table::{PAGE_ORDINALS, Place, TableEntry, TablePage, encode_page};
+use varve_types::mutant::{Mutant, planted};
+use varve_types::{Ordinal, TimelineId};
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SegmentTable {
+    timeline: TimelineId,
     entries: BTreeMap<Ordinal, TableEntry>,
+    /// Entries that lead to each bundle.
+    bundles: BTreeMap<ObjectName, u32>,
+    /// Objects that no entry leads to any more, until somebody takes their names.
+    left: BTreeSet<ObjectName>,
     /// Where the pages of the last checkpoint are.
     pages: BTreeMap<u64, PageRef>,
     dirty: BTreeSet<u64>,
@@ -27,9 +37,9 @@ pub(crate) struct SegmentTable {
 pub struct TableTotals {
     /// Segments that are kept.
     pub segments: u64,
-    /// Segments of which some blocks are dead.
+    /// Segments of which some stored blocks are dead.
     pub partly_dead: u64,
-    /// Blocks in them.
+    /// Blocks that are stored of them.
     pub blocks: u64,
     /// Blocks of them that are live.
     pub live_blocks: u64,
@@ -40,22 +50,35 @@ pub struct TableTotals {
 impl TableTotals {
     fn add(&mut self, entry: &TableEntry) {
         self.segments += 1;
-        self.partly_dead += u64::from(entry.live.live() < entry.live.blocks());
-        self.blocks += u64::from(entry.live.blocks());
+        self.partly_dead += u64::from(entry.live.live() < entry.stored());
+        self.blocks += u64::from(entry.stored());
         self.live_blocks += u64::from(entry.live.live());
         self.bytes += entry.bytes;
     }
 
     fn subtract(&mut self, entry: &TableEntry) {
         self.segments -= 1;
-        self.partly_dead -= u64::from(entry.live.live() < entry.live.blocks());
-        self.blocks -= u64::from(entry.live.blocks());
+        self.partly_dead -= u64::from(entry.live.live() < entry.stored());
+        self.blocks -= u64::from(entry.stored());
         self.live_blocks -= u64::from(entry.live.live());
         self.bytes -= entry.bytes;
     }
 }
 
 impl SegmentTable {
+    /// An empty one.
+    pub fn new(timeline: TimelineId) -> Self {
+        Self {
+            timeline,
+            entries: BTreeMap::new(),
+            bundles: BTreeMap::new(),
+            left: BTreeSet::new(),
+            pages: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            totals: TableTotals::default(),
+        }
+    }
+
     /// Takes a page in that a manifest refers to.
     pub fn load(&mut self, page: PageRef, entries: TablePage) {
         self.pages.insert(page.page, page);
@@ -65,10 +88,77 @@ impl SegmentTable {
     }
 
     fn enter(&mut self, ordinal: Ordinal, entry: TableEntry) {
-        self.totals.add(&entry);
-        if let Some(before) = self.entries.insert(ordinal, entry) {
+        if let Some(before) = self.entries.remove(&ordinal) {
+            // The same segment, counted again.
             self.totals.subtract(&before);
+        } else if entry.place != Place::Own {
+            *self.bundles.entry(entry.object(self.timeline, ordinal)).or_default() += 1;
         }
+        self.totals.add(&entry);
+        self.entries.insert(ordinal, entry);
+    }
+
+    /// An entry leads to its object no more.
+    fn leave(&mut self, ordinal: Ordinal, entry: &TableEntry) {
+        if !planted(Mutant::MoveWithoutPage) {
+            self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
+        }
+        self.totals.subtract(entry);
+        let object = entry.object(self.timeline, ordinal);
+        if entry.place != Place::Own {
+            let entries = self.bundles.get_mut(&object).expect("every entry was counted");
+            *entries -= 1;
+            if *entries > 0 {
+                self.left.extend(planted(Mutant::DropSharedBundle).then_some(object));
+                return;
+            }
+            self.bundles.remove(&object);
+        }
+        self.left.insert(object);
+    }
+
+    /// Lets a segment be in a bundle from now on, if it is still where it was read from; tells whether it was.
+    pub fn move_to(&mut self, ordinal: Ordinal, from: &ObjectName, to: &ObjectName, blocks: u32, bytes: u64) -> bool {
+        let is_there = |entry: &TableEntry| entry.object(self.timeline, ordinal) == *from;
+        if !self.entries.get(&ordinal).is_some_and(is_there) {
+            return false;
+        }
+        if let Some(entry) = self.entries.remove(&ordinal) {
+            self.leave(ordinal, &entry);
+            let place = Place::Bundle { number: to.number, blocks };
+            self.enter(ordinal, TableEntry { place, epoch: to.epoch, writer: to.writer, bytes, ..entry });
+        }
+        true
+    }
+
+    /// Whether any entry leads to a bundle.
+    pub fn has_bundles(&self) -> bool {
+        !self.bundles.is_empty()
+    }
+
+    /// Whether an entry leads to this bundle.
+    pub fn has_bundle(&self, name: &ObjectName) -> bool {
+        self.bundles.contains_key(name)
+    }
+
+    /// Names an object as one that no entry leads to: a bundle that came too late.
+    pub fn never_used(&mut self, name: ObjectName) {
+        self.left.insert(name);
+    }
+
+    /// Whether there are objects that no entry leads to any more.
+    pub fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Whether this is one of them: pages in the store may lead to it still.
+    pub fn is_left(&self, name: &ObjectName) -> bool {
+        self.left.contains(name) && !planted(Mutant::SweepLeft)
+    }
+
+    /// Takes the names of the objects that no entry leads to any more. The caller writes the pages, and names these as dead.
+    pub fn take_left(&mut self) -> BTreeSet<ObjectName> {
+        std::mem::take(&mut self.left)
     }
 
     /// Takes a segment in that counts from now on.
@@ -95,38 +185,28 @@ impl SegmentTable {
         let was = entry.live.clear(u32::from(block));
         if was {
             self.totals.live_blocks -= 1;
-            self.totals.partly_dead += u64::from(entry.live.live() + 1 == entry.live.blocks());
+            self.totals.partly_dead += u64::from(entry.live.live() + 1 == entry.stored());
             self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
         }
         Ok(was)
     }
 
     /// Takes out every segment below `boundary` without live blocks that `keep` does not ask for.
-    pub fn take_dead(&mut self, boundary: Ordinal, keep: impl Fn(Ordinal) -> bool) -> Vec<(Ordinal, TableEntry)> {
-        let dead: Vec<Ordinal> = self
-            .entries
-            .range(..boundary)
-            .filter(|(ordinal, entry)| entry.live.live() == 0 && !keep(**ordinal))
-            .map(|(ordinal, _)| *ordinal)
-            .collect();
-        dead.into_iter()
-            .filter_map(|ordinal| {
-                self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
-                let entry = self.entries.remove(&ordinal)?;
-                self.totals.subtract(&entry);
-                Some((ordinal, entry))
-            })
-            .collect()
+    pub fn drop_dead(&mut self, boundary: Ordinal, keep: impl Fn(Ordinal) -> bool) {
+        let is_dead = |(ordinal, entry): &(&Ordinal, &TableEntry)| entry.live.live() == 0 && !keep(**ordinal);
+        let dead: Vec<Ordinal> = self.entries.range(..boundary).filter(is_dead).map(|(ordinal, _)| *ordinal).collect();
+        for ordinal in dead {
+            if let Some(entry) = self.entries.remove(&ordinal) {
+                self.leave(ordinal, &entry);
+            }
+        }
     }
 
     /// Takes out every segment at or above `boundary`.
-    pub fn take_from(&mut self, boundary: Ordinal) -> Vec<(Ordinal, TableEntry)> {
-        let gone = self.entries.split_off(&boundary);
-        for (ordinal, entry) in &gone {
-            self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
-            self.totals.subtract(entry);
+    pub fn drop_from(&mut self, boundary: Ordinal) {
+        for (ordinal, entry) in self.entries.split_off(&boundary) {
+            self.leave(ordinal, &entry);
         }
-        gone.into_iter().collect()
     }
 
     /// The dirty pages that begin below `boundary`, in order. The caller puts what [`encode`](Self::encode) gives and then tells
@@ -168,6 +248,11 @@ impl SegmentTable {
         self.entries.iter().map(|(ordinal, entry)| (*ordinal, entry))
     }
 
+    /// Entries of a range of ordinals, in order.
+    pub fn range(&self, range: std::ops::Range<Ordinal>) -> impl Iterator<Item = (Ordinal, &TableEntry)> {
+        self.entries.range(range).map(|(ordinal, entry)| (*ordinal, entry))
+    }
+
     /// Totals.
     pub const fn totals(&self) -> TableTotals {
         self.totals
@@ -177,25 +262,33 @@ impl SegmentTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use varve_format::ObjectKind;
     use varve_format::table::LiveBits;
     use varve_types::{Epoch, Sequence, WriterId};
 
-    #[test]
-    fn totals_are_those_of_a_recount() {
-        let entry = |blocks| TableEntry {
+    const TIMELINE: TimelineId = TimelineId::from_bytes([1; 16]);
+
+    fn entry(blocks: u32) -> TableEntry {
+        TableEntry {
+            place: Place::Own,
             epoch: Epoch(1),
             writer: WriterId(2),
             bytes: 100 + u64::from(blocks),
             last: Sequence(3),
             sealed_ms: 4,
             live: LiveBits::all(blocks),
-        };
-        let check = |table: &SegmentTable| {
-            let mut again = TableTotals::default();
-            table.iter().for_each(|(_, entry)| again.add(entry));
-            assert_eq!(table.totals(), again);
-        };
-        let mut table = SegmentTable::default();
+        }
+    }
+
+    fn check(table: &SegmentTable) {
+        let mut again = TableTotals::default();
+        table.iter().for_each(|(_, entry)| again.add(entry));
+        assert_eq!(table.totals(), again);
+    }
+
+    #[test]
+    fn totals_are_those_of_a_recount() {
+        let mut table = SegmentTable::new(TIMELINE);
         table.load(PageRef { page: 0, object: 1, index: 0 }, vec![(Ordinal(1), entry(2)), (Ordinal(2), entry(70))]);
         table.insert(Ordinal(3), entry(1));
         table.insert(Ordinal(3), entry(3));
@@ -208,10 +301,42 @@ mod tests {
             table.totals(),
             TableTotals { segments: 3, partly_dead: 3, blocks: 75, live_blocks: 71, bytes: 375 }
         );
-        assert_eq!(table.take_dead(Ordinal(9), |_| false).len(), 1);
+        table.drop_dead(Ordinal(9), |_| false);
+        let left = table.take_left();
+        assert!(left.len() == 1 && left.iter().all(|name| name.number == 1) && !table.has_left());
         check(&table);
         assert!(table.clear(Ordinal(1), 0).is_err() && table.clear(Ordinal(2), 70).is_err());
         assert_eq!(table.dirty_pages(Ordinal(0)), [0u64; 0]);
         assert!(table.dirty_pages(Ordinal(3)) == [0] && table.encode(0, Ordinal(2)).is_none());
+    }
+
+    #[test]
+    fn a_bundle_is_left_once_its_last_segment_is() {
+        let mut table = SegmentTable::new(TIMELINE);
+        for ordinal in [1, 2, 3].map(Ordinal) {
+            table.insert(ordinal, entry(10));
+            (0..8).for_each(|block| assert!(table.clear(ordinal, block).unwrap()));
+        }
+        let at =
+            |table: &SegmentTable, ordinal| table.get(Ordinal(ordinal)).unwrap().object(TIMELINE, Ordinal(ordinal));
+        let own = [1, 2, 3].map(|ordinal| at(&table, ordinal));
+        let bundle = |number| ObjectName { kind: ObjectKind::Bundle, number, ..own[0] };
+        assert!(
+            table.move_to(Ordinal(1), &own[0], &bundle(1), 2, 50)
+                && table.move_to(Ordinal(2), &own[1], &bundle(1), 2, 50)
+        );
+        assert!(!table.move_to(Ordinal(2), &own[1], &bundle(2), 2, 50), "it is there no more");
+        check(&table);
+        assert_eq!((table.totals().blocks, table.totals().partly_dead, table.totals().bytes), (14, 1, 210));
+        assert!(table.is_left(&own[0]) && !table.is_left(&own[2]));
+        assert_eq!(table.take_left(), BTreeSet::from([own[0], own[1]]));
+        assert!(table.move_to(Ordinal(1), &bundle(1), &bundle(2), 2, 50));
+        assert!(!table.has_left() && table.has_bundle(&bundle(1)) && at(&table, 1) == bundle(2));
+        (8..10).for_each(|block| assert!(table.clear(Ordinal(2), block).unwrap()));
+        table.drop_dead(Ordinal(9), |_| false);
+        assert!(table.take_left() == BTreeSet::from([bundle(1)]) && !table.has_bundle(&bundle(1)));
+        table.drop_from(Ordinal(1));
+        assert_eq!(table.take_left(), BTreeSet::from([bundle(2), own[2]]));
+        assert_eq!(table.totals(), TableTotals::default());
     }
 }

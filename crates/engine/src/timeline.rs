@@ -108,6 +108,10 @@ pub(crate) struct Data {
     /// Objects that were deleted and that the last manifest still lists.
     pub deleted: BTreeSet<ObjectName>,
     pub deleting: bool,
+    /// Objects of which something that lives is damaged: they are cleaned no more.
+    pub unclean: BTreeSet<ObjectName>,
+    /// The manifest at which nothing was found to clean: blocks die only with the next one.
+    pub clean_at: Option<u64>,
     /// Roots that somebody walks: their nodes stay meanwhile.
     pub pins: Vec<RootNumber>,
     /// Whether the reclaim queue is being worked off, or can not be.
@@ -133,6 +137,8 @@ pub(crate) struct Timeline {
     pub manifests: Turn,
     /// One checkpoint at a time.
     pub checkpoints: Turn,
+    /// Blocks move from object to object in this turn, and a check looks where they are.
+    pub cleans: Turn,
 }
 
 /// Waits between tries of what has to succeed: they double from the first to the last.

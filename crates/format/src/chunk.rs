@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The data area of a segment: chunks of eight blocks.
+//! The data area of a segment, or of a share of a bundle: chunks of eight blocks.
 //!
 //! A *raw* chunk is its blocks, each behind 16 bytes that prove it: so one get of 4,112 bytes reads a block and
 //! shows that it is the right one.
 //! ```text
 //! 0   u32 checksum of the block, bound to (timeline, ordinal, block)
 //! 4   u32 0
-//! 8   u64 LBA of the block, in blocks
+//! 8   u64 LBA of the block, in blocks; in a bundle all ones where nobody knows it
 //! 16  4,096 bytes
 //! ```
 //! A *packed* chunk is compressed whole, behind 8 bytes; its packed form begins with the plain checksum of each
@@ -17,6 +17,8 @@
 //! 4   u32 number of blocks
 //! 8   number of blocks × u32 plain checksum, then the compressed blocks
 //! ```
+//! A packed chunk of a share tells the numbers of its blocks as well (u16 each, up to the next multiple of 4 bytes), behind the plain checksums: they need
+//! not follow each other, and a chunk of another object of the same segment must not pass for this one.
 
 use crate::FormatError;
 use crate::crc::{Domain, Identity, crc};
@@ -24,7 +26,7 @@ use crate::segment::{CHUNK_BLOCKS, Codec};
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, Ordinal, TimelineId};
+use varve_types::{BLOCK, MAX_SEGMENT_BLOCKS, Ordinal, TimelineId};
 use zstd::bulk::{Compressor, Decompressor};
 
 const BLOCK_LEN: usize = BLOCK as usize;
@@ -35,10 +37,13 @@ pub const RAW_BLOCK: usize = BLOCK_HEADER + BLOCK_LEN;
 const PACKED_HEADER: usize = 8;
 const ZSTD_LEVEL: i32 = 1;
 
-/// A block on its way into a segment.
+/// The place of a block of which nobody knows it any more.
+pub const UNKNOWN_LBA: u64 = u64::MAX;
+
+/// A block on its way into a segment or a bundle.
 #[derive(Clone, Debug)]
 pub struct SealBlock {
-    /// Its place in the volume, in blocks.
+    /// Its place in the volume, in blocks; or [`UNKNOWN_LBA`].
     pub lba: u64,
     /// Its 4 KiB.
     pub data: Bytes,
@@ -72,7 +77,32 @@ pub fn pack(
     blocks: impl Iterator<Item = SealBlock>,
     codec: Codec,
 ) -> Result<Packed, FormatError> {
+    let numbered = (0..=u16::MAX).zip(blocks);
+    pack_as(Domain::Chunk, timeline, ordinal, numbered, codec)
+}
+
+/// Builds the data of a share of a bundle: blocks of a segment by their numbers there, in order.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_share(
+    timeline: TimelineId,
+    ordinal: Ordinal,
+    blocks: impl Iterator<Item = (u16, SealBlock)>,
+    codec: Codec,
+) -> Result<Packed, FormatError> {
+    pack_as(Domain::Share, timeline, ordinal, blocks, codec)
+}
+
+fn pack_as(
+    domain: Domain,
+    timeline: TimelineId,
+    ordinal: Ordinal,
+    blocks: impl Iterator<Item = (u16, SealBlock)>,
+    codec: Codec,
+) -> Result<Packed, FormatError> {
     let mut packer = Packer {
+        domain,
         timeline,
         ordinal,
         codec,
@@ -81,10 +111,9 @@ pub fn pack(
         part: BytesMut::with_capacity(PART),
         chunks: Vec::new(),
         len: 0,
-        first: 0,
         scratch: Vec::new(),
     };
-    let mut chunk: Vec<SealBlock> = Vec::with_capacity(CHUNK_BLOCKS as usize);
+    let mut chunk: Vec<(u16, SealBlock)> = Vec::with_capacity(CHUNK_BLOCKS as usize);
     for block in blocks {
         chunk.push(block);
         if chunk.len() == CHUNK_BLOCKS as usize {
@@ -101,6 +130,7 @@ pub fn pack(
 }
 
 struct Packer {
+    domain: Domain,
     timeline: TimelineId,
     ordinal: Ordinal,
     codec: Codec,
@@ -109,15 +139,14 @@ struct Packer {
     part: BytesMut,
     chunks: Vec<u32>,
     len: u64,
-    first: u32,
     scratch: Vec<u8>,
 }
 
 impl Packer {
-    fn chunk(&mut self, blocks: &[SealBlock]) -> Result<(), FormatError> {
-        for (i, block) in blocks.iter().enumerate() {
+    fn chunk(&mut self, blocks: &[(u16, SealBlock)]) -> Result<(), FormatError> {
+        for (number, block) in blocks {
             if block.data.len() != BLOCK_LEN || crc(&block.data) != block.crc {
-                let reason = format!("block {} changed in memory before it was sealed", self.first as usize + i);
+                let reason = format!("block {number} changed in memory before it was sealed");
                 return Err(FormatError::new("layer", reason));
             }
         }
@@ -125,12 +154,16 @@ impl Packer {
         match self.compress(blocks) {
             Some(packed) => {
                 self.gained = true;
-                let identity =
-                    Identity::new(Domain::Chunk, self.timeline.to_bytes(), self.ordinal.0, u64::from(self.first));
-                let mut body = Vec::with_capacity(4 + 4 * blocks.len() + packed.len());
+                let first = u64::from(blocks[0].0);
+                let identity = Identity::new(self.domain, self.timeline.to_bytes(), self.ordinal.0, first);
+                let mut body = Vec::with_capacity(table_len(self.domain, blocks.len()) + packed.len());
                 body.extend_from_slice(&(blocks.len() as u32).to_le_bytes());
-                for block in blocks {
+                for (_, block) in blocks {
                     body.extend_from_slice(&block.crc.to_le_bytes());
+                }
+                if self.domain == Domain::Share {
+                    blocks.iter().for_each(|(number, _)| body.extend_from_slice(&number.to_le_bytes()));
+                    body.resize(body.len().next_multiple_of(4), 0);
                 }
                 body.extend_from_slice(&packed);
                 len = 4 + body.len();
@@ -139,8 +172,8 @@ impl Packer {
                 self.part.extend_from_slice(&body);
             }
             None => {
-                for (i, block) in blocks.iter().enumerate() {
-                    let identity = Identity::block(self.timeline, self.ordinal.0, self.first + i as u32);
+                for (number, block) in blocks {
+                    let identity = Identity::block(self.timeline, self.ordinal.0, u32::from(*number));
                     self.room(BLOCK_HEADER);
                     self.part.extend_from_slice(&identity.bind(block.crc).to_le_bytes());
                     self.part.extend_from_slice(&[0; 4]);
@@ -152,7 +185,6 @@ impl Packer {
         }
         self.chunks.push(len as u32);
         self.len += len as u64;
-        self.first += blocks.len() as u32;
         Ok(())
     }
 
@@ -172,25 +204,31 @@ impl Packer {
     }
 
     /// The compressed blocks, if that saves at least an eighth.
-    fn compress(&mut self, blocks: &[SealBlock]) -> Option<Vec<u8>> {
+    fn compress(&mut self, blocks: &[(u16, SealBlock)]) -> Option<Vec<u8>> {
         if self.codec == Codec::Raw {
             return None;
         }
-        let most = blocks.len() * BLOCK_LEN * 7 / 8 - PACKED_HEADER - 4 * blocks.len();
+        let most = blocks.len() * BLOCK_LEN * 7 / 8 - table_len(self.domain, blocks.len());
         // One block first: data that does not compress is the common case of a busy disk, and need not pay for a whole chunk.
-        if blocks.len() > 1 && compress_with(self.codec, &blocks[0].data)?.len() > BLOCK_LEN * 15 / 16 {
-            let last = &blocks[blocks.len() - 1].data;
+        if blocks.len() > 1 && compress_with(self.codec, &blocks[0].1.data)?.len() > BLOCK_LEN * 15 / 16 {
+            let last = &blocks[blocks.len() - 1].1.data;
             if compress_with(self.codec, last)?.len() > BLOCK_LEN * 15 / 16 {
                 return None;
             }
         }
         self.scratch.clear();
-        for block in blocks {
+        for (_, block) in blocks {
             self.scratch.extend_from_slice(&block.data);
         }
         let packed = compress_with(self.codec, &self.scratch)?;
         (packed.len() <= most).then_some(packed)
     }
+}
+
+/// Bytes of a packed chunk in front of its compressed blocks.
+const fn table_len(domain: Domain, blocks: usize) -> usize {
+    let numbers = if matches!(domain, Domain::Share) { (2 * blocks).next_multiple_of(4) } else { 0 };
+    PACKED_HEADER + 4 * blocks + numbers
 }
 
 fn compress_with(codec: Codec, raw: &[u8]) -> Option<Vec<u8>> {
@@ -233,25 +271,57 @@ pub fn unpack(
     codec: Codec,
     bytes: &Bytes,
 ) -> Result<Vec<Block>, FormatError> {
-    if bytes.len() == count as usize * RAW_BLOCK {
-        return (0..count)
-            .map(|i| {
-                let at = i as usize * RAW_BLOCK;
-                raw_block(timeline, ordinal, first + i, &bytes.slice(at..at + RAW_BLOCK))
-            })
-            .collect();
+    let numbers = std::array::from_fn::<u16, { CHUNK_BLOCKS as usize }, _>(|i| (first as usize + i) as u16);
+    let numbers = numbers.get(..count as usize).filter(|_| first + count <= MAX_SEGMENT_BLOCKS);
+    let numbers = numbers.ok_or_else(|| FormatError::new("segment chunk", format!("{count} blocks from {first}")))?;
+    unpack_as(Domain::Chunk, timeline, ordinal, numbers, codec, bytes)
+}
+
+/// Takes a chunk of a share apart that has blocks of these numbers, verifying all of it.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn unpack_share(
+    timeline: TimelineId,
+    ordinal: Ordinal,
+    numbers: &[u16],
+    codec: Codec,
+    bytes: &Bytes,
+) -> Result<Vec<Block>, FormatError> {
+    unpack_as(Domain::Share, timeline, ordinal, numbers, codec, bytes)
+}
+
+fn unpack_as(
+    domain: Domain,
+    timeline: TimelineId,
+    ordinal: Ordinal,
+    numbers: &[u16],
+    codec: Codec,
+    bytes: &Bytes,
+) -> Result<Vec<Block>, FormatError> {
+    let count = numbers.len();
+    if bytes.len() == count * RAW_BLOCK {
+        let raw = |(at, number): (usize, &u16)| {
+            raw_block(timeline, ordinal, u32::from(*number), &bytes.slice(at * RAW_BLOCK..(at + 1) * RAW_BLOCK))
+        };
+        return numbers.iter().enumerate().map(raw).collect();
     }
+    let first = numbers.first().copied().unwrap_or_default();
     let corrupt = |reason: &str| FormatError::new("segment chunk", format!("chunk at block {first}: {reason}"));
-    let table = PACKED_HEADER + 4 * count as usize;
+    let table = table_len(domain, count);
     if bytes.len() < table {
         return Err(corrupt("it is too short"));
     }
-    let identity = Identity::new(Domain::Chunk, timeline.to_bytes(), ordinal.0, u64::from(first));
+    let identity = Identity::new(domain, timeline.to_bytes(), ordinal.0, u64::from(first));
     let is_whole = identity.bind(crc(&bytes[4..])) == u32_at(bytes, 0) || planted(Mutant::TrustStoredBlocks);
-    if !is_whole || u32_at(bytes, 4) != count {
+    if !is_whole || u32_at(bytes, 4) as usize != count {
         return Err(corrupt("its checksum does not match"));
     }
-    let len = count as usize * BLOCK_LEN;
+    let told = bytes[PACKED_HEADER + 4 * count..table].chunks_exact(2).map(|n| u16::from_le_bytes([n[0], n[1]]));
+    if domain == Domain::Share && !told.take(count).eq(numbers.iter().copied()) {
+        return Err(corrupt("it has other blocks"));
+    }
+    let len = count * BLOCK_LEN;
     let raw = match codec {
         Codec::Raw => None,
         Codec::Lz4 => lz4_flex::block::decompress(&bytes[table..], len).ok(),
@@ -260,7 +330,7 @@ pub fn unpack(
         }
     };
     let raw = Bytes::from(raw.filter(|raw| raw.len() == len).ok_or_else(|| corrupt("it does not decompress"))?);
-    (0..count as usize)
+    (0..count)
         .map(|i| {
             let block = raw.slice(i * BLOCK_LEN..(i + 1) * BLOCK_LEN);
             let sum = u32_at(bytes, PACKED_HEADER + 4 * i);

@@ -19,10 +19,11 @@ pub fn crc(bytes: &[u8]) -> u32 {
 
 /// Whether a header of 8 bytes of magic, version and checksum, and what follows, has this checksum as version `version`.
 pub(crate) fn is_whole(header: &[u8], version: u32, sum: u32) -> bool {
-    let mut copy = header.to_vec();
-    copy[8..12].copy_from_slice(&version.to_le_bytes());
-    copy[12..16].fill(0);
-    crc(&copy) == sum
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    for part in [&header[..8], &version.to_le_bytes(), &[0; 4], &header[16..]] {
+        digest.update(part);
+    }
+    digest.finalize() as u32 == sum
 }
 
 /// What bytes are, as 32 bits to bind their checksum with.
@@ -41,6 +42,8 @@ pub enum Domain {
     Page = 3,
     /// Record of a journal: journal, position.
     Journal = 4,
+    /// Compressed chunk of a share of a bundle: timeline, ordinal, first block.
+    Share = 5,
 }
 
 impl Identity {

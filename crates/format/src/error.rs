@@ -15,14 +15,22 @@ pub enum FormatError {
         reason: String,
     },
     /// They were written by a version that this one does not know.
-    #[error("{what} has format version {found}; this build knows only {known}: use a newer one")]
+    #[error("{what} has format version {found}; this build knows none above {known}: use a newer one")]
     Version {
         /// The structure.
         what: &'static str,
         /// The version found.
         found: u32,
-        /// The version that this build reads and writes.
+        /// The newest version that this build reads and writes.
         known: u32,
+    },
+    /// They lead to something that this version does not know.
+    #[error("{what} needs features that this build does not know ({unknown:#x}): use a newer one")]
+    Feature {
+        /// The structure.
+        what: &'static str,
+        /// A bit each.
+        unknown: u64,
     },
 }
 
@@ -47,7 +55,7 @@ impl FormatError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Corrupt { .. } => ErrorKind::Corrupt,
-            Self::Version { .. } => ErrorKind::Invalid,
+            Self::Version { .. } | Self::Feature { .. } => ErrorKind::Invalid,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! wrong place fail like damaged ones. Decoders take any bytes: they answer `Corrupt` with a reason, never panic,
 //! and allocate no more than a small multiple of their input. `docs/formats.md` has the layouts.
 
+pub mod bundle;
 pub mod chunk;
 pub mod codec;
 pub mod crc;
@@ -18,6 +19,7 @@ mod node;
 mod node_packed;
 #[cfg(test)]
 mod node_tests;
+mod numbers;
 pub mod owner;
 pub mod page;
 mod pointer;
@@ -27,4 +29,5 @@ pub mod table;
 pub use error::FormatError;
 pub use name::{ObjectKind, ObjectName};
 pub use node::{Leaf, NODE_ENTRIES, decode_interior, encode_interior};
+pub use numbers::BlockSet;
 pub use pointer::{Lineage, NodePointer, Pointer};

@@ -8,7 +8,7 @@
 //! this one is accepted too. Segments of its own writer above the boundary are found by probing.
 
 use crate::codec::{Decoder, Encoder};
-use crate::crc::crc;
+use crate::crc::{crc, is_whole};
 use crate::name::{ObjectKind, ObjectName};
 use crate::node::MAX_LEVEL;
 use crate::{FormatError, Lineage, NODE_ENTRIES, NodePointer};
@@ -21,7 +21,12 @@ mod parts;
 mod tests;
 
 const MAGIC: &[u8; 8] = b"VARVEMAN";
-const VERSION: u32 = 1;
+/// One that any build can read.
+const PLAIN: u32 = 1;
+/// One that says what its reader has to know.
+const VERSION: u32 = 2;
+/// Pages of its table, and what it names as dead, may lead to bundles.
+const NEEDS_BUNDLES: u64 = 1;
 /// Longest manifest.
 pub const MAX_MANIFEST: u64 = 256 << 20;
 
@@ -302,6 +307,8 @@ pub struct Manifest {
     pub dead: Vec<DeadObject>,
     /// Subtrees to be worked off.
     pub reclaim: Vec<Reclaim>,
+    /// Whether its table has ever led to bundles.
+    pub bundles: bool,
 }
 
 impl Manifest {
@@ -321,15 +328,20 @@ impl Manifest {
     /// Its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
+        let needs = if self.bundles { NEEDS_BUNDLES } else { 0 };
+        let version = if needs == 0 { PLAIN } else { VERSION };
         let mut e = Encoder::new();
         e.raw(MAGIC);
-        e.u32(VERSION);
+        e.u32(version);
         e.u32(0);
+        if version > PLAIN {
+            e.varint(needs);
+        }
         self.encode_identity(&mut e);
         self.encode_map(&mut e);
         self.encode_lists(&mut e);
         let mut bytes = e.finish();
-        let sum = crc(&bytes[16..]);
+        let sum = if version > PLAIN { crc(&bytes) } else { crc(&bytes[16..]) };
         bytes[12..16].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
@@ -345,13 +357,20 @@ impl Manifest {
         }
         let found = d.u32()?;
         let sum = d.u32()?;
-        if found != VERSION {
-            return Err(FormatError::version("a manifest", found, VERSION, crc(&bytes[16..]) == sum));
+        let fits = |version| if version > PLAIN { is_whole(bytes, version, sum) } else { crc(&bytes[16..]) == sum };
+        if !(PLAIN..=VERSION).contains(&found) {
+            return Err(FormatError::version("a manifest", found, VERSION, (PLAIN..=VERSION).any(fits)));
         }
-        if crc(&bytes[16..]) != sum {
+        if !fits(found) {
             return Err(d.corrupt("its checksum does not match"));
         }
+        let needs = if found > PLAIN { d.varint()? } else { 0 };
+        let unknown = needs & !NEEDS_BUNDLES;
+        if unknown != 0 {
+            return Err(FormatError::Feature { what: "a manifest", unknown });
+        }
         let mut this = Self::decode_identity(&mut d)?;
+        this.bundles = needs & NEEDS_BUNDLES != 0;
         this.decode_map(&mut d)?;
         this.decode_lists(&mut d)?;
         d.end()?;

@@ -20,6 +20,8 @@ pub enum ObjectKind {
     Table = 3,
     /// A manifest, by number.
     Manifest = 4,
+    /// What lives of several segments; numbers of each opening of its own.
+    Bundle = 5,
 }
 
 impl ObjectKind {
@@ -31,6 +33,7 @@ impl ObjectKind {
             Self::Map => "map",
             Self::Table => "tab",
             Self::Manifest => "man",
+            Self::Bundle => "bun",
         }
     }
     /// The kind whose stored form is `raw`.
@@ -41,6 +44,7 @@ impl ObjectKind {
             2 => Some(Self::Map),
             3 => Some(Self::Table),
             4 => Some(Self::Manifest),
+            5 => Some(Self::Bundle),
             _ => None,
         }
     }
@@ -81,6 +85,7 @@ impl ObjectName {
             "map" => ObjectKind::Map,
             "tab" => ObjectKind::Table,
             "man" => ObjectKind::Manifest,
+            "bun" => ObjectKind::Bundle,
             _ => return None,
         };
         let mut fields = parts.next()?.split('-');

@@ -149,18 +149,64 @@ pub fn encode_head(facts: &SegmentFacts, codec: Codec, index: &SegmentIndex, dat
 
 fn encode_index(index: &SegmentIndex) -> Vec<u8> {
     let mut e = Encoder::new();
-    e.varint(index.extents.len() as u64);
+    encode_extents(&mut e, &index.extents);
+    e.list(&index.marks, |e, mark| mark.encode(e));
+    e.list(&index.chunks, |e, len| e.varint(u64::from(*len)));
+    e.finish()
+}
+
+pub(crate) fn encode_extents(e: &mut Encoder, extents: &[IndexExtent]) {
+    e.varint(extents.len() as u64);
     let mut end = 0;
-    for extent in &index.extents {
+    for extent in extents {
         debug_assert!(extent.start >= end && extent.blocks > 0);
         // One number for the common case: the distance from the extent before, and whether it is a hole.
         e.varint((extent.start - end) << 1 | u64::from(extent.hole));
         e.varint(extent.blocks);
         end = extent.start + extent.blocks;
     }
-    e.list(&index.marks, |e, mark| mark.encode(e));
-    e.list(&index.chunks, |e, len| e.varint(u64::from(*len)));
-    e.finish()
+}
+
+/// Reads extents, which hold `blocks` blocks.
+pub(crate) fn decode_extents(d: &mut Decoder<'_>, blocks: u32) -> Result<Vec<IndexExtent>, FormatError> {
+    let (mut end, mut found) = (0u64, 0u64);
+    let extents = d.list(|d| {
+        let first = d.varint()?;
+        let (start, len) = (end.saturating_add(first >> 1), d.varint()?);
+        if len == 0 || start > MAX_BLOCK || len > MAX_BLOCK - start {
+            return Err(d.corrupt("an extent lies outside any volume"));
+        }
+        end = start + len;
+        let extent = IndexExtent { start, blocks: len, hole: first & 1 == 1 };
+        found += if extent.hole { 0 } else { len };
+        Ok(extent)
+    })?;
+    if found != u64::from(blocks) {
+        return Err(d.corrupt("its extents do not have as many blocks as it says"));
+    }
+    Ok(extents)
+}
+
+/// The codec that is stored as `raw`.
+pub(crate) const fn codec_from_raw(raw: u8) -> Option<Codec> {
+    match raw {
+        0 => Some(Codec::Raw),
+        1 => Some(Codec::Lz4),
+        2 => Some(Codec::Zstd),
+        _ => None,
+    }
+}
+
+/// Checks the lengths of the chunks of `blocks` blocks; gives the bytes of all.
+pub(crate) fn data_len(codec: Codec, blocks: u32, chunks: &[u32]) -> Result<u64, &'static str> {
+    if codec == Codec::Raw {
+        let len = u64::from(blocks) * crate::chunk::RAW_BLOCK as u64;
+        return if chunks.is_empty() { Ok(len) } else { Err("it has lengths of chunks, and is raw") };
+    }
+    if chunks.len() != blocks.div_ceil(CHUNK_BLOCKS) as usize {
+        return Err("it does not have a length for each chunk");
+    }
+    Ok(chunks.iter().map(|len| u64::from(*len)).sum())
 }
 
 impl SegmentHeader {
@@ -186,12 +232,9 @@ impl SegmentHeader {
         let (ordinal, epoch, writer) = (Ordinal(d.u64()?), Epoch(d.u64()?), WriterId(d.u64()?));
         let (stream_epoch, first, last) = (Epoch(d.u64()?), Sequence(d.u64()?), Sequence(d.u64()?));
         let blocks = d.u32()?;
-        let codec = match d.array::<4>()? {
-            [0, 8, 0, 0] => Codec::Raw,
-            [1, 8, 0, 0] => Codec::Lz4,
-            [2, 8, 0, 0] => Codec::Zstd,
-            other => return Err(d.corrupt(format!("codec {other:?} is not known"))),
-        };
+        let coding = d.array::<4>()?;
+        let codec = codec_from_raw(coding[0]).filter(|_| coding[1..] == [CHUNK_BLOCKS as u8, 0, 0]);
+        let codec = codec.ok_or_else(|| d.corrupt(format!("codec {coding:?} is not known")))?;
         let (index_len, index_crc, data_len, sealed_ms) = (d.u32()?, d.u32()?, d.u64()?, d.u64()?);
         if blocks > MAX_SEGMENT_BLOCKS || index_len > MAX_INDEX || last < first || data_len > 1 << 30 {
             return Err(d.corrupt("its numbers make no sense"));
@@ -234,34 +277,10 @@ impl SegmentHeader {
         if bytes.len() != self.index_len as usize || crc(bytes) != self.index_crc {
             return Err(d.corrupt("its checksum does not match"));
         }
-        let mut end = 0u64;
-        let mut blocks = 0u64;
-        let extents = d.list(|d| {
-            let first = d.varint()?;
-            let (start, len) = (end.saturating_add(first >> 1), d.varint()?);
-            if len == 0 || start > MAX_BLOCK || len > MAX_BLOCK - start {
-                return Err(d.corrupt("an extent lies outside any volume"));
-            }
-            end = start + len;
-            let extent = IndexExtent { start, blocks: len, hole: first & 1 == 1 };
-            blocks += if extent.hole { 0 } else { len };
-            Ok(extent)
-        })?;
+        let extents = decode_extents(&mut d, self.blocks)?;
         let marks = d.list(Mark::decode)?;
         let chunks = d.list(Decoder::varint32)?;
-        if blocks != u64::from(self.blocks) {
-            return Err(d.corrupt("its extents do not have as many blocks as the header says"));
-        }
-        let expected = if self.codec == Codec::Raw { 0 } else { self.blocks.div_ceil(CHUNK_BLOCKS) as usize };
-        if chunks.len() != expected {
-            return Err(d.corrupt("it does not have a length for each chunk"));
-        }
-        let total: u64 = if self.codec == Codec::Raw {
-            u64::from(self.blocks) * crate::chunk::RAW_BLOCK as u64
-        } else {
-            chunks.iter().map(|len| u64::from(*len)).sum()
-        };
-        if total != self.data_len {
+        if data_len(self.codec, self.blocks, &chunks).map_err(|reason| d.corrupt(reason))? != self.data_len {
             return Err(d.corrupt("its chunks are not as long as the data"));
         }
         if marks.iter().any(|m| m.sequence() < self.first || m.sequence() > self.last) {

@@ -6,8 +6,8 @@
 //! segment's ordinal; died at an ordinal), sorted by birth.
 
 use crate::codec::{Decoder, Encoder};
-use crate::{FormatError, NodePointer, Pointer};
-use varve_types::{Epoch, MAX_SEGMENT_BLOCKS, Ordinal, RootNumber, Sequence, WriterId};
+use crate::{FormatError, NodePointer, ObjectKind, ObjectName, Pointer};
+use varve_types::{Epoch, MAX_SEGMENT_BLOCKS, Ordinal, RootNumber, Sequence, TimelineId, WriterId};
 
 /// Ordinals described by one page.
 pub const PAGE_ORDINALS: u64 = 64;
@@ -62,14 +62,30 @@ impl LiveBits {
     }
 }
 
+/// Where the blocks of a segment are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// In an object of its own.
+    Own,
+    /// In a share of a bundle.
+    Bundle {
+        /// Number of the bundle.
+        number: u64,
+        /// Blocks of the share.
+        blocks: u32,
+    },
+}
+
 /// A segment, as the table knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableEntry {
-    /// Epoch in its object's name.
+    /// Where its blocks are.
+    pub place: Place,
+    /// Epoch in the name of the object that has them.
     pub epoch: Epoch,
-    /// Writer in its object's name.
+    /// Writer in that name.
     pub writer: WriterId,
-    /// Bytes of its object.
+    /// Bytes of its object; in a bundle: bytes of its chunks.
     pub bytes: u64,
     /// Last change in it.
     pub last: Sequence,
@@ -79,12 +95,35 @@ pub struct TableEntry {
     pub live: LiveBits,
 }
 
+impl TableEntry {
+    /// Blocks that are stored of it, dead ones too.
+    #[must_use]
+    pub const fn stored(&self) -> u32 {
+        match self.place {
+            Place::Own => self.live.blocks(),
+            Place::Bundle { blocks, .. } => blocks,
+        }
+    }
+
+    /// The object that has the blocks of the segment with this ordinal.
+    #[must_use]
+    pub const fn object(&self, timeline: TimelineId, ordinal: Ordinal) -> ObjectName {
+        let (kind, number) = match self.place {
+            Place::Own => (ObjectKind::Segment, ordinal.0),
+            Place::Bundle { number, .. } => (ObjectKind::Bundle, number),
+        };
+        ObjectName { timeline, kind, number, part: 0, epoch: self.epoch, writer: self.writer }
+    }
+}
+
 /// The segments of 64 ordinals, beginning at a multiple of 64, in order.
 pub type TablePage = Vec<(Ordinal, TableEntry)>;
 
 const ALL_LIVE: u8 = 0;
 const NONE_LIVE: u8 = 1;
 const BITMAP: u8 = 2;
+/// Added to the form of the live bits, where the number of a bundle follows them.
+const BUNDLED: u8 = 3;
 
 /// Encodes a page; the entries are of the page `page` and in order.
 #[must_use]
@@ -98,15 +137,20 @@ pub fn encode_page(page: u64, entries: &[(Ordinal, &TableEntry)]) -> Vec<u8> {
         e.varint(entry.last.0);
         e.varint(entry.sealed_ms);
         e.varint(u64::from(entry.live.blocks));
+        let bundled = if entry.place == Place::Own { 0 } else { BUNDLED };
         match &entry.live {
-            live if live.live == live.blocks => e.u8(ALL_LIVE),
-            live if live.live == 0 => e.u8(NONE_LIVE),
+            live if live.live == live.blocks => e.u8(ALL_LIVE + bundled),
+            live if live.live == 0 => e.u8(NONE_LIVE + bundled),
             live => {
-                e.u8(BITMAP);
+                e.u8(BITMAP + bundled);
                 for word in live.words.as_deref().unwrap_or_default() {
                     e.u64(*word);
                 }
             }
+        }
+        if let Place::Bundle { number, blocks } = entry.place {
+            e.varint(number);
+            e.varint(u64::from(blocks));
         }
     });
     e.finish()
@@ -133,19 +177,29 @@ pub fn decode_page(page: u64, bytes: &[u8]) -> Result<TablePage, FormatError> {
         if blocks > MAX_SEGMENT_BLOCKS {
             return Err(d.corrupt(format!("a segment of {blocks} blocks")));
         }
-        let live = decode_live(d, blocks)?;
+        let form = d.u8()?;
+        let live = decode_live(d, blocks, if form >= BUNDLED { form - BUNDLED } else { form })?;
+        let place = if form >= BUNDLED {
+            let (number, kept) = (d.varint()?, d.varint32()?);
+            if kept > blocks || live.live() > kept {
+                return Err(d.corrupt("a share has fewer blocks than live of it, or more than its segment"));
+            }
+            Place::Bundle { number, blocks: kept }
+        } else {
+            Place::Own
+        };
         Ok((
             Ordinal(page * PAGE_ORDINALS + u64::from(slot)),
-            TableEntry { epoch, writer, bytes, last, sealed_ms, live },
+            TableEntry { place, epoch, writer, bytes, last, sealed_ms, live },
         ))
     })?;
     d.end()?;
     Ok(entries)
 }
 
-fn decode_live(d: &mut Decoder<'_>, blocks: u32) -> Result<LiveBits, FormatError> {
+fn decode_live(d: &mut Decoder<'_>, blocks: u32, form: u8) -> Result<LiveBits, FormatError> {
     let count = blocks.div_ceil(64) as usize;
-    match d.u8()? {
+    match form {
         ALL_LIVE => Ok(LiveBits::all(blocks)),
         NONE_LIVE => Ok(LiveBits { blocks, live: 0, words: Some(vec![0; count].into_boxed_slice()) }),
         BITMAP => {
@@ -242,8 +296,8 @@ pub fn decode_node_kills(bytes: &[u8]) -> Result<Vec<NodeKill>, FormatError> {
 mod tests {
     use super::*;
 
-    fn entry(live: LiveBits) -> TableEntry {
-        TableEntry { epoch: Epoch(1), writer: WriterId(2), bytes: 3, last: Sequence(4), sealed_ms: 5, live }
+    fn entry(place: Place, live: LiveBits) -> TableEntry {
+        TableEntry { place, epoch: Epoch(1), writer: WriterId(2), bytes: 3, last: Sequence(4), sealed_ms: 5, live }
     }
 
     #[test]
@@ -253,8 +307,14 @@ mod tests {
         assert_eq!(some.live(), 98);
         let mut none = LiveBits::all(2);
         assert!(none.clear(0) && none.clear(1));
-        let entries =
-            [(Ordinal(128), entry(LiveBits::all(65_536))), (Ordinal(130), entry(some)), (Ordinal(191), entry(none))];
+        let entries = [
+            (Ordinal(128), entry(Place::Own, LiveBits::all(65_536))),
+            (Ordinal(129), entry(Place::Bundle { number: 0, blocks: 9 }, LiveBits::all(9))),
+            (Ordinal(130), entry(Place::Bundle { number: 300, blocks: 99 }, some.clone())),
+            (Ordinal(131), entry(Place::Own, some)),
+            (Ordinal(190), entry(Place::Bundle { number: u64::MAX, blocks: 1 }, none.clone())),
+            (Ordinal(191), entry(Place::Own, none)),
+        ];
         let refs: Vec<_> = entries.iter().map(|(o, e)| (*o, e)).collect();
         let bytes = encode_page(2, &refs);
         assert_eq!(decode_page(2, &bytes).unwrap(), entries);

@@ -218,6 +218,20 @@ async fn the_node_tells_its_state_version_and_metrics() {
 }
 
 #[tokio::test]
+async fn cleaning_is_shown_and_held_back() {
+    let server = Server::start().await;
+    let before = server.send(ask("GET", "/v1/cleaning")).await.json();
+    assert_eq!((&before["paused"], &before["rate_bytes"]), (&json!(false), &json!(null)));
+    let set = |body: serde_json::Value| ask("PATCH", "/v1/cleaning").json(&body);
+    assert_eq!(server.send(set(json!({"paused": true}))).await.json()["paused"], true);
+    let bounded = server.send(set(json!({"rate_bytes": 1000}))).await.json();
+    assert_eq!((&bounded["paused"], &bounded["rate_bytes"]), (&json!(true), &json!(1000)));
+    let again = server.send(set(json!({"paused": false, "rate_bytes": 0}))).await.json();
+    assert_eq!((&again["paused"], &again["rate_bytes"]), (&json!(false), &json!(null)));
+    assert_eq!(server.send(set(json!({"pausd": true}))).await.status, 400);
+}
+
+#[tokio::test]
 async fn every_kind_of_error_has_its_status() {
     let server = Server::start().await;
     for kind in ["invalid", "not-found", "conflict", "fenced", "unavailable", "busy", "corrupt", "no-space", "internal"]

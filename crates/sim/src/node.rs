@@ -30,6 +30,8 @@ pub fn small_limits() -> Limits {
         puts: 2,
         reclaim_level: 0,
         reclaim_nodes: 3,
+        occupancy: 80,
+        clean_rate: 0,
     }
 }
 

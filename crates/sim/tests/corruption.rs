@@ -5,7 +5,7 @@
 use varve_sim::node;
 
 use node::{Node, name};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use varve_types::{Compression, ErrorKind, Overrides};
 
 const SIZE: u64 = 1 << 20;
 
-/// A volume with every kind of object: merged segments, kept kills, snapshots, segments behind the manifest, a clone, a tail in the journal.
+/// A volume with every kind of object: merged segments, a bundle, kept kills, snapshots, segments behind the manifest, a clone, a tail in the journal.
 struct Stored {
     node: Node,
     /// What each volume and snapshot reads as.
@@ -35,6 +35,14 @@ fn write(node: &Node, array: &mut [u8], offset: u64, len: u64, seed: u64) {
     node.write(&device, offset, data, true).expect("alive").expect("a write");
 }
 
+fn settle(node: &Node) {
+    let volume = node.volume("v");
+    node.must("settle", async move {
+        volume.seal().await?;
+        volume.checkpoint().await
+    });
+}
+
 fn stored(compression: Compression) -> Stored {
     let mut node = Node::new(SimOptions::seed(3), 9 << 20);
     node.pool = Overrides { compression: Some(compression), ..node.pool };
@@ -42,16 +50,18 @@ fn stored(compression: Compression) -> Stored {
     node.create_volume("v", SIZE);
     let mut array = vec![0; SIZE as usize];
     let mut wanted = BTreeMap::new();
-    write(&node, &mut array, 0, 300 << 10, 1);
+    write(&node, &mut array, 0, 300 << 10, 0);
+    settle(&node);
+    (0..10).for_each(|part| write(&node, &mut array, part * (30 << 10), 20 << 10, 1));
+    settle(&node);
+    node.world.run_for(Duration::from_secs(10)).expect("the world runs");
+    // From the next start on nothing is cleaned: what goes bad stays where it is.
+    node.limits.occupancy = 0;
     let volume = node.volume("v");
     node.must("snapshot", async move { volume.snapshot(name("a")).await });
     wanted.insert(("v".to_owned(), Some("a".to_owned())), array.clone());
     write(&node, &mut array, 64 << 10, 100 << 10, 2);
-    let volume = node.volume("v");
-    node.must("settle", async move {
-        volume.seal().await?;
-        volume.checkpoint().await
-    });
+    settle(&node);
     write(&node, &mut array, 128 << 10, 8 << 10, 3);
     let shard = node.shard();
     node.must(
@@ -167,7 +177,7 @@ fn nothing_is_found_where_nothing_is_wrong() {
 fn spoilt_objects_are_named_and_never_believed() {
     let compression = Compression::Lz4;
     let needed = needed(compression);
-    for kind in ["/seg/", "/map/", "/tab/", "/man/"] {
+    for kind in ["/seg/", "/bun/", "/map/", "/tab/", "/man/"] {
         assert!(
             needed.iter().any(|object| object.contains(kind)),
             "an object of the kind {kind} is needed: {needed:?}"
@@ -205,7 +215,7 @@ fn spoilt_objects_are_named_and_never_believed() {
 #[test]
 fn an_object_in_the_place_of_another_is_seen() {
     let names = stored(Compression::None).node.server.names();
-    for kind in ["/seg/", "/map/", "/man/"] {
+    for kind in ["/seg/", "/bun/", "/map/", "/man/"] {
         let of: Vec<_> = names.iter().filter(|name| name.contains(kind)).collect();
         for pair in of.windows(2) {
             let mut stored = stored(Compression::None);
@@ -348,4 +358,27 @@ fn a_store_that_loses_nothing_is_believed_whatever_the_journal_tells() {
     let device = node.device("v");
     let bytes = node.read(&device, 0, 32 << 10).expect("alive").expect("a read");
     assert_eq!(bytes, pattern(19, 32 << 10));
+}
+
+/// Nobody can tell then whether others need what it has: it is kept, until somebody has looked.
+#[test]
+fn a_deleted_volume_whose_manifest_is_lost_keeps_what_it_has() {
+    let mut stored = stored(Compression::Lz4);
+    let origin = stored.node.volume("v").record().shown;
+    let shard = stored.node.shard();
+    stored.node.must("delete", async move { shard.delete_volume(&name("v")).await });
+    let of_it = |node: &Node, kind: &str| -> BTreeSet<String> {
+        node.server.names().into_iter().filter(|name| name.starts_with(&format!("{origin}/{kind}"))).collect()
+    };
+    let (objects, manifests) = (of_it(&stored.node, ""), of_it(&stored.node, "man/"));
+    let lost: Vec<_> =
+        manifests.iter().map(|name| (name, stored.node.server.object(name).expect("it is there"))).collect();
+    assert!(lost.iter().all(|(name, _)| stored.node.server.remove(name)));
+    stored.node.world.run_for(Duration::from_secs(3 * 3600)).expect("the world runs");
+    assert_eq!(of_it(&stored.node, ""), &objects - &manifests);
+    for (name, bytes) in lost {
+        stored.node.server.plant(name, bytes);
+    }
+    stored.wanted.retain(|(volume, _), _| volume == "w");
+    assert_eq!(stored.read_all("its manifests are back").texts(), "");
 }

@@ -77,8 +77,8 @@ fn strays(node: &Node) -> Vec<ObjectName> {
         ObjectKind::Table => {
             !manifest.tables.iter().any(|t| (t.number, t.epoch, t.writer) == (o.number, o.epoch, o.writer))
         }
-        // Of segments only their number is compared, below.
-        ObjectKind::Segment => false,
+        // Of segments and bundles only their number is compared, below.
+        ObjectKind::Segment | ObjectKind::Bundle => false,
     };
     all.iter().filter(|o| !dead.contains(*o)).filter(stray).copied().collect()
 }

@@ -36,6 +36,8 @@ fn scattered(seed: u64) -> (Node, Model, Rng) {
     let mut node = Node::new(SimOptions::seed(seed), 16 << 20);
     node.limits.reclaim_level = 1;
     node.limits.reclaim_nodes = 50;
+    // Segments are counted.
+    node.limits.occupancy = 0;
     node.pool.undelete_window_ms = Some(10_000);
     node.create().unwrap().unwrap();
     node.create_volume("v", SIZE);

@@ -233,6 +233,20 @@ crate::catalogue::catalogue! {
     /// A hidden history was a tombstone already: a crash has interrupted its end, which goes on.
     HistoryEndResumed = "history-end-resumed",
 
+    // Cleaning.
+    /// What lives of sparse segments is gathered into a bundle.
+    CleanJob = "clean-job",
+    /// What a cleaned segment has changed is kept, for a clone that may read it.
+    CleanHistory = "clean-history",
+    /// The put of a bundle finds it there: the answer to an earlier try was lost.
+    BundleWasPut = "bundle-was-put",
+    /// Something is damaged where a job reads: it reads no more than what lives.
+    CleanAroundDamage = "clean-around-damage",
+    /// A segment that is cleaned is in a bundle already.
+    CleanAgain = "clean-again",
+    /// Some of the segments of a job were gone, or elsewhere, when it had ended.
+    CleanOvertaken = "clean-overtaken",
+
     // What is deleted.
     /// A volume was made, or cloned, and coordination did not take its record: its first manifest is deleted again.
     BirthTakenBack = "birth-taken-back",
@@ -240,6 +254,8 @@ crate::catalogue::catalogue! {
     PurgeKept = "purge-kept",
     /// The window of a deleted volume was over, and it was brought back just in time, while its end waited: it stays.
     PurgeOvertaken = "purge-overtaken",
+    /// The manifest of a deleted volume is lost, so that nobody can tell whether others were born from it: it is kept.
+    PurgeBlind = "purge-blind",
     /// The end of a deleted volume was interrupted: some of its histories have no objects any more, and it goes on with the others.
     PurgeResumed = "purge-resumed",
     /// An object of an earlier opening is named by nothing: the sweep deletes it.

@@ -190,8 +190,24 @@ crate::catalogue::catalogue! {
     PurgeInsideWindow = "purge-inside-window",
     /// A deleted volume is removed though it was brought back while its end waited: it is shown, and its objects are gone.
     PurgeBroughtBack = "purge-brought-back",
+    /// A deleted volume whose manifest is lost ends, whoever was born from it: what a clone has inherited is gone.
+    PurgeWithoutManifest = "purge-without-manifest",
     /// A deleted volume is brought back though its window is over: half of it may be gone.
     UndeleteAfterWindow = "undelete-after-window",
+
+    // Cleaning.
+    /// A segment is cleaned without what it has changed though a hold needs that: after a crash the clone can not be opened.
+    CleanWithoutHistory = "clean-without-history",
+    /// The table points to a bundle whose put has failed: what lived there is gone.
+    CleanBeforePut = "clean-before-put",
+    /// A bundle goes when the first of its segments does: what lives of the others is gone.
+    DropSharedBundle = "drop-shared-bundle",
+    /// The page of a segment that was moved is not written: after a crash it is looked for where it was.
+    MoveWithoutPage = "move-without-page",
+    /// The sweep takes what a bundle has taken over: pages in the store lead there still, and after a crash what lived there is gone.
+    SweepLeft = "sweep-left",
+    /// What a bundle has taken over is deleted at once: after a crash the table points there still.
+    CleanDeletesAtOnce = "clean-deletes-at-once",
 
     // Rollback, and what is hidden.
     /// After a rollback the snapshots taken behind its point are listed still: they belong to a history that is hidden.

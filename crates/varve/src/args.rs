@@ -67,6 +67,8 @@ pub enum Command {
     },
     /// Verify every block and every count of one volume or of all
     Check(Check),
+    /// Show how cleaning goes; pause it, let it go on, bound it
+    Clean(Clean),
     /// Print the version
     Version,
     /// Print shell completions
@@ -85,6 +87,25 @@ pub enum Command {
         /// Which
         what: Reference,
     },
+}
+
+/// How cleaning is to go on.
+#[derive(Debug, clap::Args)]
+pub struct Clean {
+    /// Begin nothing new, until told to go on or the node is started again
+    #[arg(long, conflicts_with = "resume")]
+    pub pause: bool,
+    /// Go on
+    #[arg(long)]
+    pub resume: bool,
+    /// Read and put at most so much in a second; 0 for no bound
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub rate: Option<u64>,
+}
+
+/// A size.
+fn size(text: &str) -> Result<u64, String> {
+    varve_types::parse_size(text).map_err(|error| error.to_string())
 }
 
 /// `KEY=VALUE` of a setting.

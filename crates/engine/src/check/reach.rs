@@ -13,7 +13,7 @@ use crate::context::damaged;
 use crate::extent::At;
 use crate::lineage::map_object;
 use crate::map::{NodePath, Step, Tree, Walk};
-use crate::read::load_segment_head;
+use crate::read::load_history;
 use crate::signal::breathe;
 use crate::timeline::Timeline;
 use std::collections::BTreeMap;
@@ -112,10 +112,10 @@ impl Reach {
         let map = Arc::make_mut(&mut entries.map);
         for (ordinal, entry) in subject.table.range(hold.base_boundary..hold.boundary) {
             let name = subject.segment(*ordinal, entry);
-            let head = load_segment_head(&*timeline.pool.store, &name).await;
-            let Some((_, index)) = report.note(name, head)? else { continue };
+            let extents = load_history(&*timeline.pool.store, &name, *ordinal).await;
+            let Some(extents) = report.note(name, extents)? else { continue };
             let mut block = 0u64;
-            for extent in index.extents {
+            for extent in extents {
                 let pointer = if extent.hole {
                     Pointer::hole(self.own, *ordinal)
                 } else {

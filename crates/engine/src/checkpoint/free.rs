@@ -177,7 +177,7 @@ impl Timeline {
         (compute(&*self.context.env, sorted).await, maps.into_values().collect())
     }
 
-    pub(super) fn take_dead_segments(&self, data: &mut Data, boundary: Ordinal) -> Vec<ObjectName> {
+    pub(super) fn take_dead_segments(&self, data: &mut Data, boundary: Ordinal) -> BTreeSet<ObjectName> {
         // Between a hold's base root and its boundary a clone still reads indexes, of holes and marks too.
         let holds = data.manifest.holds.clone();
         let held = |ordinal| {
@@ -185,17 +185,8 @@ impl Timeline {
             reached_if(is_held, Branch::HeldIndexKept);
             is_held && !planted(Mutant::DropHeldIndexes)
         };
-        let dead = data.table.take_dead(boundary, held);
-        dead.into_iter()
-            .map(|(ordinal, entry)| ObjectName {
-                timeline: self.id,
-                kind: ObjectKind::Segment,
-                number: ordinal.0,
-                part: 0,
-                epoch: entry.epoch,
-                writer: entry.writer,
-            })
-            .collect()
+        data.table.drop_dead(boundary, held);
+        data.table.take_left()
     }
 
     /// Puts the dirty pages of the segment table and the new runs as one object.

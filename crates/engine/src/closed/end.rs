@@ -9,7 +9,7 @@
 //! Also here: objects of a closed timeline that no manifest names, which are looked for once an opening.
 
 use super::held;
-use super::pages::{Pages, map_name, segment_name, table_name};
+use super::pages::{Pages, map_name, table_name};
 use super::trim::Kept;
 use crate::lineage::{load_table_page, newest_manifest_if_there};
 use crate::manifests::{PoolStore, remove_manifest, remove_objects};
@@ -44,12 +44,7 @@ impl Volume {
 
     /// Whether the store has anything of a timeline but manifests.
     pub(crate) async fn has_objects(&self, id: TimelineId) -> Result<bool> {
-        for kind in [ObjectKind::Segment, ObjectKind::Map, ObjectKind::Table] {
-            if !self.pool.store.list(&format!("{id}/{}/", kind.as_str()), None).await?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        has_objects(&self.pool, id).await
     }
 
     /// Where a timeline of this volume was born.
@@ -147,6 +142,16 @@ impl Volume {
     }
 }
 
+/// Whether the store has anything of a timeline but manifests.
+pub(crate) async fn has_objects(pool: &PoolStore, id: TimelineId) -> Result<bool> {
+    for kind in [ObjectKind::Segment, ObjectKind::Bundle, ObjectKind::Map, ObjectKind::Table] {
+        if !pool.store.list(&format!("{id}/{}/", kind.as_str()), None).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Deletes by name everything that the tombstone of a timeline names, itself apart: a listing may lag behind what is young. What it can not name (it was put in vain)
 /// is for a listing to show.
 pub(crate) async fn remove_named(pool: &PoolStore, tombstone: &Manifest) -> Result<()> {
@@ -155,8 +160,10 @@ pub(crate) async fn remove_named(pool: &PoolStore, tombstone: &Manifest) -> Resu
     for page in &tombstone.table {
         match load_table_page(&pool.store, tombstone, *page).await {
             Ok(entries) => {
-                for (ordinal, entry) in &entries {
-                    pool.store.delete(&segment_name(id, *ordinal, entry).to_string()).await?;
+                // Several segments may live in one bundle.
+                let objects: BTreeSet<_> = entries.iter().map(|(ordinal, entry)| entry.object(id, *ordinal)).collect();
+                for name in objects {
+                    pool.store.delete(&name.to_string()).await?;
                 }
             }
             Err(error) if error.may_pass() => return Err(error),
@@ -175,7 +182,7 @@ pub(crate) async fn remove_named(pool: &PoolStore, tombstone: &Manifest) -> Resu
 /// Everything that a manifest and its table name.
 fn names(manifest: &Manifest, pages: &Pages) -> BTreeSet<ObjectName> {
     let id = manifest.timeline;
-    let segments = pages.table.iter().map(|(ordinal, entry)| segment_name(id, ordinal, entry));
+    let segments = pages.table.iter().map(|(ordinal, entry)| entry.object(id, ordinal));
     let maps = manifest.maps.iter().map(|map| map_name(id, map));
     let tables = manifest.tables.iter().map(|table| table_name(id, table));
     let dead = manifest.dead.iter().map(|dead| dead.name);
@@ -188,6 +195,6 @@ fn is_needed(manifest: &Manifest, name: &ObjectName) -> bool {
     match name.kind {
         ObjectKind::Segment => name.number >= manifest.boundary.0 && manifest.cuts.iter().any(holds),
         ObjectKind::Manifest => name.number + 1 == manifest.number,
-        ObjectKind::Map | ObjectKind::Table => false,
+        ObjectKind::Map | ObjectKind::Table | ObjectKind::Bundle => false,
     }
 }

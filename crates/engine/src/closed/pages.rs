@@ -23,7 +23,7 @@ use std::sync::Arc;
 use varve_env::{ObjectStore, Payload, PutOutcome};
 use varve_format::manifest::{Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, TableObject};
 use varve_format::page::PageBuilder;
-use varve_format::table::{Kill, NodeKill, TableEntry, decode_kills, decode_node_kills};
+use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, TimelineId};
@@ -67,12 +67,6 @@ pub(super) const fn map_name(timeline: TimelineId, map: &MapObject) -> ObjectNam
     }
 }
 
-/// The name of a segment.
-pub(super) const fn segment_name(timeline: TimelineId, ordinal: Ordinal, entry: &TableEntry) -> ObjectName {
-    let (kind, epoch, writer) = (ObjectKind::Segment, entry.epoch, entry.writer);
-    ObjectName { timeline, kind, number: ordinal.0, part: 0, epoch, writer }
-}
-
 pub(super) const fn table_name(timeline: TimelineId, table: &TableObject) -> ObjectName {
     let (kind, epoch, writer) = (ObjectKind::Table, table.epoch, table.writer);
     ObjectName { timeline, kind, number: table.number, part: 0, epoch, writer }
@@ -81,21 +75,11 @@ pub(super) const fn table_name(timeline: TimelineId, table: &TableObject) -> Obj
 impl Pages {
     /// Loads the table that a manifest names.
     pub async fn load(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<Self> {
-        let mut table = SegmentTable::default();
+        let mut table = SegmentTable::new(manifest.timeline);
         for page in &manifest.table {
             table.load(*page, load_table_page(store, manifest, *page).await.map_err(missing_is_corrupt)?);
         }
         Ok(Self { table })
-    }
-
-    /// Takes segments out of the table, by `take`; gives the names of their objects.
-    pub fn take_segments(
-        &mut self,
-        manifest: &Manifest,
-        take: impl FnOnce(&mut SegmentTable) -> Vec<(Ordinal, TableEntry)>,
-    ) -> Vec<ObjectName> {
-        let name = |(ordinal, entry): &(_, _)| segment_name(manifest.timeline, *ordinal, entry);
-        take(&mut self.table).iter().map(name).collect()
     }
 
     /// Whether something is to be put.

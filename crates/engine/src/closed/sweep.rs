@@ -204,7 +204,8 @@ impl Volume {
             }
             breathe().await;
         }
-        let mut dead = pages.take_segments(&manifest, |table| table.take_dead(Ordinal(u64::MAX), |_| false));
+        pages.table.drop_dead(Ordinal(u64::MAX), |_| false);
+        let mut dead: Vec<_> = pages.table.take_left().into_iter().collect();
         let mut maps = manifest.maps.clone();
         for map in &mut maps {
             map.live = map.live.min(reached.nodes_of(map.root, map.part));

@@ -121,13 +121,14 @@ impl Volume {
     async fn trim_by_rule(&self, id: TimelineId, manifest: &Rc<Manifest>, kept: &Kept) -> Result<bool> {
         let (boundary, root) = kept.newest();
         let mut pages = Pages::load(&self.pool.store, manifest).await?;
-        let mut dead = pages.take_segments(manifest, |table| table.take_from(boundary));
+        pages.table.drop_from(boundary);
         let Waiting { kills, nodes } = load_waiting(&self.context, &self.pool.store, manifest).await?;
         let mut kills = free_blocks(&mut pages, kills, &kept.boundaries, boundary).await?;
         let (mut nodes, maps) = free_nodes(nodes, &manifest.maps, &kept.roots, root).await;
         kills.sort_unstable();
         nodes.sort_unstable();
-        dead.extend(pages.take_segments(manifest, |table| table.take_dead(boundary, |o| is_index_held(manifest, o))));
+        pages.table.drop_dead(boundary, |o| is_index_held(manifest, o));
+        let mut dead: Vec<_> = pages.table.take_left().into_iter().collect();
         let (maps, gone): (Vec<_>, Vec<_>) = maps.into_iter().partition(|map| map.live > 0);
         dead.extend(gone.iter().map(|map| map_name(id, map)));
         let waiting = Waiting { kills, nodes };

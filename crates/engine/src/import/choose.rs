@@ -163,14 +163,8 @@ async fn check_whole(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Resul
     let mut names = named(manifest)?;
     for page in &manifest.table {
         let timeline = manifest.timeline;
-        names.extend(load_table_page(store, manifest, *page).await?.into_iter().map(|(ordinal, entry)| ObjectName {
-            timeline,
-            kind: ObjectKind::Segment,
-            number: ordinal.0,
-            part: 0,
-            epoch: entry.epoch,
-            writer: entry.writer,
-        }));
+        let entries = load_table_page(store, manifest, *page).await?;
+        names.extend(entries.into_iter().map(|(ordinal, entry)| entry.object(timeline, ordinal)));
     }
     for name in names {
         store.head(&name.to_string()).await.map_err(EngineError::from).map_err(crate::recover::missing_is_corrupt)?;

@@ -7,8 +7,8 @@
 
 use super::Shard;
 use crate::birth::start;
-use crate::closed::{edit_closed, remove_named};
-use crate::lineage::newest_manifest_if_there;
+use crate::closed::{edit_closed, has_objects, remove_named};
+use crate::lineage::{manifest_name, newest_manifest_if_there};
 use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest, remove_objects};
 use crate::timeline::Data;
 use crate::volume::{Volume, raise};
@@ -348,10 +348,22 @@ impl Shard {
         let _ending = self.begin_making(&record.pool)?;
         let turn = self.deleted.take().await;
         let mut births = Vec::new();
+        let has_begun = record.deleted.is_some_and(|deleted| deleted.until_ms == ENDING);
         for timeline in &record.timelines {
-            let found = newest_manifest_if_there(&self.context, &pool.store, timeline.id).await?;
-            // Else an earlier try came so far.
-            let Ok(manifest) = found else { continue };
+            let manifest = match newest_manifest_if_there(&self.context, &pool.store, timeline.id).await? {
+                Ok(manifest) => manifest,
+                // An earlier try came so far.
+                Err(_) if has_begun || planted(Mutant::PurgeWithoutManifest) => continue,
+                // A history that had ended, and that only the record did not know of yet.
+                Err(_) if timeline.id != record.shown && !has_objects(&pool, timeline.id).await? => continue,
+                Err(lost) => {
+                    reached(Branch::PurgeBlind);
+                    let name = manifest_name(timeline.id, lost);
+                    return Err(EngineError::corrupt(format!(
+                        "an object that is needed is missing: {name}; nobody can tell whether others were born from this timeline, so it is kept"
+                    )));
+                }
+            };
             for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
                 if self.is_held(hold, timeline.id).await? && !planted(Mutant::PurgeHeldOrigin) {
                     reached(Branch::PurgeKept);

@@ -129,3 +129,29 @@ fn head_comes_back_and_any_flipped_bit_is_seen() {
     }
     assert_eq!(data_offset(header.index_len), header.data_offset());
 }
+
+#[test]
+fn chunks_of_shares_come_back_and_pass_for_no_others() {
+    let numbers: Vec<u16> = (0..21).map(|i| i * 7).collect();
+    for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd] {
+        let input: Vec<_> = numbers.iter().copied().zip(blocks(21, |i| i < 16)).collect();
+        let packed = pack_share(TIMELINE, Ordinal(9), input.iter().cloned(), codec).unwrap();
+        let bytes = join(&packed);
+        let mut at = 0;
+        for (n, chunk) in input.chunks(8).enumerate() {
+            let len = packed.chunks.get(n).map_or(chunk.len() * RAW_BLOCK, |len| *len as usize);
+            let piece = bytes.slice(at..at + len);
+            let mut told: Vec<u16> = chunk.iter().map(|(number, _)| *number).collect();
+            let out = unpack_share(TIMELINE, Ordinal(9), &told, packed.codec, &piece).unwrap();
+            assert!(out.iter().zip(chunk).all(|(out, (_, block))| out.0 == block.data && out.1 == block.crc));
+            assert!(unpack_share(TIMELINE, Ordinal(8), &told, packed.codec, &piece).is_err());
+            // The chunk of the segment itself that begins with the same block.
+            assert!(unpack(TIMELINE, Ordinal(9), u32::from(told[0]), told.len() as u32, packed.codec, &piece).is_err());
+            let last = told.len() - 1;
+            told[last] += 1;
+            assert!(unpack_share(TIMELINE, Ordinal(9), &told, packed.codec, &piece).is_err(), "another last block");
+            at += len;
+        }
+        assert_eq!(at, bytes.len());
+    }
+}

@@ -2,8 +2,8 @@
 //! The fields of a manifest, in the order in which they are stored.
 //!
 //! Each `encode_…` mirrors the `decode_…` beside it; docs/formats.md has the table. Decoding checks what a field alone can
-//! show (flags, ranges, known kinds); what fields say together is checked by the manifest. A new field is a new version:
-//! nothing here is optional, so that a manifest cut short is never taken for an older one.
+//! show (flags, ranges, known kinds); what fields say together is checked by the manifest. A new field is a new version,
+//! or belongs to a feature that the manifest says it needs: nothing here is optional, so that a manifest cut short is never taken for an older one.
 
 use super::{
     Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, SnapshotEntry,
@@ -143,6 +143,7 @@ impl Manifest {
             tables: Vec::new(),
             dead: Vec::new(),
             reclaim: Vec::new(),
+            bundles: false,
         }
     }
 

@@ -59,21 +59,37 @@ fn full() -> Manifest {
 
 #[test]
 fn every_field_comes_back() {
-    let manifest = full();
-    assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+    for bundles in [false, true] {
+        let manifest = Manifest { bundles, ..full() };
+        assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+    }
 }
 
 #[test]
 fn any_flipped_bit_and_any_cut_is_seen() {
-    let bytes = full().encode();
-    for bit in 0..bytes.len() * 8 {
-        let mut copy = bytes.clone();
-        copy[bit / 8] ^= 1 << (bit % 8);
-        assert!(Manifest::decode(&copy).is_err(), "bit {bit}");
+    for bundles in [false, true] {
+        let bytes = Manifest { bundles, ..full() }.encode();
+        for bit in 0..bytes.len() * 8 {
+            let mut copy = bytes.clone();
+            copy[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::decode(&copy).is_err(), "bit {bit}");
+        }
+        for cut in 0..bytes.len() {
+            assert!(Manifest::decode(&bytes[..cut]).is_err());
+        }
     }
-    for cut in 0..bytes.len() {
-        assert!(Manifest::decode(&bytes[..cut]).is_err());
-    }
+}
+
+#[test]
+fn a_feature_that_is_not_known_is_refused_by_name() {
+    let mut bytes = Manifest { bundles: true, ..full() }.encode();
+    assert_eq!(bytes[16], 1, "what it needs");
+    bytes[16] = 5;
+    bytes[12..16].fill(0);
+    let sum = crc(&bytes);
+    bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+    let error = Manifest::decode(&bytes).unwrap_err();
+    assert!(error.kind() == varve_types::ErrorKind::Invalid && error.to_string().contains("(0x4)"), "{error}");
 }
 
 #[test]

@@ -6,10 +6,11 @@
 
 use crate::document::text;
 use crate::dump::{Field, Form, apart, field};
-use crate::{Golden, all, journal, page, segment};
+use crate::{Golden, all, bundle, journal, page, segment};
 use varve_format::crc::Domain;
 use varve_format::{
-    Lineage, NodePointer, Pointer, chunk, journal as records, page as pages, segment as segments, table,
+    Lineage, NodePointer, Pointer, bundle as bundles, chunk, journal as records, page as pages, segment as segments,
+    table,
 };
 use varve_types::{Ordinal, RootNumber};
 
@@ -53,6 +54,9 @@ fn tables_of_fixed_layouts_are_what_the_bytes_are() {
     }
     for file in ["segment-raw", "segment-lz4", "segment-zstd", "segment-marks"] {
         compare("segment header", file, &segment::header_fields(), segments::SEGMENT_HEADER);
+    }
+    for file in ["bundle-raw", "bundle-lz4"] {
+        compare("bundle header", file, &bundle::header_fields(), bundles::BUNDLE_HEADER);
     }
     for file in ["page-table", "page-map"] {
         compare("page header", file, &page::header_fields(), pages::PAGE_HEADER);
@@ -135,6 +139,7 @@ fn limits_and_kinds_are_those_of_the_code() {
         (Domain::Chunk, "packed chunk"),
         (Domain::Page, "record of a page object"),
         (Domain::Journal, "journal record"),
+        (Domain::Share, "packed chunk of a share"),
     ];
     let rows = rows(&text, "| domain | owner | first | second |");
     assert_eq!(rows.len(), domains.len());
@@ -149,6 +154,7 @@ fn limits_and_kinds_are_those_of_the_code() {
         format!("blocks a chunk, {}", segments::CHUNK_BLOCKS),
         format!("`data + i × {}`", chunk::RAW_BLOCK),
         format!("of the {} ordinals", table::PAGE_ORDINALS),
+        format!("shares, at most {}", bundles::MAX_SHARES),
         "0 raw, 1 LZ4, 2 Zstandard".to_owned(),
         "1 write, 2 hole, 3 mark, 4 pad".to_owned(),
     ];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The promise of the format: what this version wrote, every later version reads.
 //!
-//! `v1/` has one file of each structure, as it was written when version 1 was current. Each is paired here with its value in Rust, and
+//! `v1/` has one file of each structure, as it was written by the first release; `v2/` has what came with bundles. Each is paired here with its value in Rust, and
 //!
 //! - reads as exactly that value,
 //! - is what today's encoder makes of the value, to the byte (compressed chunks apart: what a compressor emits may change, so there only what
@@ -10,11 +10,12 @@
 //! - is refused by name with a version that is not known.
 //!
 //! Golden files are never changed. `VARVE_GOLDEN=write cargo test -p varve-format --test golden` writes those that are not there yet, and the
-//! examples in `docs/formats.md`. A structure that changes gets a new version, new files in `v2/`, and keeps its old ones here.
+//! examples in `docs/formats.md`. A structure that changes gets a new version, new files in a new directory, and keeps its old ones here.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "here a failed unwrap is a failed test")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test of files that are in the repository")]
 
+mod bundle;
 mod document;
 mod dump;
 mod journal;
@@ -35,8 +36,10 @@ use varve_types::ErrorKind;
 
 /// A structure with its golden file.
 pub struct Golden {
-    /// The file, below `v1/`.
+    /// The file.
     pub file: &'static str,
+    /// The directory: 1 for `v1/`.
+    pub since: u32,
     /// What today's encoder makes of the value.
     pub encode: fn() -> Vec<u8>,
     /// Whether that is the file to the byte.
@@ -45,6 +48,8 @@ pub struct Golden {
     pub read: fn(&[u8]) -> Result<bool, FormatError>,
     /// Place of the version; `None` where it stands in the structure around.
     pub version: Option<usize>,
+    /// The version there, and the newest that this build knows.
+    pub versions: (u32, u32),
     /// Bytes that no checksum covers and no reader asks.
     pub unread: fn(&[u8]) -> Vec<Range<usize>>,
     /// Whether checksums tell damage, or only that it is something else (names).
@@ -56,10 +61,12 @@ pub struct Golden {
 /// A golden as most are; what differs is named where it is made.
 pub const PLAIN: Golden = Golden {
     file: "",
+    since: 1,
     encode: Vec::new,
     exact: true,
     read: |_| Ok(false),
     version: None,
+    versions: (1, 1),
     unread: |_| Vec::new(),
     sealed: true,
     fields: Vec::new,
@@ -74,15 +81,19 @@ const STRIDE: usize = 61;
 pub fn all() -> Vec<Golden> {
     let mut all = journal::goldens();
     all.extend(segment::goldens());
+    all.extend(bundle::goldens());
     all.extend(page::goldens());
     all.extend(manifest::goldens());
     all.extend(names::goldens());
     all
 }
 
-/// Where the files of version 1 are.
-fn directory() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1")
+/// The directories of files.
+const DIRECTORIES: [u32; 2] = [1, 2];
+
+/// Where files are.
+fn directory(since: u32) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{since}"))
 }
 
 /// Whether files that are missing are to be written.
@@ -93,12 +104,12 @@ pub fn writing() -> bool {
 impl Golden {
     /// The golden bytes; written first where there are none and that is asked for.
     pub fn bytes(&self) -> Vec<u8> {
-        let path = directory().join(self.file);
+        let path = directory(self.since).join(self.file);
         match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && writing() => {
                 let bytes = (self.encode)();
-                fs::create_dir_all(directory()).unwrap();
+                fs::create_dir_all(directory(self.since)).unwrap();
                 // Another test of this run may have been faster, with the same bytes; a file that is there is never touched.
                 let written =
                     fs::File::create_new(&path).and_then(|mut file| std::io::Write::write_all(&mut file, &bytes));
@@ -177,14 +188,16 @@ fn a_flipped_bit_is_seen() {
 fn an_unknown_version_is_refused_by_name() {
     for golden in all() {
         let Some(at) = golden.version else { continue };
-        for version in [0u32, 2, 77, u32::MAX] {
+        let (own, newest) = golden.versions;
+        for version in [0u32, newest + 1, 77, u32::MAX] {
             let mut bytes = golden.bytes();
-            assert_eq!(bytes[at..at + 4], 1u32.to_le_bytes(), "{}", golden.file);
+            assert_eq!(bytes[at..at + 4], own.to_le_bytes(), "{}", golden.file);
             bytes[at..at + 4].copy_from_slice(&version.to_le_bytes());
             // A newer version has other things in it too: with nothing but its number changed, this would be damage.
             bytes[at + 8] ^= 1;
             let error = (golden.read)(&bytes).unwrap_err();
-            let told = matches!(error, FormatError::Version { found, known: 1, .. } if found == version);
+            let told =
+                matches!(error, FormatError::Version { found, known, .. } if (found, known) == (version, newest));
             assert!(told && error.to_string().contains(&format!("version {version};")), "{}: {error}", golden.file);
         }
     }
@@ -192,15 +205,16 @@ fn an_unknown_version_is_refused_by_name() {
 
 #[test]
 fn every_golden_file_is_of_a_structure() {
-    let mut known = all().iter().map(|golden| golden.file.to_owned()).collect::<Vec<_>>();
-    known.sort();
     if writing() {
         all().iter().for_each(|golden| drop(golden.bytes()));
     }
-    let mut found = fs::read_dir(directory())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect::<Vec<_>>();
-    found.sort();
-    assert_eq!(found, known, "files on the left, structures on the right");
+    for since in DIRECTORIES {
+        let of_it = |golden: &&Golden| golden.since == since;
+        let mut known = all().iter().filter(of_it).map(|golden| golden.file.to_owned()).collect::<Vec<_>>();
+        known.sort();
+        let entries = fs::read_dir(directory(since)).unwrap();
+        let mut found = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+        found.sort();
+        assert_eq!(found, known, "v{since}: files on the left, structures on the right");
+    }
 }

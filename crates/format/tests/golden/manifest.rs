@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Manifests: one with something in every part, an empty one, and one of each other state of a timeline.
+//! Manifests: one with something in every part, an empty one, one of each other state of a timeline, and one that needs a feature.
 //!
 //! The full one is written out without defaults: a new field does not compile here until it has been given a value, and with it a version.
 
@@ -167,7 +167,15 @@ fn full() -> Manifest {
         ],
         dead: dead(),
         reclaim: reclaim(),
+        bundles: false,
     }
+}
+
+/// One whose table leads to bundles: it says what its reader has to know.
+fn bundled() -> Manifest {
+    let bundle =
+        ObjectName { timeline: TIMELINE, kind: ObjectKind::Bundle, number: 3, part: 0, epoch: EPOCH, writer: WRITER };
+    Manifest { bundles: true, dead: vec![DeadObject { name: bundle, since: 12 }], ..full() }
 }
 
 fn empty() -> Manifest {
@@ -216,6 +224,7 @@ pub fn goldens() -> Vec<Golden> {
             encode: || full().encode(),
             read: |bytes| read(bytes, &full()),
             version: Some(8),
+            versions: (1, 2),
             ..PLAIN
         },
         Golden {
@@ -223,6 +232,7 @@ pub fn goldens() -> Vec<Golden> {
             encode: || empty().encode(),
             read: |bytes| read(bytes, &empty()),
             version: Some(8),
+            versions: (1, 2),
             fields: empty_fields,
             ..PLAIN
         },
@@ -231,6 +241,7 @@ pub fn goldens() -> Vec<Golden> {
             encode: || held().encode(),
             read: |bytes| read(bytes, &held()),
             version: Some(8),
+            versions: (1, 2),
             ..PLAIN
         },
         Golden {
@@ -238,6 +249,16 @@ pub fn goldens() -> Vec<Golden> {
             encode: || tombstone().encode(),
             read: |bytes| read(bytes, &tombstone()),
             version: Some(8),
+            versions: (1, 2),
+            ..PLAIN
+        },
+        Golden {
+            file: "manifest-bundled",
+            since: 2,
+            encode: || bundled().encode(),
+            read: |bytes| read(bytes, &bundled()),
+            version: Some(8),
+            versions: (2, 2),
             ..PLAIN
         },
     ]

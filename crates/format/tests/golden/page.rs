@@ -10,7 +10,7 @@ use crate::segment::rest;
 use crate::{Golden, PLAIN, node};
 use varve_format::page::{PageBuilder, PageTable};
 use varve_format::table::{
-    Kill, LiveBits, NodeKill, TableEntry, decode_kills, decode_node_kills, decode_page, encode_kills,
+    Kill, LiveBits, NodeKill, Place, TableEntry, decode_kills, decode_node_kills, decode_page, encode_kills,
     encode_node_kills, encode_page,
 };
 use varve_format::{FormatError, Lineage, NodePointer, ObjectKind, ObjectName};
@@ -35,6 +35,7 @@ fn entries() -> Vec<(Ordinal, TableEntry)> {
     let mut none = LiveBits::all(65);
     assert!((0..65).all(|block| none.clear(block)));
     let entry = |epoch, bytes, last, live| TableEntry {
+        place: Place::Own,
         epoch: Epoch(epoch),
         writer: WriterId(0xfeed_0000_0000_0000 + epoch),
         bytes,
@@ -48,6 +49,19 @@ fn entries() -> Vec<(Ordinal, TableEntry)> {
         (Ordinal(190), entry(2, 267_600, 70_165, none)),
         (Ordinal(191), entry(2, 192, 70_166, LiveBits::all(0))),
     ]
+}
+
+/// The same segments, but two of them are in a bundle.
+fn bundled() -> Vec<(Ordinal, TableEntry)> {
+    let mut entries = entries();
+    entries[0].1.place = Place::Bundle { number: 3, blocks: 65_536 };
+    entries[1].1.place = Place::Bundle { number: 300, blocks: 70 };
+    entries[2].1.place = Place::Bundle { number: 3, blocks: 0 };
+    entries
+}
+
+fn encode_entries(entries: &[(Ordinal, TableEntry)]) -> Vec<u8> {
+    encode_page(PAGE, &entries.iter().map(|(ordinal, entry)| (*ordinal, entry)).collect::<Vec<_>>())
 }
 
 fn kills() -> Vec<Kill> {
@@ -65,9 +79,7 @@ fn node_kills() -> Vec<NodeKill> {
 
 /// The records of the table object.
 fn table_records() -> Vec<Vec<u8>> {
-    let entries = entries();
-    let page = encode_page(PAGE, &entries.iter().map(|(ordinal, entry)| (*ordinal, entry)).collect::<Vec<_>>());
-    vec![page, encode_kills(&kills()), encode_node_kills(&node_kills())]
+    vec![encode_entries(&entries()), encode_kills(&kills()), encode_node_kills(&node_kills())]
 }
 
 fn encode(name: ObjectName, records: Vec<Vec<u8>>) -> Vec<u8> {
@@ -115,12 +127,7 @@ fn table_fields() -> Vec<Field> {
     }
     fields.push(field("table page: entries", Form::Varint));
     for (ordinal, words) in [(128, 0), (130, 2), (190, 0), (191, 0)] {
-        fields.push(field(format!("ordinal {ordinal}: mod 64"), Form::U8));
-        fields.extend([field("epoch", Form::Varint), field("writer", Form::U64)]);
-        let numbers = ["bytes of the object", "last sequence", "sealed at", "blocks"];
-        fields.extend(numbers.map(|name| field(name, Form::Varint)));
-        fields.push(field("live bits", Form::U8));
-        fields.extend((0..words).map(|word| field(format!("word {word}"), Form::Bytes(8))));
+        fields.extend(entry_fields(ordinal, words));
     }
     fields.push(field("kill run: kills", Form::Varint));
     for kill in 0..4 {
@@ -132,6 +139,29 @@ fn table_fields() -> Vec<Field> {
         fields.push(field(format!("kill {kill}: node"), Form::Bytes(8)));
         fields.push(field("death", Form::Varint));
     }
+    fields
+}
+
+fn bundled_fields() -> Vec<Field> {
+    let mut fields = header_fields();
+    fields.extend([field("record 0: end", Form::U32), field("record 0: bound checksum", Form::Sum)]);
+    fields.push(field("table page: entries", Form::Varint));
+    for (ordinal, words, bundled) in [(128, 0, true), (130, 2, true), (190, 0, true), (191, 0, false)] {
+        fields.extend(entry_fields(ordinal, words));
+        if bundled {
+            fields.extend(["number of the bundle", "blocks of the share"].map(|name| field(name, Form::Varint)));
+        }
+    }
+    fields
+}
+
+fn entry_fields(ordinal: u64, words: usize) -> Vec<Field> {
+    let mut fields = vec![field(format!("ordinal {ordinal}: mod 64"), Form::U8)];
+    fields.extend([field("epoch", Form::Varint), field("writer", Form::U64)]);
+    let numbers = ["bytes of the object", "last sequence", "sealed at", "blocks"];
+    fields.extend(numbers.map(|name| field(name, Form::Varint)));
+    fields.push(field("live bits", Form::U8));
+    fields.extend((0..words).map(|word| field(format!("word {word}"), Form::Bytes(8))));
     fields
 }
 
@@ -156,6 +186,19 @@ pub fn goldens() -> Vec<Golden> {
             read: read_table,
             version: Some(8),
             fields: table_fields,
+            ..PLAIN
+        },
+        Golden {
+            file: "page-table-bundled",
+            since: 2,
+            encode: || encode(TABLE, vec![encode_entries(&bundled())]),
+            read: |bytes| {
+                let records = records(&TABLE, bytes)?;
+                let [page] = &records[..] else { return Ok(false) };
+                Ok(decode_page(PAGE, page)? == bundled())
+            },
+            version: Some(8),
+            fields: bundled_fields,
             ..PLAIN
         },
         Golden {

@@ -14,8 +14,8 @@
 
 use super::jobs::ProgressHandle;
 use super::model::{
-    CheckReport, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Snapshot, Status,
-    Target, Volume,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, SetCleaning,
+    Snapshot, Status, Target, Volume,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -118,6 +118,10 @@ pub trait Control: Send + Sync + 'static {
     fn status(&self) -> Answer<'_, Status>;
     /// Verifies one volume or all. What is wrong is in the report; an error means that the check itself could not go on.
     fn check(&self, volume: Option<Name>, progress: ProgressHandle) -> Answer<'_, CheckReport>;
+    /// How cleaning goes.
+    fn cleaning(&self) -> Answer<'_, Cleaning>;
+    /// Changes how it goes, until the node stops.
+    fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning>;
     /// The metrics in the text form of Prometheus (OpenMetrics).
     fn metrics(&self) -> Answer<'_, String>;
 

@@ -76,6 +76,21 @@ pub const KEYS: &[Key] = &[
         about: "Bound of the RAM for what was written and is not in the store yet, for the whole node. At the bound, writers wait.",
     },
     Key {
+        name: "clean-occupancy",
+        takes: "percent, 20 to 95, or `0`",
+        default: "80",
+        flag: None,
+        about: "A volume is cleaned while less than so many of a hundred of its blocks in the store are alive: at 80 it costs at most a quarter more than \
+                it holds, beside what snapshots keep. More costs more writing to the store; `0` turns cleaning off.",
+    },
+    Key {
+        name: "clean-rate",
+        takes: "size, a second",
+        default: "0: no bound",
+        flag: None,
+        about: "What cleaning may read from stores and put into them in a second. `varve clean --rate` changes it while the node runs.",
+    },
+    Key {
         name: "undelete-window",
         takes: "duration, 0s to 365d",
         default: "1h",

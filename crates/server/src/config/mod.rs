@@ -56,6 +56,10 @@ pub struct FileConfig {
     pub ram_cache: Option<Bytes>,
     /// Bound of what is written and not yet in the store, as far as it is in RAM.
     pub layer_ram: Option<Bytes>,
+    /// Of a hundred stored blocks of a volume, how many are to be alive.
+    pub clean_occupancy: Option<u64>,
+    /// What cleaning may read and put in a second.
+    pub clean_rate: Option<Bytes>,
     /// For how long what was deleted in the pool `default` can be brought back.
     pub undelete_window: Option<Duration>,
     /// What is logged.
@@ -110,6 +114,11 @@ impl FileConfig {
             journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
             ram_cache_bytes: self.ram_cache.or(file.ram_cache).map_or(default.ram_cache_bytes, |b| b.0),
             layer_ram_bytes: self.layer_ram.or(file.layer_ram).map_or(default.layer_ram_bytes, |b| b.0),
+            clean_occupancy_percent: self
+                .clean_occupancy
+                .or(file.clean_occupancy)
+                .unwrap_or(default.clean_occupancy_percent),
+            clean_rate_bytes: self.clean_rate.or(file.clean_rate).map_or(default.clean_rate_bytes, |b| b.0),
             undelete_window_ms: self.undelete_window.or(file.undelete_window).map(|d| d.0),
             log_level: self.log_level.or(file.log_level).unwrap_or(default.log_level),
             log_format: self.log_format.or(file.log_format).unwrap_or(default.log_format),
@@ -138,6 +147,10 @@ pub struct UpConfig {
     pub ram_cache_bytes: u64,
     /// Bound of layers in RAM, for the node.
     pub layer_ram_bytes: u64,
+    /// A volume is cleaned while less than so many of a hundred of its stored blocks are alive; 0: never.
+    pub clean_occupancy_percent: u64,
+    /// What cleaning may read and put in a second; 0: as much as it can.
+    pub clean_rate_bytes: u64,
     /// The undelete window that the pool `default` gets when it is made; `None`: the default of all pools.
     pub undelete_window_ms: Option<u64>,
     /// What is logged: a level, or directives by module.
@@ -157,6 +170,8 @@ impl Default for UpConfig {
             journal_size_bytes: 2 << 30,
             ram_cache_bytes: 256 << 20,
             layer_ram_bytes: 512 << 20,
+            clean_occupancy_percent: 80,
+            clean_rate_bytes: 0,
             undelete_window_ms: None,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -192,6 +207,12 @@ impl UpConfig {
         within("journal-size", self.journal_size_bytes, 64 << 20, 1 << 40)?;
         within("ram-cache", self.ram_cache_bytes, 0, 1 << 40)?;
         within("layer-ram", self.layer_ram_bytes, 16 << 20, 1 << 40)?;
+        let percent = self.clean_occupancy_percent;
+        if percent != 0 && !(20..=95).contains(&percent) {
+            return Err(ConfigError::new(format!(
+                "clean-occupancy is {percent}; it must be 20 to 95, or 0 for no cleaning"
+            )));
+        }
         if let Some(address) = self.api_listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::new(format!("api-listen is {address}; it must be a loopback address, or none")));
         }

@@ -8,10 +8,10 @@
 use super::local::Local;
 use super::pools::Pools;
 use super::thread::ShardHandle;
-use super::{job_control, metrics, pool_control, sessions, status, volume_control};
+use super::{cleaning, job_control, metrics, pool_control, sessions, status, volume_control};
 use crate::api::model::{
-    CheckReport, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Snapshot, Status,
-    Target, Volume,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, SetCleaning,
+    Snapshot, Status, Target, Volume,
 };
 use crate::api::{Answer, Control, ControlError, ProgressHandle};
 use bytes::Bytes;
@@ -136,6 +136,14 @@ impl Control for Node {
     }
     fn check(&self, volume: Option<Name>, progress: ProgressHandle) -> Answer<'_, CheckReport> {
         self.on_shard(move |local| Box::pin(async move { job_control::check(&local, volume, &progress).await }))
+    }
+    fn cleaning(&self) -> Answer<'_, Cleaning> {
+        let limits = self.place.limits;
+        self.on_shard(move |local| Box::pin(async move { Ok(cleaning::state(&local, &limits)) }))
+    }
+    fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning> {
+        let limits = self.place.limits;
+        self.on_shard(move |local| Box::pin(async move { Ok(cleaning::set(&local, &limits, set)) }))
     }
     fn metrics(&self) -> Answer<'_, String> {
         Box::pin(metrics::metrics(self))

@@ -102,11 +102,17 @@ const SHARD_GAUGES: &[Family<ShardCounts>] = &[
     ("journal_failed", "Whether the journal has failed", |s| u64::from(s.journal_failed)),
     ("layer_ram_bytes", "RAM for what the store does not have yet", |s| s.layer_ram_bytes),
     ("cache_bytes", "RAM of the read cache in use", |s| s.cache.blocks * BLOCK),
+    ("clean_paused", "Whether cleaning is paused", |s| u64::from(s.clean.paused)),
+    ("clean_rate_bytes", "Bytes that cleaning may read and put in a second; 0 for no bound", |s| s.clean.rate),
 ];
 
 const SHARD_COUNTERS: &[Family<ShardCounts>] = &[
     ("cache_hits", "Blocks that the cache had", |s| s.cache.hits),
     ("cache_misses", "Blocks that the cache did not have", |s| s.cache.misses),
+    ("clean_jobs", "Jobs of cleaning that were done", |s| s.clean.jobs),
+    ("clean_failed_jobs", "Jobs of cleaning that were given up, to be tried again", |s| s.clean.failed),
+    ("clean_read_bytes", "Bytes of blocks that cleaning has read", |s| s.clean.read_bytes),
+    ("clean_put_bytes", "Bytes that cleaning has put", |s| s.clean.put_bytes),
     ("cache_damaged", "Blocks of the cache that failed verification and were dropped", |s| s.cache.damaged),
 ];
 

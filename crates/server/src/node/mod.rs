@@ -18,6 +18,7 @@
 //! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs
 //! everything else. They meet in `thread::ShardHandle` alone.
 
+mod cleaning;
 mod connections;
 mod control;
 mod describe;

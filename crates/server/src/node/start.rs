@@ -255,7 +255,13 @@ async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
     let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.coordination()).map_err(coord_error)?);
     let pools = Arc::new(Pools::new(Arc::clone(&coord), cluster(&*coord).await?));
     let default = default_pool_ready(config, directory, &pools).await?;
-    let limits = Limits { layer_ram: config.layer_ram_bytes, cache_ram: config.ram_cache_bytes, ..Limits::default() };
+    let limits = Limits {
+        layer_ram: config.layer_ram_bytes,
+        cache_ram: config.ram_cache_bytes,
+        occupancy: config.clean_occupancy_percent,
+        clean_rate: config.clean_rate_bytes,
+        ..Limits::default()
+    };
     let journal = JournalFile::new(directory, config.journal_size_bytes);
     let (shard, thread) = start_shard(journal, &coord, &pools, limits, directory.nbd_socket()).await?;
     Ok(Core { pools, default, shard, thread, limits })

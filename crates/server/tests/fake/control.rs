@@ -5,8 +5,8 @@ use super::{CREATED_MS, Fake, FakePool, State, snapshot_id};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
-    CheckReport, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit, RollbackReport,
-    Snapshot, Status, Target, Volume, VolumeCheck,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit,
+    RollbackReport, SetCleaning, Snapshot, Status, Target, Volume, VolumeCheck,
 };
 use varve_server::api::{Answer, Control, ControlError, ProgressHandle};
 use varve_types::{Name, Overrides};
@@ -238,6 +238,17 @@ impl Control for Fake {
                 report.volumes.push(check);
             }
             Ok(report)
+        })
+    }
+    fn cleaning(&self) -> Answer<'_, Cleaning> {
+        self.now(|state| Ok(state.cleaning))
+    }
+    fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning> {
+        self.now(move |state| {
+            let now = &mut state.cleaning;
+            now.paused = set.paused.unwrap_or(now.paused);
+            now.rate_bytes = set.rate_bytes.map_or(now.rate_bytes, |rate| (rate > 0).then_some(rate));
+            Ok(*now)
         })
     }
     fn metrics(&self) -> Answer<'_, String> {

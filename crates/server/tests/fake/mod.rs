@@ -54,6 +54,7 @@ pub struct FakePool {
 pub struct State {
     pub volumes: BTreeMap<Name, FakeVolume>,
     pub pools: BTreeMap<Name, FakePool>,
+    pub cleaning: varve_server::api::model::Cleaning,
     next_id: u8,
 }
 

@@ -24,6 +24,11 @@ use varve_engine::{BlockDevice, Device, EngineError, Limits, NewVolume, PoolStor
 use varve_env::real::{ComputePool, FileDisk, PoolOptions, RealEnv};
 use varve_types::{BLOCK, Name, Overrides};
 
+/// What is measured is the map: its store keeps no data that could be cleaned.
+fn limits() -> Limits {
+    Limits { occupancy: 0, ..Limits::default() }
+}
+
 /// What a step gives; the program ends with the first error.
 pub type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -109,7 +114,7 @@ impl Rig {
             created_ms: 0,
         };
         Records::new(&*coord).create_pool(&pool).await?;
-        let shard = Shard::create(env.clone(), disk, Arc::clone(&coord), Limits::default()).await?;
+        let shard = Shard::create(env.clone(), disk, Arc::clone(&coord), limits()).await?;
         shard.add_pool(name("default")?, PoolStore::new(store.clone(), 1), Overrides::default());
         let new = NewVolume { name: name("v")?, pool: name("default")?, size, settings: Overrides::default() };
         let volume = shard.create_volume(new).await?;
@@ -216,7 +221,7 @@ impl Rig {
             }
         };
         let start = Instant::now();
-        let shard = Shard::open(self.env.clone(), disk, Arc::clone(&self.coord), Limits::default()).await?;
+        let shard = Shard::open(self.env.clone(), disk, Arc::clone(&self.coord), limits()).await?;
         shard.add_pool(name("default")?, PoolStore::new(self.store.clone(), 1), Overrides::default());
         if let Some((volume, error)) = shard.open_all().await?.into_iter().next() {
             return Err(format!("volume {volume} does not open: {error}").into());

@@ -142,7 +142,7 @@ impl GeneratedStore {
             Some(ObjectKind::Map) => inner.put.map += bytes.len() as u64,
             Some(ObjectKind::Table) => inner.put.table += bytes.len() as u64,
             Some(ObjectKind::Manifest) => inner.put.manifest += bytes.len() as u64,
-            Some(ObjectKind::Segment) | None => {}
+            Some(ObjectKind::Segment | ObjectKind::Bundle) | None => {}
         }
         inner.objects.insert(name.to_owned(), bytes);
         PutOutcome::Created

@@ -161,7 +161,7 @@ impl Run {
             && batch.admins.len() + 1 < MOST_ADMINS
             && batch.admins.iter().all(|admin| admin.goes_with(&Kind::Check, vol))
             && self.node.volume(&self.vols[vol].name).record().timelines.len() > 1
-            && rng.chance(350);
+            && rng.chance(150);
         let delay = Duration::from_millis(if is_looked_at || rng.chance(300) { rng.below(200) } else { 0 });
         self.add_admin(kind, vol, delay, batch);
         if is_looked_at {

@@ -179,7 +179,7 @@ impl Plan {
                 seal_age_ms: rng.chance(300).then(|| 1000 + rng.below(20_000)),
                 compression: match rng.below(8) {
                     0 => Some(Compression::Zstd),
-                    1 | 2 => Some(Compression::None),
+                    1..=3 => Some(Compression::None),
                     _ => None,
                 },
                 undelete_window_ms: Some(120_000 << rng.below(3)),
@@ -222,5 +222,7 @@ fn limits(rng: &mut Rng) -> Limits {
         puts: 1 + rng.below(4) as usize,
         reclaim_level: rng.below(3) as u8,
         reclaim_nodes: 1 + rng.below(7) as usize,
+        occupancy: if rng.chance(400) { 0 } else { 50 + rng.below(50) },
+        clean_rate: if rng.chance(200) { 64 << 10 } else { 0 },
     }
 }

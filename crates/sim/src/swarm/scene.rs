@@ -10,6 +10,8 @@ use super::stamp::BLOCK;
 use crate::{Rng, StoreFault, StoreOp};
 use std::rc::Rc;
 use std::time::Duration;
+use varve_format::chunk::RAW_BLOCK;
+use varve_format::segment::{Codec, SegmentHeader};
 
 /// Within so much time of its end, in milliseconds, what a window kept is gone.
 const GONE_MS: u64 = 60_000;
@@ -19,6 +21,9 @@ const CHECKS: u32 = 6;
 const LET_GO_MS: u64 = 300;
 /// Segments that one of them has to look at.
 const SEGMENTS: u64 = 16;
+/// Blocks of a volume of which one in [`LIVING`] lives on.
+const SPARSE: u64 = 64;
+const LIVING: u64 = 4;
 
 impl Run {
     /// Rolls a volume back to its newest snapshot, deletes all of them, and lets the window end: only what the volume shows still needs what was before.
@@ -80,5 +85,65 @@ impl Run {
         }
         let done = self.run_batch(batch);
         self.alive(|_| done);
+    }
+
+    /// A volume is deleted for good that another was born from, and its manifests are away until its window is over.
+    pub(super) fn lose_manifests(&mut self) {
+        let name = self.fresh_name("v");
+        self.do_one(Kind::Create { name, size: SPARSE * BLOCK, ram: false }, 0);
+        let vol = self.vols.len() - 1;
+        self.write_one(vol, 0, SPARSE * BLOCK);
+        self.checkpoint(vol);
+        let name = self.fresh_name("v");
+        self.do_one(Kind::Clone { snap: None, name }, vol);
+        let part = format!("{}/man/", self.node.volume(&self.vols[vol].name).record().shown);
+        self.do_one(Kind::Delete, vol);
+        let server = self.node.server.clone();
+        let names = server.names().into_iter().filter(|name| name.starts_with(&part));
+        let lost: Vec<_> = names.map(|name| (server.object(&name).unwrap_or_default(), name)).collect();
+        for (_, name) in &lost {
+            self.node.world.note(&format!("gone for a while {name}"));
+            server.remove(name);
+        }
+        self.wait_ms(self.window_ms() + GONE_MS);
+        for (bytes, name) in lost {
+            server.plant(&name, bytes);
+        }
+    }
+
+    /// A block that is dead goes bad beside others that live: cleaning takes those, and the damage goes with what it leaves.
+    pub(super) fn damage_what_is_dead(&mut self) {
+        let name = self.fresh_name("v");
+        self.do_one(Kind::Create { name, size: SPARSE * BLOCK, ram: false }, 0);
+        let vol = self.vols.len() - 1;
+        self.write_one(vol, 0, SPARSE * BLOCK);
+        self.drain(vol);
+        let part = format!("{}/seg/", self.node.volume(&self.vols[vol].name).record().shown);
+        let names = self.node.server.names();
+        let segments = names.iter().filter(|name| name.starts_with(&part));
+        let damaged: Vec<String> = segments.filter(|name| self.spoil_dead(name)).cloned().collect();
+        (0..SPARSE)
+            .filter(|block| !block.is_multiple_of(LIVING))
+            .for_each(|block| self.discard(vol, block * BLOCK, BLOCK));
+        self.drain(vol);
+        self.checkpoint(vol);
+        self.wait_ms(GONE_MS);
+        if let Some(name) = damaged.iter().find(|name| self.node.server.object(name).is_some()) {
+            self.fail(&format!("{name} is a quarter full, and damaged where it is dead, and is there still"));
+        }
+    }
+
+    /// Damages a block of a segment that is soon dead, if its blocks can be told apart; whether it has.
+    fn spoil_dead(&self, name: &str) -> bool {
+        let bytes = self.node.server.object(name).unwrap_or_default();
+        let Ok(header) = SegmentHeader::decode(&bytes) else { return false };
+        let places = (header.data_offset()..bytes.len() as u64).step_by(RAW_BLOCK);
+        // In front of its data a block has eight bytes of checksum, and where in the volume it belongs.
+        let lba = |at: u64| u64::from_le_bytes(bytes[at as usize + 8..][..8].try_into().expect("eight bytes"));
+        let dead = (header.codec == Codec::Raw).then(|| places.into_iter().find(|at| !lba(*at).is_multiple_of(LIVING)));
+        let Some(at) = dead.flatten() else { return false };
+        self.node.world.note(&format!("a bit flips in {name}, where it is soon dead"));
+        self.node.server.flip_bit(name, at + 100, 3);
+        true
     }
 }

@@ -150,7 +150,7 @@ fn nothing_is_left_over(node: &Node, volumes: &[&str], when: &str) {
                 ObjectKind::Map => manifest.maps.iter().any(|m| u64::from(m.root.0) == object.number),
                 ObjectKind::Table => manifest.tables.iter().any(|t| t.number == object.number),
                 // Counted by `check`.
-                ObjectKind::Segment => true,
+                ObjectKind::Segment | ObjectKind::Bundle => true,
             };
             let states: Vec<_> = manifest.dead.iter().map(|d| (d.name.to_string(), d.since)).collect();
             assert!(named, "{when}: {object} is left over of {}, {:?}, {states:?}", manifest.number, manifest.state);

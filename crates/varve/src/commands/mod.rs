@@ -2,6 +2,7 @@
 //! The commands: each reads its arguments, asks the node, and shows the answer. None keeps anything.
 
 pub mod check;
+pub mod clean;
 pub mod job;
 pub mod pool;
 pub mod snapshot;

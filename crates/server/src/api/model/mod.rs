@@ -12,6 +12,7 @@
 //! The structures hold no logic beyond reading and writing themselves; the node fills them ([`super::Control`]) and the command line prints them.
 
 mod check;
+mod cleaning;
 mod data;
 mod job;
 mod pool;
@@ -19,6 +20,7 @@ mod status;
 mod volume;
 
 pub use check::{CheckError, CheckReport, VolumeCheck};
+pub use cleaning::{Cleaning, SetCleaning};
 pub use data::{Extent, ExtentMap, RangeQuery, Target, WriteQuery};
 pub use job::{Job, JobKind, JobResult, JobState, Progress, ProgressUnit};
 pub use pool::{ImportPool, NewPool, Pool, PoolImport};

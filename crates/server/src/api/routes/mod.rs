@@ -142,6 +142,8 @@ routes! {
     get "/v1/status" node::status;
     get "/v1/version" node::version;
     post "/v1/check" node::check;
+    get "/v1/cleaning" node::cleaning;
+    patch "/v1/cleaning" node::set_cleaning;
     get "/v1/jobs" node::jobs;
     get "/v1/jobs/{job}" node::job;
     get "/metrics" node::metrics;

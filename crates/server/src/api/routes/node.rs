@@ -2,7 +2,7 @@
 //! Routes of the node itself: its state, version and metrics, checks, and the jobs that go on in it.
 
 use super::super::extract::{ApiResult, JsonBody, Path};
-use super::super::model::{ErrorBody, Job, JobKind, JobResult, Status, Version};
+use super::super::model::{Cleaning, ErrorBody, Job, JobKind, JobResult, SetCleaning, Status, Version};
 use super::App;
 use axum::Json;
 use axum::extract::State;
@@ -53,6 +53,23 @@ pub(in super::super) async fn check(
         Ok(JobResult::Check(control.check(volume, progress).await?))
     })?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// How cleaning goes.
+#[utoipa::path(get, path = "/v1/cleaning", tag = "node",
+    responses((status = 200, body = Cleaning), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn cleaning(State(app): State<App>) -> ApiResult<Json<Cleaning>> {
+    Ok(Json(app.control.cleaning().await?))
+}
+
+/// Pauses cleaning, lets it go on, or bounds it, until the node stops.
+#[utoipa::path(patch, path = "/v1/cleaning", tag = "node", request_body = SetCleaning,
+    responses((status = 200, body = Cleaning), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn set_cleaning(
+    State(app): State<App>,
+    JsonBody(set): JsonBody<SetCleaning>,
+) -> ApiResult<Json<Cleaning>> {
+    Ok(Json(app.change(|control| async move { control.set_cleaning(set).await }).await?))
 }
 
 /// The jobs that are remembered, oldest first.

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Cleaning: what still lives of several sparse segments goes into one bundle, and their objects can go.
+//!
+//! The map is never touched: a block keeps its address, and only the segment table says that it is elsewhere. Reads, snapshots and clones go on meanwhile, and
+//! see the same.
+//!
+//! Always holds:
+//! - Only segments below the last checkpoint's boundary are cleaned: recovery asks for the others under their own names.
+//! - A bundle has every block that lived when the job was made. Blocks only ever die, so it has all that lives when the table comes to point there.
+//! - The table points to a bundle only once its put was answered; what it pointed to before is named as dead in the manifest that says so, and goes by the rule
+//!   of two manifests.
+//! - A segment that was moved since a job was made is let be: the job's share of it is for nothing.
+//! - Where a hold still needs to know what a segment has changed, its share tells that too.
+//!
+//! A crash leaves a bundle that nothing names: the next opening sweeps it. One job runs at a time in a shard.
+
+mod choose;
+mod control;
+mod job;
+
+pub use control::CleanCounts;
+pub(crate) use control::Cleaning;
+
+use crate::Result;
+use crate::timeline::Timeline;
+use choose::Chosen;
+use job::{Job, Made};
+use std::rc::Rc;
+use varve_format::ObjectKind;
+use varve_format::segment::Codec;
+use varve_types::branch::{Branch, reached, reached_if};
+use varve_types::mutant::{Mutant, planted};
+use varve_types::{Compression, ErrorKind};
+
+impl Timeline {
+    /// Begins to clean if too much of what is stored is dead, unless some timeline of the shard is at it.
+    pub fn clean_if_due(self: &Rc<Self>) {
+        let cleaning = &self.context.cleaning;
+        if cleaning.paused.get() || !self.is_sparse() || self.cleans.is_taken() || cleaning.turn.is_taken() {
+            return;
+        }
+        let this = Rc::clone(self);
+        self.context.env.spawn(Box::pin(async move {
+            let done = async {
+                while !this.context.cleaning.paused.get() && this.is_sparse() && this.clean().await? {}
+                Result::Ok(())
+            };
+            match done.await {
+                Ok(()) => {}
+                Err(_) if this.is_stopped() => {}
+                // The store is away, or a checkpoint has taken a segment out meanwhile.
+                Err(error) if error.may_pass() || error.kind() == ErrorKind::NotFound => {
+                    tracing::debug!(timeline = %this.id, %error, "sparse segments wait for their cleaning");
+                }
+                Err(error) => tracing::error!(timeline = %this.id, %error, "sparse segments can not be cleaned"),
+            }
+        }));
+    }
+
+    /// Whether less of what is stored lives than should.
+    fn is_sparse(&self) -> bool {
+        let data = self.data.borrow();
+        let totals = data.table.totals();
+        data.stopped.is_none()
+            && data.no_checkpoints.is_none()
+            && data.clean_at != Some(data.manifest.number)
+            && totals.live_blocks * 100 < totals.blocks * self.context.limits.occupancy
+    }
+
+    /// Runs one job. Tells whether there was one.
+    ///
+    /// # Errors
+    /// Those of the store; `Corrupt` where what lives of a segment is damaged, which is then let be until it is opened again.
+    pub async fn clean(self: &Rc<Self>) -> Result<bool> {
+        let _unmoved = self.cleans.take().await;
+        let cleaning = &self.context.cleaning;
+        let _turn = cleaning.turn.take().await;
+        let Some(job) = self.next_job().await else { return Ok(false) };
+        reached(Branch::CleanJob);
+        let ended = job::run(&*self.context.env, &*self.pool.store, &cleaning.rate, &job).await;
+        cleaning.count(ended.as_ref());
+        let made = match ended {
+            Ok(made) => made,
+            Err(failed) => {
+                // Its put may have come to something all the same.
+                self.data.borrow_mut().table.never_used(job.bundle);
+                if !failed.error.may_pass() && failed.error.kind() != ErrorKind::NotFound {
+                    self.data.borrow_mut().unclean.insert(failed.object);
+                }
+                return Err(failed.error);
+            }
+        };
+        let from: Vec<_> = made.shares.iter().map(|share| share.from).collect();
+        self.point_to(made).await?;
+        for name in from.iter().filter(|_| planted(Mutant::CleanDeletesAtOnce)) {
+            self.pool.store.delete(&name.to_string()).await?;
+        }
+        Ok(true)
+    }
+
+    async fn next_job(&self) -> Option<Job> {
+        let at = self.data.borrow().manifest.number;
+        let chosen = self.choose_sparse().await;
+        let mut data = self.data.borrow_mut();
+        let Some(Chosen { sources }) = chosen else {
+            data.clean_at = Some(at);
+            return None;
+        };
+        let number = self.context.cleaning.next_bundle();
+        let codec = match data.settings.compression {
+            Compression::Lz4 => Codec::Lz4,
+            Compression::Zstd => Codec::Zstd,
+            Compression::None => Codec::Raw,
+        };
+        let bundle = self.object(ObjectKind::Bundle, number, 0);
+        Some(Job { bundle, codec, made_ms: self.context.now_ms(), sources })
+    }
+
+    /// Lets the table point to what was made.
+    async fn point_to(&self, made: Made) -> Result<()> {
+        // In the turn: the pages of one manifest are encoded, and what they leave is named as dead, while nothing moves.
+        let _turn = self.manifests.take().await;
+        let mut data = self.data.borrow_mut();
+        data.check()?;
+        let mut moved = 0u32;
+        for share in &made.shares {
+            if data.table.move_to(share.ordinal, &share.from, &made.bundle, share.blocks, share.bytes) {
+                self.context.heads.borrow_mut().forget(self.id, share.ordinal);
+                reached_if(share.from.kind == ObjectKind::Bundle, Branch::CleanAgain);
+                moved += 1;
+            }
+        }
+        reached_if((moved as usize) < made.shares.len(), Branch::CleanOvertaken);
+        if moved == 0 {
+            data.table.never_used(made.bundle);
+        }
+        Ok(())
+    }
+}
