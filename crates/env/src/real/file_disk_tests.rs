@@ -293,7 +293,10 @@ fn a_failed_sync_is_final_until_the_disk_is_opened_again() {
 #[test]
 fn a_failure_that_nobody_waited_for_is_kept() {
     let (told, tell) = mpsc::channel();
+    let (go, gate) = mpsc::channel();
+    let gate = Mutex::new(gate);
     let (_dir, disk) = faked(SyncTuning::THREAD, move || {
+        gate.lock().unwrap().recv_timeout(PATIENCE).unwrap();
         told.send(()).unwrap();
         Err(io::ErrorKind::Other.into())
     });
@@ -301,6 +304,7 @@ fn a_failure_that_nobody_waited_for_is_kept() {
     let polled = sync.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
     assert!(polled.is_pending());
     drop(sync);
+    go.send(()).unwrap();
     tell.recv_timeout(PATIENCE).unwrap();
     // The next one asks the thread, or is told at once; neither may reach the device again.
     assert!(runtime().block_on(disk.sync()).is_err());
