@@ -17,7 +17,7 @@ use crate::node::Node;
 use crate::{CrashMode, InFlight, Rng, StoreFault, StoreOp};
 use std::rc::Rc;
 use std::sync::Arc;
-use varve_engine::{BlockDevice, Device, PoolImport, import_pool};
+use varve_engine::{BlockDevice, Device, ImportFailure, Imported, PoolImport, import_pool};
 use varve_env::{Env, StoreErrorKind};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::ErrorKind;
@@ -235,27 +235,8 @@ impl Run {
         self.node.server.flip_bit(&newest, rng.below(len), rng.below(8) as u8);
     }
 
-    /// Another cluster imports the pool.
-    pub(super) fn import(&mut self, rng: &mut Rng, options: &RunOptions) {
-        // A listing shows which volumes there are; what they have come to since is asked for by name.
-        self.node.server.set_list_lag(self.plan.list_lag);
-        self.wait_ms(self.plan.list_lag.as_millis() as u64);
-        let spoilt = rng.chance(300);
-        let chosen = self.change_names(spoilt, rng);
-        self.write_what_may_be_lost(rng);
-        // An opening that has put one manifest only leaves an import no other; and one that no listing shows yet is not found.
-        if !spoilt && self.plan.list_lag.is_zero() && rng.chance(400) {
-            self.die_with_unput(rng);
-        }
-        let devices = self.fall_asleep(rng);
-        if let Some(vol) = chosen {
-            self.spoil_newest_manifest(vol, rng);
-        }
-        if rng.chance(500) {
-            self.node.world.resume(&self.node.env);
-        }
-        let mut stranger = self.node.stranger("stranger");
-        stranger.create().expect("the world runs").expect("the shard starts");
+    /// Imports the pool to another cluster.
+    fn import_into(&self, stranger: &Node, spoilt: bool) -> Imported {
         let env: Rc<crate::SimEnv> = Rc::clone(&stranger.env);
         let (coord, store, settings) =
             (Arc::clone(&stranger.coord), stranger.server.client(&stranger.env), stranger.pool);
@@ -282,6 +263,37 @@ impl Run {
         }
         for failure in &imported.failures {
             self.node.world.note(&format!("not imported: {failure:?}"));
+        }
+        imported
+    }
+
+    /// Another cluster imports the pool.
+    pub(super) fn import(&mut self, rng: &mut Rng, options: &RunOptions) {
+        // A listing shows which volumes there are; what they have come to since is asked for by name.
+        self.node.server.set_list_lag(self.plan.list_lag);
+        self.wait_ms(self.plan.list_lag.as_millis() as u64);
+        let spoilt = rng.chance(300);
+        let chosen = self.change_names(spoilt, rng);
+        self.write_what_may_be_lost(rng);
+        // An opening that has put one manifest only leaves an import no other; and one that no listing shows yet is not found.
+        if !spoilt && self.plan.list_lag.is_zero() && rng.chance(400) {
+            self.die_with_unput(rng);
+        }
+        let devices = self.fall_asleep(rng);
+        if let Some(vol) = chosen {
+            self.spoil_newest_manifest(vol, rng);
+        }
+        if rng.chance(500) {
+            self.node.world.resume(&self.node.env);
+        }
+        let mut stranger = self.node.stranger("stranger");
+        stranger.create().expect("the world runs").expect("the shard starts");
+        let mut imported = self.import_into(&stranger, spoilt);
+        let is_missing = |failure: &ImportFailure| failure.error.kind() == ErrorKind::NotFound;
+        if !self.plan.list_lag.is_zero() && imported.failures.iter().any(is_missing) {
+            // As it is told: what was opened a moment ago, and left what was there before, is found by a later listing.
+            self.wait_ms(self.plan.list_lag.as_millis() as u64);
+            imported = self.import_into(&stranger, spoilt);
         }
         stranger.owner = imported.owner;
         stranger.add_pool();
