@@ -21,10 +21,9 @@ mod job;
 pub use control::CleanCounts;
 pub(crate) use control::Cleaning;
 
-use crate::Result;
 use crate::timeline::Timeline;
-use choose::Chosen;
-use job::{Job, Made};
+use crate::{EngineError, Result};
+use job::{Failed, Job, Made};
 use std::rc::Rc;
 use varve_format::ObjectKind;
 use varve_format::segment::Codec;
@@ -72,24 +71,15 @@ impl Timeline {
     /// # Errors
     /// Those of the store; `Corrupt` where what lives of a segment is damaged, which is then let be until it is opened again.
     pub async fn clean(self: &Rc<Self>) -> Result<bool> {
-        let _unmoved = self.cleans.take().await;
         let cleaning = &self.context.cleaning;
-        let _turn = cleaning.turn.take().await;
+        let turn = cleaning.turn.take().await;
         let Some(job) = self.next_job().await else { return Ok(false) };
         reached(Branch::CleanJob);
         let ended = job::run(&*self.context.env, &*self.pool.store, &cleaning.rate, &job).await;
         cleaning.count(ended.as_ref());
-        let made = match ended {
-            Ok(made) => made,
-            Err(failed) => {
-                // Its put may have come to something all the same.
-                self.data.borrow_mut().table.never_used(job.bundle);
-                if !failed.error.may_pass() && failed.error.kind() != ErrorKind::NotFound {
-                    self.data.borrow_mut().unclean.insert(failed.object);
-                }
-                return Err(failed.error);
-            }
-        };
+        // A check may keep blocks where they are for long; others are cleaned meanwhile.
+        drop(turn);
+        let made = ended.map_err(|failed| self.gave_up(&job, failed))?;
         let from: Vec<_> = made.shares.iter().map(|share| share.from).collect();
         self.point_to(made).await?;
         for name in from.iter().filter(|_| planted(Mutant::CleanDeletesAtOnce)) {
@@ -100,12 +90,12 @@ impl Timeline {
 
     async fn next_job(&self) -> Option<Job> {
         let at = self.data.borrow().manifest.number;
-        let chosen = self.choose_sparse().await;
+        let sources = self.choose_sparse().await;
         let mut data = self.data.borrow_mut();
-        let Some(Chosen { sources }) = chosen else {
+        if sources.is_empty() {
             data.clean_at = Some(at);
             return None;
-        };
+        }
         let number = self.context.cleaning.next_bundle();
         let codec = match data.settings.compression {
             Compression::Lz4 => Codec::Lz4,
@@ -116,8 +106,28 @@ impl Timeline {
         Some(Job { bundle, codec, made_ms: self.context.now_ms(), sources })
     }
 
+    /// Takes in that a job has failed: what can not be read is let be, so that the rest is cleaned. Gives the reason.
+    fn gave_up(&self, job: &Job, failed: Failed) -> EngineError {
+        let Failed { object, error } = failed;
+        let mut data = self.data.borrow_mut();
+        // Its put may have come to something all the same.
+        data.table.never_used(job.bundle);
+        let is_needed = job.sources.iter().any(|s| s.object == object && data.table.leads_to(s.ordinal, &object));
+        let error = match error.kind() {
+            ErrorKind::NotFound if is_needed => {
+                EngineError::corrupt(format!("an object that is needed is missing: {object}"))
+            }
+            _ => error,
+        };
+        if !error.may_pass() && error.kind() != ErrorKind::NotFound {
+            data.unclean.insert(object);
+        }
+        error
+    }
+
     /// Lets the table point to what was made.
     async fn point_to(&self, made: Made) -> Result<()> {
+        let _moving = self.cleans.take().await;
         // In the turn: the pages of one manifest are encoded, and what they leave is named as dead, while nothing moves.
         let _turn = self.manifests.take().await;
         let mut data = self.data.borrow_mut();

@@ -119,8 +119,7 @@ impl SegmentTable {
 
     /// Lets a segment be in a bundle from now on, if it is still where it was read from; tells whether it was.
     pub fn move_to(&mut self, ordinal: Ordinal, from: &ObjectName, to: &ObjectName, blocks: u32, bytes: u64) -> bool {
-        let is_there = |entry: &TableEntry| entry.object(self.timeline, ordinal) == *from;
-        if !self.entries.get(&ordinal).is_some_and(is_there) {
+        if !self.leads_to(ordinal, from) {
             return false;
         }
         if let Some(entry) = self.entries.remove(&ordinal) {
@@ -129,6 +128,11 @@ impl SegmentTable {
             self.enter(ordinal, TableEntry { place, epoch: to.epoch, writer: to.writer, bytes, ..entry });
         }
         true
+    }
+
+    /// Whether the blocks of a segment are in that object.
+    pub fn leads_to(&self, ordinal: Ordinal, object: &ObjectName) -> bool {
+        self.entries.get(&ordinal).is_some_and(|entry| entry.object(self.timeline, ordinal) == *object)
     }
 
     /// Whether any entry leads to a bundle.

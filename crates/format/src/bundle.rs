@@ -141,37 +141,68 @@ impl Share {
     }
 }
 
-/// Encodes header and index, padded up to the data area; the data of the shares follow each other in their order.
+/// The index of a bundle that is being made. It never becomes longer than readers take.
+#[derive(Clone, Debug, Default)]
+pub struct BundleIndex {
+    body: Vec<u8>,
+    shares: u32,
+    data_len: u64,
+}
+
+impl BundleIndex {
+    /// Takes in a share; their data follow each other in the same order. Tells whether there was room: there is for the first, as what it says is in the index
+    /// of a segment, which is a quarter as long.
+    #[must_use]
+    pub fn push(&mut self, share: &Share) -> bool {
+        let mut e = Encoder::new();
+        share.encode(&mut e);
+        let (encoded, data_len) = (e.finish(), self.data_len + share.data_len());
+        let is_full = self.shares as usize == MAX_SHARES || self.body.len() + encoded.len() > MAX_INDEX as usize;
+        if is_full || data_len > MAX_DATA {
+            return false;
+        }
+        self.body.extend_from_slice(&encoded);
+        self.shares += 1;
+        self.data_len = data_len;
+        true
+    }
+
+    /// Encodes header and index, padded up to the data area.
+    #[must_use]
+    pub fn encode_head(&self, facts: &BundleFacts) -> Vec<u8> {
+        let mut e = Encoder::new();
+        e.raw(MAGIC);
+        e.u32(VERSION);
+        e.u32(0);
+        e.timeline(facts.timeline);
+        for number in [facts.number, facts.epoch.0, facts.writer.0] {
+            e.u64(number);
+        }
+        e.u32(self.body.len() as u32);
+        e.u32(crc(&self.body));
+        e.u32(self.shares);
+        e.u32(0);
+        e.u64(self.data_len);
+        e.u64(facts.made_ms);
+        let mut bytes = e.finish();
+        bytes.resize(BUNDLE_HEADER, 0);
+        let sum = crc(&bytes);
+        bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+        bytes.extend_from_slice(&self.body);
+        bytes.resize(bytes.len().next_multiple_of(16), 0);
+        bytes
+    }
+}
+
+/// Header and index of a bundle with these shares: see [`BundleIndex`].
 ///
 /// # Panics
-/// When there are too many shares, or their index is too long: whoever makes bundles looks before.
+/// When there is no room for all.
 #[must_use]
 pub fn encode_head(facts: &BundleFacts, shares: &[Share]) -> Vec<u8> {
-    let mut e = Encoder::new();
-    shares.iter().for_each(|share| share.encode(&mut e));
-    let body = e.finish();
-    assert!(shares.len() <= MAX_SHARES && body.len() <= MAX_INDEX as usize, "a bundle is ended before it is too large");
-    let mut e = Encoder::new();
-    e.raw(MAGIC);
-    e.u32(VERSION);
-    e.u32(0);
-    e.timeline(facts.timeline);
-    for number in [facts.number, facts.epoch.0, facts.writer.0] {
-        e.u64(number);
-    }
-    e.u32(body.len() as u32);
-    e.u32(crc(&body));
-    e.u32(shares.len() as u32);
-    e.u32(0);
-    e.u64(shares.iter().map(Share::data_len).sum());
-    e.u64(facts.made_ms);
-    let mut bytes = e.finish();
-    bytes.resize(BUNDLE_HEADER, 0);
-    let sum = crc(&bytes);
-    bytes[12..16].copy_from_slice(&sum.to_le_bytes());
-    bytes.extend_from_slice(&body);
-    bytes.resize(bytes.len().next_multiple_of(16), 0);
-    bytes
+    let mut index = BundleIndex::default();
+    shares.iter().for_each(|share| assert!(index.push(share), "a bundle has no room for so much"));
+    index.encode_head(facts)
 }
 
 impl BundleHeader {
@@ -242,6 +273,42 @@ impl BundleHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_ends_before_it_is_too_long_for_readers() {
+        let extents = (0..700_000).map(|at| IndexExtent { start: at * 20_000, blocks: 1, hole: at != 0 }).collect();
+        let history =
+            History { stream_epoch: Epoch(1), first: Sequence(1), last: Sequence(2), extents, marks: Vec::new() };
+        let mut share = Share {
+            ordinal: Ordinal(0),
+            blocks: BlockSet::all(1),
+            codec: Codec::Raw,
+            chunks: Vec::new(),
+            history: Some(history),
+        };
+        let mut index = BundleIndex::default();
+        let mut taken = 0;
+        while index.push(&share) {
+            taken += 1;
+            share.ordinal = Ordinal(taken);
+        }
+        assert!((3..20).contains(&taken), "{taken}");
+        let facts = BundleFacts {
+            timeline: TimelineId::from_bytes([7; 16]),
+            number: 1,
+            epoch: Epoch(1),
+            writer: WriterId(1),
+            made_ms: 0,
+        };
+        let bytes = index.encode_head(&facts);
+        let header = BundleHeader::decode(&bytes).unwrap();
+        let shares = header.decode_index(&bytes[BUNDLE_HEADER..][..header.index_len as usize]).unwrap();
+        assert_eq!(shares.len() as u64, taken);
+        share.history = None;
+        share.ordinal = Ordinal(MAX_SHARES as u64);
+        let mut index = BundleIndex::default();
+        assert_eq!((0..=MAX_SHARES).filter(|_| index.push(&share)).count(), MAX_SHARES);
+    }
 
     fn shares() -> Vec<Share> {
         let history = History {

@@ -224,8 +224,13 @@ async fn cleaning_is_shown_and_held_back() {
     assert_eq!((&before["paused"], &before["rate_bytes"]), (&json!(false), &json!(null)));
     let set = |body: serde_json::Value| ask("PATCH", "/v1/cleaning").json(&body);
     assert_eq!(server.send(set(json!({"paused": true}))).await.json()["paused"], true);
-    let bounded = server.send(set(json!({"rate_bytes": 1000}))).await.json();
-    assert_eq!((&bounded["paused"], &bounded["rate_bytes"]), (&json!(true), &json!(1000)));
+    let bounded = server.send(set(json!({"rate_bytes": 65536}))).await.json();
+    assert_eq!((&bounded["paused"], &bounded["rate_bytes"]), (&json!(true), &json!(65536)));
+    for too_low in [1, 65535] {
+        let refused = server.send(set(json!({"paused": false, "rate_bytes": too_low}))).await;
+        assert_eq!((refused.status, refused.error().0.as_str()), (400, "invalid"));
+    }
+    assert_eq!(server.send(ask("GET", "/v1/cleaning")).await.json(), bounded);
     let again = server.send(set(json!({"paused": false, "rate_bytes": 0}))).await.json();
     assert_eq!((&again["paused"], &again["rate_bytes"]), (&json!(false), &json!(null)));
     assert_eq!(server.send(set(json!({"pausd": true}))).await.status, 400);

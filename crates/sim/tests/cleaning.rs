@@ -281,6 +281,37 @@ fn a_damaged_segment_is_let_be() {
 }
 
 #[test]
+fn a_segment_that_is_lost_does_not_hold_up_the_others() {
+    let (node, mut model, mut rng) = start(9, Compression::None);
+    merge(&node, "v");
+    let lost = node.server.names().into_iter().find(|name| name.contains("/seg/")).unwrap();
+    node.server.remove(&lost);
+    // A block of each segment lives on.
+    let most = (0..BLOCKS).filter(|block| block % 32 != 1);
+    write(&node, "v", &mut model, most, &mut rng);
+    merge(&node, "v");
+    pass(&node, SETTLED);
+    assert!(occupancy(&node, "v") >= 80, "{} % of what is stored lives", occupancy(&node, "v"));
+    assert_eq!(node.shard().counts().clean.failed, 1);
+}
+
+#[test]
+fn a_bound_that_is_lifted_lets_a_job_go_on() {
+    let (node, mut model, mut rng) = start(10, Compression::None);
+    node.shard().set_clean_rate(1);
+    overwrite(&node, "v", &mut model, 800, &mut rng);
+    merge(&node, "v");
+    pass(&node, SETTLED);
+    assert!(node.shard().counts().clean.running && objects(&node, ObjectKind::Bundle) == 0);
+    // A check has not to wait for it.
+    check(&node, "v", "while it is cleaned");
+    node.shard().set_clean_rate(0);
+    pass(&node, SETTLED);
+    assert!(occupancy(&node, "v") >= 80);
+    prove(&node, "v", &model, "settled");
+}
+
+#[test]
 fn a_history_that_is_shown_again_uses_no_name_twice() {
     let (node, mut model, mut rng) = start(6, Compression::None);
     let before = model.clone();

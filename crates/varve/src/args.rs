@@ -98,7 +98,7 @@ pub struct Clean {
     /// Go on
     #[arg(long)]
     pub resume: bool,
-    /// Read and put at most so much in a second; 0 for no bound
+    /// Read and put at most so much in a second, 64K at least; 0 for no bound
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub rate: Option<u64>,
 }

@@ -19,11 +19,6 @@ use varve_types::{BLOCK, MAX_SEGMENT_BLOCKS, Ordinal};
 /// Entries looked at between two looks at other tasks.
 const SLICE: usize = 4096;
 
-/// What a job is made of.
-pub(super) struct Chosen {
-    pub sources: Vec<Source>,
-}
-
 /// An object of which something is dead.
 #[derive(Clone, Debug, Default)]
 struct Sparse {
@@ -50,8 +45,8 @@ impl Sparse {
 }
 
 impl Timeline {
-    /// Chooses what fills a bundle; `None` where nothing can be gained.
-    pub(super) async fn choose_sparse(&self) -> Option<Chosen> {
+    /// Chooses what fills a bundle; nothing where nothing can be gained.
+    pub(super) async fn choose_sparse(&self) -> Vec<Source> {
         let objects = self.sparse_objects().await;
         let now_ms = self.context.now_ms();
         let mut all: Vec<_> = objects.into_iter().collect();
@@ -69,7 +64,7 @@ impl Timeline {
             sources.extend(sparse.ordinals.iter().filter_map(|ordinal| source(self, &data, *ordinal)));
         }
         sources.sort_by_key(|source| source.ordinal);
-        (stored > live && !sources.is_empty()).then_some(Chosen { sources })
+        if stored > live { sources } else { Vec::new() }
     }
 
     /// Objects below the boundary some of whose blocks are dead, and some alive: those of which nothing lives go anyway.

@@ -18,7 +18,7 @@ use std::collections::btree_map::Entry;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 use varve_env::{Env, ObjectStore, Payload, PutOutcome, compute};
-use varve_format::bundle::{BundleFacts, History, Share, encode_head};
+use varve_format::bundle::{BundleFacts, BundleIndex, History, Share};
 use varve_format::chunk::{Block, SealBlock, UNKNOWN_LBA, pack_share};
 use varve_format::segment::{Codec, IndexExtent};
 use varve_format::table::LiveBits;
@@ -79,10 +79,14 @@ pub(crate) struct Means<'a> {
 }
 
 impl Means<'_> {
-    /// Waits as long as so many bytes may take.
+    /// Waits as long as so many bytes may take; asks every second how many may be.
     async fn spend(&self, bytes: u64) {
-        if let Some(micros) = bytes.saturating_mul(1_000_000).checked_div(self.rate.get()) {
-            self.env.sleep(Duration::from_micros(micros)).await;
+        let mut left = bytes;
+        while left > 0 && self.rate.get() > 0 {
+            let (rate, part) = (self.rate.get(), left.min(self.rate.get()));
+            let micros = u128::from(part) * 1_000_000 / u128::from(rate);
+            self.env.sleep(Duration::from_micros(micros as u64)).await;
+            left -= part;
         }
     }
 
@@ -139,7 +143,7 @@ pub(crate) async fn run(
     let read = Cell::new(0);
     let means = Means { env, store, rate, read: &read };
     let mut known: BTreeMap<ObjectName, Vec<Part>> = BTreeMap::new();
-    let (mut shares, mut made, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut index, mut made, mut parts) = (BundleIndex::default(), Vec::new(), Vec::new());
     for source in &job.sources {
         let failed = |error| Failed { object: source.object, error };
         let loaded = match known.entry(source.object) {
@@ -161,15 +165,18 @@ pub(crate) async fn run(
         }
         let packed = compute(env, move || pack_share(timeline, ordinal, blocks.into_iter(), codec)).await;
         let packed = packed.map_err(damaged(source.object)).map_err(failed)?;
-        parts.extend(packed.parts);
         let history = part.history.clone().filter(|_| source.history);
         let share = Share { ordinal, blocks: set, codec: packed.codec, chunks: packed.chunks, history };
+        if !index.push(&share) {
+            // The others are for another job.
+            break;
+        }
+        parts.extend(packed.parts);
         let (blocks, bytes) = (share.blocks.len(), share.data_len());
         made.push(MadeShare { ordinal, from: source.object, blocks, bytes });
-        shares.push(share);
         breathe().await;
     }
-    let put_bytes = match put(means, job, &shares, parts).await {
+    let put_bytes = match put(means, job, &index, parts).await {
         Err(error) if !planted(Mutant::CleanBeforePut) => return Err(Failed { object: job.bundle, error }),
         done => done.unwrap_or_default(),
     };
@@ -271,10 +278,10 @@ impl<'a> Places<'a> {
 }
 
 /// Puts the bundle; gives its bytes.
-async fn put(means: Means<'_>, job: &Job, shares: &[Share], parts: Vec<Bytes>) -> Result<u64> {
+async fn put(means: Means<'_>, job: &Job, index: &BundleIndex, parts: Vec<Bytes>) -> Result<u64> {
     let ObjectName { timeline, number, epoch, writer, .. } = job.bundle;
     let facts = BundleFacts { timeline, number, epoch, writer, made_ms: job.made_ms };
-    let head = Bytes::from(encode_head(&facts, shares));
+    let head = Bytes::from(index.encode_head(&facts));
     let payload = Payload::new([vec![head.clone()], parts].concat());
     let (text, len) = (job.bundle.to_string(), payload.len());
     let store = means.store;

@@ -85,7 +85,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "clean-rate",
-        takes: "size, a second",
+        takes: "size a second, 64K to 1T, or `0`",
         default: "0: no bound",
         flag: None,
         about: "What cleaning may read from stores and put into them in a second. `varve clean --rate` changes it while the node runs.",

@@ -14,6 +14,7 @@ pub use values::{Bytes, Duration, Listen, LogFormat, VolumeSpec};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use varve_types::MIN_CLEAN_RATE;
 
 /// Largest configuration file, in bytes.
 const MOST_FILE: u64 = 1 << 20;
@@ -207,6 +208,9 @@ impl UpConfig {
         within("journal-size", self.journal_size_bytes, 64 << 20, 1 << 40)?;
         within("ram-cache", self.ram_cache_bytes, 0, 1 << 40)?;
         within("layer-ram", self.layer_ram_bytes, 16 << 20, 1 << 40)?;
+        if self.clean_rate_bytes != 0 {
+            within("clean-rate", self.clean_rate_bytes, MIN_CLEAN_RATE, 1 << 40)?;
+        }
         let percent = self.clean_occupancy_percent;
         if percent != 0 && !(20..=95).contains(&percent) {
             return Err(ConfigError::new(format!(
@@ -276,9 +280,13 @@ mod tests {
 
     #[test]
     fn values_that_make_no_sense_are_refused() {
-        for text in
-            ["journal-size = '1M'", "layer-ram = '0'", "api-listen = '0.0.0.0:7420'", "volumes = ['a:1G', 'a:2G']"]
-        {
+        for text in [
+            "journal-size = '1M'",
+            "layer-ram = '0'",
+            "clean-rate = '1K'",
+            "api-listen = '0.0.0.0:7420'",
+            "volumes = ['a:1G', 'a:2G']",
+        ] {
             let error = FileConfig::default().resolve(parse(text).unwrap()).unwrap_err().to_string();
             let key = text.split(' ').next().unwrap().trim_end_matches('s');
             assert!(error.contains(key), "{text}: {error}");

@@ -36,7 +36,7 @@ pub struct SetCleaning {
     /// Begin nothing new, or go on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
-    /// Bytes that may be read and put in a second; 0: as many as can be.
+    /// Bytes that may be read and put in a second, 65536 at least; 0: as many as can be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_bytes: Option<u64>,
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Routes of the node itself: its state, version and metrics, checks, and the jobs that go on in it.
 
+use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
 use super::super::model::{Cleaning, ErrorBody, Job, JobKind, JobResult, SetCleaning, Status, Version};
 use super::App;
@@ -11,7 +12,7 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
-use varve_types::Name;
+use varve_types::{MIN_CLEAN_RATE, Name};
 
 /// Begins a check.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -69,6 +70,10 @@ pub(in super::super) async fn set_cleaning(
     State(app): State<App>,
     JsonBody(set): JsonBody<SetCleaning>,
 ) -> ApiResult<Json<Cleaning>> {
+    if let Some(rate) = set.rate_bytes.filter(|rate| (1..MIN_CLEAN_RATE).contains(rate)) {
+        let message = format!("rate_bytes is {rate}; it must be {MIN_CLEAN_RATE} at least, or 0 for no bound");
+        return Err(ControlError::invalid(message).into());
+    }
     Ok(Json(app.change(|control| async move { control.set_cleaning(set).await }).await?))
 }
 
