@@ -19,8 +19,8 @@ use std::time::Duration;
 use varve_lab::guest::{Disk, Guest, GuestConfig, Initramfs, Kernel, RawCache};
 use varve_lab::process::wait_until;
 
-/// Far more than anything here takes on a quiet machine.
-const SOON: Duration = Duration::from_secs(150);
+/// Ten times what anything here takes on a quiet machine, and short enough that the runner lets the test say what hangs.
+const SOON: Duration = Duration::from_secs(60);
 const PORT: u16 = 10809;
 const WORKERS: u64 = 2;
 /// Of a worker.
@@ -30,7 +30,8 @@ const BLOCKS: u64 = 4 << 20 >> 12;
 const START: &str = "mkdir -p /data && mount -t ext4 -o commit=600 /dev/vda /data || exit 1
     varve up --config /etc/varve.toml --data /data/varve --volume v:8M --nbd-listen 0.0.0.0:10809 >/tmp/log 2>&1 &
     until grep -q 'Ctrl-C stops it' /tmp/log; do
-        kill -0 $! 2>/dev/null || { cat /tmp/log; exit 1; }; usleep 20000; done";
+        tries=$((tries + 1))
+        kill -0 $! 2>/dev/null && [ $tries -lt 1500 ] || { cat /tmp/log; exit 1; }; usleep 20000; done";
 
 fn config(directory: &Path) -> GuestConfig {
     let kernel = Kernel::find().unwrap();
@@ -49,13 +50,16 @@ fn config(directory: &Path) -> GuestConfig {
 fn boot(config: &GuestConfig) -> (Guest, SocketAddr) {
     let mut guest = Guest::boot(config.clone()).unwrap();
     guest.keep_writes_in_memory().unwrap();
+    println!("it has booted");
     guest.check(START, SOON).unwrap();
+    println!("it serves");
     let address = guest.forwarded(PORT).unwrap();
     (guest, address)
 }
 
 fn varve(guest: &mut Guest, command: &str) {
-    guest.check(&format!("varve --api unix:/data/varve/api.sock {command}"), SOON).unwrap();
+    let command = format!("timeout 40 varve --api unix:/data/varve/api.sock {command}");
+    guest.check(&format!("{command} || {{ cat /tmp/log; exit 1; }}"), SOON).unwrap();
 }
 
 /// Runs a worker until it is told to stop or the connection ends, and gives the reason.
