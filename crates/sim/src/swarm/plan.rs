@@ -222,7 +222,7 @@ fn limits(rng: &mut Rng) -> Limits {
         puts: 1 + rng.below(4) as usize,
         reclaim_level: rng.below(3) as u8,
         reclaim_nodes: 1 + rng.below(7) as usize,
-        occupancy: if rng.chance(400) { 0 } else { 50 + rng.below(50) },
+        occupancy: if rng.chance(500) { 0 } else { 40 + rng.below(50) },
         clean_rate: if rng.chance(200) { 64 << 10 } else { 0 },
     }
 }
