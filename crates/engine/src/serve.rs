@@ -4,12 +4,15 @@
 //! A device is an attachment: while it lives the volume is attached, and
 //! what it shows can not be changed for another timeline. Dropping it
 //! detaches.
+//!
+//! Reads, writes and discards take their turn under the limits of the volume, before anything of them begins.
 
 use crate::timeline::Timeline;
 use crate::volume::{Attachment, Volume};
 use crate::{BlockDevice, Result, StatusExtent, Submit};
 use bytes::{Bytes, BytesMut};
 use std::rc::Rc;
+use std::time::Duration;
 use varve_types::Name;
 
 /// An attached volume, or a snapshot of one.
@@ -52,6 +55,37 @@ impl Device {
         &self.volume
     }
 
+    /// Begins a change of so many bytes, or waits until the limits of the volume allow it.
+    fn limited(&self, bytes: u64, begin: impl FnOnce(&Rc<Timeline>) -> Submit<()> + 'static) -> Submit<()> {
+        let Some(wait) = self.held_back(bytes) else { return begin(&self.timeline) };
+        self.later(wait, bytes, move |timeline| match begin(timeline) {
+            Submit::Done(done) => Submit::Done(done.and_then(|()| timeline.commit())),
+            later => later,
+        })
+    }
+
+    /// For how long a request of so many bytes has to wait, if it has to.
+    fn held_back(&self, bytes: u64) -> Option<Duration> {
+        Some(self.volume.rate.take(&*self.volume.context.env, bytes)).filter(|wait| !wait.is_zero())
+    }
+
+    /// Begins a request once it has waited.
+    fn later<T: 'static>(
+        &self,
+        wait: Duration,
+        bytes: u64,
+        begin: impl FnOnce(&Rc<Timeline>) -> Submit<T> + 'static,
+    ) -> Submit<T> {
+        let (volume, timeline) = (Rc::clone(&self.volume), Rc::clone(&self.timeline));
+        Submit::Later(Box::pin(async move {
+            volume.rate.wait(&*volume.context.env, wait, bytes).await;
+            match begin(&timeline) {
+                Submit::Done(done) => done,
+                Submit::Later(later) => later.await,
+            }
+        }))
+    }
+
     fn refuse<T>(&self) -> Option<Submit<T>> {
         self.read_only.then(|| Submit::Done(Err(crate::write::read_only(&format!("volume {}", self.volume.name())))))
     }
@@ -71,16 +105,25 @@ impl BlockDevice for Device {
         self.read_only
     }
     fn read(&self, offset: u64, len: u32, out: &mut BytesMut) -> Submit<Bytes> {
-        self.timeline.read(offset, len, out)
+        let bytes = u64::from(len);
+        let Some(wait) = self.held_back(bytes) else { return self.timeline.read(offset, len, out) };
+        self.later(wait, bytes, move |timeline| {
+            let mut out = BytesMut::new();
+            match timeline.read(offset, len, &mut out) {
+                Submit::Done(done) => Submit::Done(done.map(|_| out.freeze())),
+                later => later,
+            }
+        })
     }
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Submit<()> {
-        self.refuse().unwrap_or_else(|| self.timeline.write(offset, data, fua))
+        let bytes = data.len() as u64;
+        self.refuse().unwrap_or_else(|| self.limited(bytes, move |timeline| timeline.write(offset, data, fua)))
     }
     fn flush(&self) -> Submit<()> {
         if self.read_only { Submit::Done(Ok(())) } else { self.timeline.flush() }
     }
     fn discard(&self, offset: u64, len: u64, fua: bool) -> Submit<()> {
-        self.refuse().unwrap_or_else(|| self.timeline.discard(offset, len, fua))
+        self.refuse().unwrap_or_else(|| self.limited(0, move |timeline| timeline.discard(offset, len, fua)))
     }
     fn block_status(&self, offset: u64, len: u64, most: usize) -> Submit<Vec<StatusExtent>> {
         self.timeline.block_status(offset, len, most)

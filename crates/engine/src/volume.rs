@@ -9,6 +9,7 @@ use crate::closed::Closed;
 use crate::context::{Context, Turn};
 use crate::journal::Replayed;
 use crate::manifests::PoolStore;
+use crate::rate::{LimitCounts, RateLimiter};
 use crate::recover::{Opening, open};
 use crate::timeline::Timeline;
 use crate::{EngineError, Result, TableTotals};
@@ -67,6 +68,8 @@ pub struct VolumeCounts {
     pub dead_objects: usize,
     /// Bytes of the volume that were discarded in large pieces and whose blocks are not yet freed, or kept for snapshots alone: at most so many.
     pub reclaim_bytes: u64,
+    /// What its limits have held back.
+    pub limits: LimitCounts,
 }
 
 /// See the module.
@@ -83,6 +86,8 @@ pub struct Volume {
     pub(crate) closed: RefCell<BTreeMap<TimelineId, Closed>>,
     /// One look at a time at what closed timelines can give back.
     pub(crate) tidying: Turn,
+    /// Its limits; those who are attached share them.
+    pub(crate) rate: RateLimiter,
     attached: RefCell<BTreeMap<u64, Attachment>>,
     next_attachment: Cell<u64>,
 }
@@ -137,6 +142,7 @@ impl Volume {
             pool,
             pool_settings: RefCell::new(pool_settings),
             record: RefCell::new(record),
+            rate: RateLimiter::new(&timeline.settings()),
             timeline: RefCell::new(timeline),
             changes: Turn::default(),
             closed: RefCell::default(),
@@ -222,6 +228,7 @@ impl Volume {
             manifest_number: data.manifest.number,
             dead_objects: data.manifest.dead.iter().filter(|dead| !data.deleted.contains(&dead.name)).count(),
             reclaim_bytes: crate::checkpoint::covered_bytes(&data.manifest.reclaim),
+            limits: self.rate.counts(),
         }
     }
 
@@ -326,6 +333,7 @@ impl Volume {
     fn apply_settings(&self) {
         let settings = Settings::resolve(&self.record.borrow().settings, &self.pool_settings.borrow());
         self.shown().data.borrow_mut().settings = settings;
+        self.rate.set(&settings);
     }
 
     /// Gives the volume another name.

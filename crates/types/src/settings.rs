@@ -45,6 +45,12 @@ pub struct Settings {
     pub seal_age_ms: u64,
     /// Milliseconds for which a deleted volume, or the history that a rollback hid, can be brought back.
     pub undelete_window_ms: u64,
+    /// Requests a second that it answers, reads, writes and discards together; 0: no bound.
+    pub iops_limit: u64,
+    /// Bytes a second that it reads and writes, together; 0: no bound.
+    pub bandwidth_limit: u64,
+    /// Milliseconds of its limits that it may have at once after it used nothing for as long.
+    pub limit_burst_ms: u64,
 }
 
 impl Default for Settings {
@@ -55,6 +61,9 @@ impl Default for Settings {
             segment_size: 64 << 20,
             seal_age_ms: 60_000,
             undelete_window_ms: 3_600_000,
+            iops_limit: 0,
+            bandwidth_limit: 0,
+            limit_burst_ms: 1000,
         }
     }
 }
@@ -78,6 +87,15 @@ pub struct Overrides {
     /// See [`Settings::undelete_window_ms`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undelete_window_ms: Option<u64>,
+    /// See [`Settings::iops_limit`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_limit: Option<u64>,
+    /// See [`Settings::bandwidth_limit`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth_limit: Option<u64>,
+    /// See [`Settings::limit_burst_ms`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_burst_ms: Option<u64>,
 }
 
 /// Where the value of a setting comes from.
@@ -113,23 +131,140 @@ pub enum SettingError {
     },
 }
 
-/// Parses a duration such as `500ms`, `10s`, `5m`, `1h`, `2d` into milliseconds.
-fn parse_duration_ms(text: &str) -> Option<u64> {
+/// What can be set, once: field, key, how its text is parsed and written, how it is shown to people, what it takes, and what it does.
+macro_rules! settings {
+    ($($field:ident, $key:literal, $parse:expr, $write:expr, $show:expr, $takes:literal, $about:literal;)*) => {
+        impl Overrides {
+            /// Every key, in the order of display.
+            pub const KEYS: [&'static str; [$($key),*].len()] = [$($key),*];
+
+            /// What each key takes, and what it does, for people.
+            pub const ABOUT: [(&'static str, &'static str); Self::KEYS.len()] = [$(($takes, $about)),*];
+
+            /// What is set, as pairs of key and value that [`set`](Self::set) takes.
+            #[must_use]
+            pub fn pairs(&self) -> Vec<(&'static str, String)> {
+                let values: [Option<String>; Self::KEYS.len()] = [$(self.$field.map($write)),*];
+                Self::KEYS.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?))).collect()
+            }
+
+            /// Sets `key` from its text form; the value `default` clears it.
+            ///
+            /// # Errors
+            /// When there is no such key, or it does not take the value.
+            pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
+                let bad = |key, expected| SettingError::Value { key, value: value.to_owned(), expected };
+                match key {
+                    $(
+                        $key if value == "default" => self.$field = None,
+                        $key => self.$field = Some($parse(value).ok_or_else(|| bad($key, $takes))?),
+                    )*
+                    _ => return Err(SettingError::Unknown { key: key.to_owned() }),
+                }
+                Ok(())
+            }
+        }
+
+        impl Settings {
+            /// What is in force for a volume with `volume` in a pool with `pool`.
+            #[must_use]
+            pub fn resolve(volume: &Overrides, pool: &Overrides) -> Self {
+                let default = Self::default();
+                Self { $($field: volume.$field.or(pool.$field).unwrap_or(default.$field)),* }
+            }
+
+            /// Rows of (key, value, source) for display, in the order of [`Overrides::KEYS`].
+            #[must_use]
+            pub fn describe(volume: &Overrides, pool: &Overrides) -> Vec<(&'static str, String, Source)> {
+                let now = Self::resolve(volume, pool);
+                let source = |volume, pool| match (volume, pool) {
+                    (true, _) => Source::Volume,
+                    (false, true) => Source::Pool,
+                    (false, false) => Source::Default,
+                };
+                vec![$(($key, $show(now.$field), source(volume.$field.is_some(), pool.$field.is_some()))),*]
+            }
+        }
+    };
+}
+
+settings! {
+    ack, "ack", parse_ack, write_ack, write_ack, "process or ram",
+    "When a write is answered: once the kernel has its journal record, so that it survives the server's process, or once it is in RAM, as from a disk's own cache.";
+    compression, "compression", parse_compression, write_compression, write_compression, "lz4, zstd or none",
+    "How data are compressed that go to the store from now on.";
+    segment_size, "segment-size", parse_segment_size, number, format_size, "4M to 128M, a multiple of 1M",
+    "Bytes of data that go to the store as one object.";
+    seal_age_ms, "seal-age", |text| parse_duration(text, 1_000, HOUR_MS), format_duration_ms, format_duration_ms, "1s to 1h",
+    "After so long data go to the store though they do not fill a segment.";
+    undelete_window_ms, "undelete-window", |text| parse_duration(text, 0, 365 * 24 * HOUR_MS), format_duration_ms, format_duration_ms, "0s to 365d",
+    "For how long a deleted volume, or what a rollback hid, can be brought back.";
+    iops_limit, "iops-limit", parse_iops, format_bound, format_bound, "1 to 100000000, or none",
+    "Reads, writes and discards that are answered in a second, of all who are attached together.";
+    bandwidth_limit, "bandwidth-limit", parse_bandwidth, format_bound, show_bandwidth, "bytes a second, 64K to 1T, or none",
+    "Bytes that are read and written in a second, of all who are attached together.";
+    limit_burst_ms, "limit-burst", |text| parse_duration(text, 0, HOUR_MS), format_duration_ms, format_duration_ms, "0s to 1h",
+    "What the limits allow in so long can be had at once, after as long without requests.";
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+fn parse_ack(text: &str) -> Option<Ack> {
+    match text {
+        "process" => Some(Ack::Process),
+        "ram" => Some(Ack::Ram),
+        _ => None,
+    }
+}
+
+fn write_ack(ack: Ack) -> String {
+    if ack == Ack::Process { "process" } else { "ram" }.to_owned()
+}
+
+fn parse_compression(text: &str) -> Option<Compression> {
+    match text {
+        "lz4" => Some(Compression::Lz4),
+        "zstd" => Some(Compression::Zstd),
+        "none" => Some(Compression::None),
+        _ => None,
+    }
+}
+
+fn write_compression(compression: Compression) -> String {
+    match compression {
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
+        Compression::None => "none",
+    }
+    .to_owned()
+}
+
+fn parse_segment_size(text: &str) -> Option<u64> {
+    let is_one = |size: &u64| (4 << 20..=128 << 20).contains(size) && size.is_multiple_of(1 << 20);
+    parse_size(text).ok().filter(is_one)
+}
+
+fn number(number: u64) -> String {
+    number.to_string()
+}
+
+/// Parses a duration such as `500ms`, `10s`, `5m`, `1h`, `2d` into milliseconds, within bounds.
+fn parse_duration(text: &str, least_ms: u64, most_ms: u64) -> Option<u64> {
     let split = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(split);
     let scale: u64 = match unit {
         "ms" => 1,
         "s" => 1_000,
         "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
+        "h" => HOUR_MS,
+        "d" => 24 * HOUR_MS,
         _ => return None,
     };
-    number.parse::<u64>().ok()?.checked_mul(scale)
+    number.parse::<u64>().ok()?.checked_mul(scale).filter(|ms| (least_ms..=most_ms).contains(ms))
 }
 
 fn format_duration_ms(ms: u64) -> String {
-    for (unit, scale) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+    for (unit, scale) in [("d", 24 * HOUR_MS), ("h", HOUR_MS), ("m", 60_000), ("s", 1_000)] {
         if ms > 0 && ms.is_multiple_of(scale) {
             return format!("{}{unit}", ms / scale);
         }
@@ -137,132 +272,24 @@ fn format_duration_ms(ms: u64) -> String {
     if ms == 0 { "0s".to_owned() } else { format!("{ms}ms") }
 }
 
-impl Overrides {
-    /// Every key, in the order of display.
-    pub const KEYS: [&'static str; 5] = ["ack", "compression", "segment-size", "seal-age", "undelete-window"];
+fn parse_iops(text: &str) -> Option<u64> {
+    if text == "none" { Some(0) } else { text.parse().ok().filter(|limit| (1..=100_000_000).contains(limit)) }
+}
 
-    /// What is set, as pairs of key and value that [`set`](Self::set) takes.
-    #[must_use]
-    pub fn pairs(&self) -> Vec<(&'static str, String)> {
-        let ack = self.ack.map(|ack| if ack == Ack::Process { "process" } else { "ram" }.to_owned());
-        let compression = self.compression.map(|compression| {
-            match compression {
-                Compression::Lz4 => "lz4",
-                Compression::Zstd => "zstd",
-                Compression::None => "none",
-            }
-            .to_owned()
-        });
-        let values = [
-            ack,
-            compression,
-            self.segment_size.map(|size| size.to_string()),
-            self.seal_age_ms.map(format_duration_ms),
-            self.undelete_window_ms.map(format_duration_ms),
-        ];
-        Self::KEYS.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?))).collect()
-    }
+fn parse_bandwidth(text: &str) -> Option<u64> {
+    let is_one = |limit: &u64| (64 << 10..=1 << 40).contains(limit);
+    if text == "none" { Some(0) } else { parse_size(text).ok().filter(is_one) }
+}
 
-    /// Sets `key` from its text form; the value `default` clears it.
-    ///
-    /// # Errors
-    /// When there is no such key, or it does not take the value.
-    pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
-        let clear = value == "default";
-        let bad = |key, expected| SettingError::Value { key, value: value.to_owned(), expected };
-        match key {
-            "ack" if clear => self.ack = None,
-            "ack" => {
-                self.ack = Some(match value {
-                    "process" => Ack::Process,
-                    "ram" => Ack::Ram,
-                    _ => return Err(bad("ack", "process or ram")),
-                });
-            }
-            "compression" if clear => self.compression = None,
-            "compression" => {
-                self.compression = Some(match value {
-                    "lz4" => Compression::Lz4,
-                    "zstd" => Compression::Zstd,
-                    "none" => Compression::None,
-                    _ => return Err(bad("compression", "lz4, zstd or none")),
-                });
-            }
-            "segment-size" if clear => self.segment_size = None,
-            "segment-size" => {
-                let expected = "4M to 128M, a multiple of 1M";
-                let size = parse_size(value).map_err(|_| bad("segment-size", expected))?;
-                if !(4 << 20..=128 << 20).contains(&size) || !size.is_multiple_of(1 << 20) {
-                    return Err(bad("segment-size", expected));
-                }
-                self.segment_size = Some(size);
-            }
-            "seal-age" if clear => self.seal_age_ms = None,
-            "seal-age" => {
-                let ms = parse_duration_ms(value).filter(|ms| (1_000..=3_600_000).contains(ms));
-                self.seal_age_ms = Some(ms.ok_or_else(|| bad("seal-age", "1s to 1h"))?);
-            }
-            "undelete-window" if clear => self.undelete_window_ms = None,
-            "undelete-window" => {
-                let ms = parse_duration_ms(value).filter(|ms| *ms <= 365 * 86_400_000);
-                self.undelete_window_ms = Some(ms.ok_or_else(|| bad("undelete-window", "0s to 365d"))?);
-            }
-            _ => return Err(SettingError::Unknown { key: key.to_owned() }),
-        }
-        Ok(())
-    }
+fn format_bound(bound: u64) -> String {
+    if bound == 0 { "none".to_owned() } else { bound.to_string() }
+}
+
+fn show_bandwidth(bound: u64) -> String {
+    if bound == 0 { "none".to_owned() } else { format!("{}/s", format_size(bound)) }
 }
 
 impl Settings {
-    /// What is in force for a volume with `volume` in a pool with `pool`.
-    #[must_use]
-    pub fn resolve(volume: &Overrides, pool: &Overrides) -> Self {
-        let default = Self::default();
-        Self {
-            ack: volume.ack.or(pool.ack).unwrap_or(default.ack),
-            compression: volume.compression.or(pool.compression).unwrap_or(default.compression),
-            segment_size: volume.segment_size.or(pool.segment_size).unwrap_or(default.segment_size),
-            seal_age_ms: volume.seal_age_ms.or(pool.seal_age_ms).unwrap_or(default.seal_age_ms),
-            undelete_window_ms: volume
-                .undelete_window_ms
-                .or(pool.undelete_window_ms)
-                .unwrap_or(default.undelete_window_ms),
-        }
-    }
-
-    /// Rows of (key, value, source) for display, in the order of [`Overrides::KEYS`].
-    #[must_use]
-    pub fn describe(volume: &Overrides, pool: &Overrides) -> Vec<(&'static str, String, Source)> {
-        fn source<T>(volume: Option<T>, pool: Option<T>) -> Source {
-            match (volume, pool) {
-                (Some(_), _) => Source::Volume,
-                (None, Some(_)) => Source::Pool,
-                (None, None) => Source::Default,
-            }
-        }
-        let now = Self::resolve(volume, pool);
-        let ack = match now.ack {
-            Ack::Process => "process",
-            Ack::Ram => "ram",
-        };
-        let compression = match now.compression {
-            Compression::Lz4 => "lz4",
-            Compression::Zstd => "zstd",
-            Compression::None => "none",
-        };
-        vec![
-            ("ack", ack.to_owned(), source(volume.ack, pool.ack)),
-            ("compression", compression.to_owned(), source(volume.compression, pool.compression)),
-            ("segment-size", format_size(now.segment_size), source(volume.segment_size, pool.segment_size)),
-            ("seal-age", format_duration_ms(now.seal_age_ms), source(volume.seal_age_ms, pool.seal_age_ms)),
-            (
-                "undelete-window",
-                format_duration_ms(now.undelete_window_ms),
-                source(volume.undelete_window_ms, pool.undelete_window_ms),
-            ),
-        ]
-    }
-
     /// The age at which a layer is sealed.
     #[must_use]
     pub const fn seal_age(&self) -> Duration {
@@ -294,7 +321,8 @@ mod tests {
     #[test]
     fn pairs_are_what_set_takes() {
         let mut all = Overrides::default();
-        let values = ["ram", "zstd", "8M", "1500ms", "2d"];
+        let values = ["ram", "zstd", "8M", "1500ms", "2d", "500", "none", "0s"];
+        assert_eq!(values.len(), Overrides::KEYS.len());
         Overrides::KEYS.into_iter().zip(values).for_each(|(key, value)| all.set(key, value).unwrap());
         let mut copy = Overrides::default();
         all.pairs().iter().for_each(|(key, value)| copy.set(key, value).unwrap());
@@ -304,9 +332,17 @@ mod tests {
     #[test]
     fn wrong_settings_are_refused_by_name() {
         let mut o = Overrides::default();
-        for (key, value) in
-            [("ack", "disk"), ("segment-size", "3M"), ("segment-size", "4.5M"), ("seal-age", "0s"), ("size", "1")]
-        {
+        for (key, value) in [
+            ("ack", "disk"),
+            ("segment-size", "3M"),
+            ("segment-size", "4.5M"),
+            ("seal-age", "0s"),
+            ("size", "1"),
+            ("iops-limit", "0"),
+            ("iops-limit", "1k"),
+            ("bandwidth-limit", "1K"),
+            ("limit-burst", "2h"),
+        ] {
             let error = o.set(key, value).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }

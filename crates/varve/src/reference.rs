@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use std::path::Path;
 use varve_server::config::KEYS;
+use varve_types::{Overrides, Settings};
 
 /// A reference in Markdown.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -57,8 +58,7 @@ fn config() -> String {
         <!-- Written by `varve reference config`. -->\n\n\
         `varve up --config FILE` reads a TOML file of these keys, all of them optional. A flag goes before the file, the file before the\n\
         default. A key that is not known is an error, which names file, line and key. Sizes are written `512`, `64K`, `256M`, `2G`, `1T`\n\
-        (binary units), durations `500ms`, `10s`, `5m`, `1h`, `2d`. Settings of volumes and pools are not here: `varve volume set`\n\
-        and `varve pool set` change them while the node runs.\n\n\
+        (binary units), durations `500ms`, `10s`, `5m`, `1h`, `2d`. Settings of volumes and pools follow below.\n\n\
         | key | takes | default | flag | what it does |\n|---|---|---|---|---|\n"
         .to_owned();
     for key in KEYS {
@@ -67,6 +67,16 @@ fn config() -> String {
         text.push_str(&format!("| `{}` | {takes} | {} | {flag} | {} |\n", key.name, key.default, key.about));
     }
     text.push_str(&format!("\n```toml\n{EXAMPLE}```\n"));
+    text.push_str(
+        "\n## Settings of volumes and pools\n\n\
+        `varve volume set VOLUME KEY=VALUE` and `varve pool set POOL KEY=VALUE` change them while the node runs; a volume's go before its\n\
+        pool's. `KEY=default` takes a setting back. `varve volume show` tells what is in force, and where it comes from.\n\n\
+        | key | takes | default | what it does |\n|---|---|---|---|\n",
+    );
+    let none = Overrides::default();
+    for ((key, default, _), (takes, about)) in Settings::describe(&none, &none).iter().zip(Overrides::ABOUT) {
+        text.push_str(&format!("| `{key}` | {takes} | {default} | {about} |\n"));
+    }
     text
 }
 

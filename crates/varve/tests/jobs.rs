@@ -6,8 +6,6 @@
 mod real;
 
 use real::{Node, varve};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 
 #[test]
 fn a_check_finds_nothing_wrong_and_then_what_was_broken() {
@@ -125,10 +123,7 @@ fn another_node_takes_the_pool_over_from_its_store_alone() {
 fn metrics_count_what_is_done() {
     let node = Node::start(&["--volume", "disk:64M"]);
     node.qemu_io("disk", &["write -P 1 0 1M", "flush", "read -P 1 0 1M"]);
-    let mut stream = UnixStream::connect(node.data().join("api.sock")).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
+    let text = node.metrics();
     for line in [
         "varve_volume_written_bytes_total{volume=\"disk\",pool=\"default\"} 1048576\n",
         "varve_volume_size_bytes{volume=\"disk\",pool=\"default\"} 67108864\n",

@@ -50,9 +50,7 @@ fn config(directory: &Path) -> GuestConfig {
 fn boot(config: &GuestConfig) -> (Guest, SocketAddr) {
     let mut guest = Guest::boot(config.clone()).unwrap();
     guest.keep_writes_in_memory().unwrap();
-    println!("it has booted");
     guest.check(START, SOON).unwrap();
-    println!("it serves");
     let address = guest.forwarded(PORT).unwrap();
     (guest, address)
 }

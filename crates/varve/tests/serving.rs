@@ -160,3 +160,30 @@ fn tcp_is_served_when_asked() {
     reader.args(["-f", "raw", "-c", "read -P 0 0 512", &uri]).stdout(Stdio::null());
     assert!(reader.status().unwrap().success());
 }
+
+#[test]
+fn limits_hold_a_volume_back_and_are_lifted_while_it_runs() {
+    let node = Node::start(&["--volume", "disk:16M"]);
+    node.varve(&["volume", "set", "disk", "bandwidth-limit=4M", "limit-burst=0s"]).ok();
+    let from = std::time::Instant::now();
+    // The first MiB goes at once; the last begins when what came before it is paid for.
+    node.qemu_io("disk", &["write -P 7 0 4M", "write -P 7 4M 4M", "write -P 7 8M 4M", "read -P 7 0 12M"]);
+    assert!(from.elapsed().as_millis() >= 2900, "12 MiB were written and read again in {:?}", from.elapsed());
+    let shown = node.varve(&["volume", "show", "disk"]).ok();
+    assert!(shown.contains("bandwidth-limit  4 MiB/s") && shown.contains("iops-limit       none"), "{shown}");
+    let held = |line: &&str| line.starts_with("varve_volume_limited_requests_total{") && !line.ends_with(" 0");
+    assert!(node.metrics().lines().any(|line| held(&line)), "some request was held back");
+    let mut long = Command::new(find_program("qemu-io", "qemu-utils").unwrap());
+    long.args(["-f", "raw", "-c", "write -P 8 0 16M", "-c", "write -P 9 0 512"]).arg(node.uri("disk"));
+    node.varve(&["volume", "set", "disk", "bandwidth-limit=64K"]).ok();
+    let mut long = Process::start("long", long, node.path(".").as_path()).unwrap();
+    let waiting = || -> bool {
+        let metrics = node.varve(&["volume", "show", "disk", "--json"]).json();
+        metrics["attached"].as_array().is_some_and(|clients| !clients.is_empty())
+    };
+    wait_until(DEADLINE, "it is attached", || Ok(waiting())).unwrap();
+    node.varve(&["volume", "set", "disk", "bandwidth-limit=none"]).ok();
+    // Under the limit of before it would take four minutes.
+    assert!(long.wait(DEADLINE).unwrap().success());
+    node.qemu_io("disk", &["read -P 9 0 512", "read -P 8 512 1M"]);
+}

@@ -35,6 +35,7 @@ fn settings() -> Overrides {
         segment_size: Some(32 << 20),
         seal_age_ms: Some(5_000),
         undelete_window_ms: Some(7_200_000),
+        ..Overrides::default()
     }
 }
 

@@ -129,6 +129,7 @@ fn full() -> Manifest {
             segment_size: Some(32 << 20),
             seal_age_ms: Some(5_000),
             undelete_window_ms: Some(7_200_000),
+            ..Overrides::default()
         },
         template: true,
         state: TimelineState::Hidden { until_ms: 1_800_000_000_000 },

@@ -74,6 +74,7 @@ const VOLUME_GAUGES: &[Family<VolumeRow>] = &[
     ("volume_reclaim_bytes", "Bytes discarded in large pieces and not looked through yet, at most", |v| {
         v.counts.reclaim_bytes
     }),
+    ("volume_limit_waiting", "Requests that its limits hold back at this moment", |v| v.counts.limits.waiting),
 ];
 
 const VOLUME_COUNTERS: &[Family<VolumeRow>] = &[
@@ -85,6 +86,8 @@ const VOLUME_COUNTERS: &[Family<VolumeRow>] = &[
     ("volume_discards", "Discards and writes of zeroes over NBD", |v| v.io.discards),
     ("volume_batches", "Batches of requests: one commit each", |v| v.io.batches),
     ("volume_errors", "Requests over NBD answered with an error", |v| v.io.errors),
+    ("volume_limited_requests", "Requests that its limits have held back", |v| v.counts.limits.requests),
+    ("volume_limited_microseconds", "For how long, all together", |v| v.counts.limits.waited_us),
 ];
 
 const POOL_COUNTERS: &[Family<PoolRow>] = &[

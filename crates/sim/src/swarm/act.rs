@@ -18,6 +18,9 @@ pub(super) fn settings(ram: bool, rng: &mut Rng) -> Overrides {
         ack: ram.then_some(Ack::Ram),
         compression: [None, Some(Compression::None), Some(Compression::Zstd), Some(Compression::Lz4)]
             [rng.below(4) as usize],
+        iops_limit: rng.chance(200).then(|| 100 << rng.below(6)),
+        bandwidth_limit: rng.chance(200).then(|| (256 << 10) << rng.below(6)),
+        limit_burst_ms: rng.chance(300).then(|| rng.below(2000)),
         ..Overrides::default()
     }
 }

@@ -5,7 +5,8 @@
 #![allow(dead_code)]
 
 use serde_json::Value;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -180,6 +181,15 @@ impl Node {
     pub fn varve(&self, args: &[&str]) -> Run {
         let api = format!("unix:{}", self.data().join("api.sock").display());
         varve().env("VARVE_API", api).args(args).output().unwrap().into()
+    }
+
+    /// What the node says of itself to Prometheus.
+    pub fn metrics(&self) -> String {
+        let mut stream = UnixStream::connect(self.data().join("api.sock")).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
     }
 
     /// Runs commands of qemu-io on an export, all of which must succeed.
