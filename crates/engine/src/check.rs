@@ -2,7 +2,7 @@
 //! Check: every stored byte of a volume verified, and every count of its tables counted anew.
 //!
 //! For the timeline that is shown a checkpoint is made first, so that nothing waits to be freed; then, while no
-//! other checkpoint may run, and no job of cleaning, every tree that is kept is walked (the head's, those of snapshots, the bases of holds
+//! other checkpoint may run, and nothing that moves blocks, every tree that is kept is walked (the head's, those of snapshots, the bases of holds
 //! with the entries up to their boundaries), and what they reach is compared, bit by bit, with the segment table,
 //! and node by node with the counts of map objects. For timelines that are hidden the same is done with what their
 //! manifests say, once all that their ended windows kept was freed. What was inherited from deleted volumes is verified too.
