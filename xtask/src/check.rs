@@ -3,6 +3,7 @@
 //!
 //! The stages are those of `cargo xtask test` too, so that there is one definition of "formatted" and "linted".
 
+use crate::provision;
 use crate::repo;
 use crate::stage::{Outcome, Stage, Work, minutes, run_stage};
 use crate::tidy;
@@ -30,7 +31,7 @@ pub fn clippy(deadline_s: u64) -> Stage {
     stage("clippy", command, deadline_s)
 }
 
-/// Tests inside the crates: no input, no output, fast.
+/// Tests inside the crates: fast.
 pub fn unit(nextest: bool, profile: &str, deadline_s: u64) -> Stage {
     let mut command = repo::cargo();
     if nextest {
@@ -38,6 +39,8 @@ pub fn unit(nextest: bool, profile: &str, deadline_s: u64) -> Stage {
     } else {
         command.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
     }
+    // One of them starts a store.
+    command.env("PATH", provision::path_for_tests());
     stage("unit", command, deadline_s)
 }
 
