@@ -19,6 +19,7 @@ mod verify;
 
 use crate::lineage::{load_table_page, table_object};
 use crate::overlay::Stratum;
+use crate::proof::Proved;
 use crate::timeline::Timeline;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -73,6 +74,13 @@ impl CheckReport {
         self.counts_compared += other.counts_compared;
         self.unreferenced += other.unreferenced;
         other.problems.into_iter().for_each(|problem| self.problem(problem.object, problem.message));
+    }
+
+    /// Counts an object that was proved.
+    fn proved(&mut self, proved: Proved) {
+        self.objects += 1;
+        self.blocks_verified += proved.blocks;
+        self.bytes_verified += proved.bytes;
     }
 
     pub(crate) fn problem(&mut self, object: impl std::fmt::Display, message: impl Into<String>) {

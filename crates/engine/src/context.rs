@@ -11,6 +11,7 @@ use crate::cache::BlockCache;
 use crate::clean::Cleaning;
 use crate::journal::{Journal, Stamp};
 use crate::lineage::PageTables;
+use crate::scrub::Scrub;
 use crate::signal::Signal;
 use crate::timeline::Timeline;
 use bytes::Bytes;
@@ -53,6 +54,10 @@ pub struct Limits {
     pub occupancy: u64,
     /// Bytes that cleaning may read and put in a second; 0: as many as can be.
     pub clean_rate: u64,
+    /// Bytes that scrubbing may read in a second; 0: nothing is scrubbed.
+    pub scrub_rate: u64,
+    /// Milliseconds between the end of a scrub and the next one.
+    pub scrub_interval_ms: u64,
 }
 
 impl Default for Limits {
@@ -68,6 +73,8 @@ impl Default for Limits {
             reclaim_nodes: 2048,
             occupancy: 80,
             clean_rate: 0,
+            scrub_rate: 0,
+            scrub_interval_ms: 7 * 24 * 3_600_000,
         }
     }
 }
@@ -188,6 +195,7 @@ pub(crate) struct Context {
     /// Rings when layers gave up RAM.
     pub relieved: Signal,
     pub cleaning: Cleaning,
+    pub scrub: Scrub,
     /// The timelines that are open, for what concerns all of them.
     pub timelines: RefCell<BTreeMap<TimelineId, Weak<Timeline>>>,
 }

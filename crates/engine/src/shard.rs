@@ -17,6 +17,7 @@ use crate::context::{Context, HeadCache, Limits, Turn};
 use crate::journal::{Journal, Replayed, replay};
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
+use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -55,6 +56,8 @@ pub struct ShardCounts {
     pub cache: CacheCounts,
     /// Cleaning.
     pub clean: CleanCounts,
+    /// Scrubbing.
+    pub scrub: ScrubCounts,
 }
 
 /// See the module.
@@ -124,6 +127,7 @@ impl Shard {
             layer_ram: Cell::new(0),
             relieved: Signal::default(),
             cleaning: Cleaning::new(limits.clean_rate),
+            scrub: Scrub::new(limits.scrub_rate),
             timelines: RefCell::new(BTreeMap::new()),
         });
         let weak = Rc::downgrade(&context);
@@ -156,6 +160,11 @@ impl Shard {
         this
     }
 
+    /// Whether it was told to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
     /// The chores of a moment.
     fn tick(self: &Rc<Self>, sweep: bool) {
         let volumes: Vec<_> = self.volumes.borrow().values().cloned().collect();
@@ -167,6 +176,9 @@ impl Shard {
             timeline.reclaim_if_due();
             timeline.clean_if_due();
             timeline.start_deletes();
+        }
+        if sweep {
+            self.scrub_if_due();
         }
         if sweep && !self.sweeping.replace(true) {
             // Beside the other chores: a store that is away must not keep layers from being sealed.
@@ -295,6 +307,7 @@ impl Shard {
             layer_ram_bytes: self.context.layer_ram.get(),
             cache: self.context.cache.borrow().counts(),
             clean: self.context.cleaning.counts(),
+            scrub: self.context.scrub.counts(),
         }
     }
 

@@ -237,6 +237,19 @@ async fn cleaning_is_shown_and_held_back() {
 }
 
 #[tokio::test]
+async fn scrubbing_is_shown_begun_and_bounded() {
+    let server = Server::start().await;
+    let before = server.send(ask("GET", "/v1/scrub")).await.json();
+    assert_eq!((&before["findings"], &before["ended_ms"]), (&json!([]), &json!(null)));
+    let set = |body: serde_json::Value| ask("PATCH", "/v1/scrub").json(&body);
+    let begun = server.send(set(json!({"now": true, "rate_bytes": 1 << 20}))).await.json();
+    assert_eq!((&begun["running"], &begun["rate_bytes"]), (&json!(true), &json!(1 << 20)));
+    assert_eq!(server.send(set(json!({"rate_bytes": 0}))).await.json()["rate_bytes"], json!(null));
+    assert_eq!(server.send(set(json!({"rate_bytes": 1000}))).await.status, 400);
+    assert_eq!(server.send(set(json!({"soon": true}))).await.status, 400);
+}
+
+#[tokio::test]
 async fn every_kind_of_error_has_its_status() {
     let server = Server::start().await;
     for kind in ["invalid", "not-found", "conflict", "fenced", "unavailable", "busy", "corrupt", "no-space", "internal"]

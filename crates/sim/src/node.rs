@@ -32,6 +32,8 @@ pub fn small_limits() -> Limits {
         reclaim_nodes: 3,
         occupancy: 80,
         clean_rate: 0,
+        scrub_rate: 0,
+        scrub_interval_ms: 0,
     }
 }
 

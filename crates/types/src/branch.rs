@@ -247,6 +247,14 @@ crate::catalogue::catalogue! {
     /// Some of the segments of a job were gone, or elsewhere, when it had ended.
     CleanOvertaken = "clean-overtaken",
 
+    // Scrubbing.
+    /// A pass of scrubbing begins: all objects that manifests name are looked at.
+    ScrubPass = "scrub-pass",
+    /// An object was gone, or not what it should be, and nothing names it any more.
+    ScrubOvertaken = "scrub-overtaken",
+    /// An object that is needed is damaged or missing.
+    ScrubFinding = "scrub-finding",
+
     // What is deleted.
     /// A volume was made, or cloned, and coordination did not take its record: its first manifest is deleted again.
     BirthTakenBack = "birth-taken-back",

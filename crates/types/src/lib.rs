@@ -29,5 +29,5 @@ pub const MAX_VOLUME: u64 = 64 << 40;
 /// Largest segment, in blocks.
 pub const MAX_SEGMENT_BLOCKS: u32 = 65_536;
 
-/// Least bytes a second that cleaning can be bounded to: below, a job of a large segment would take days.
-pub const MIN_CLEAN_RATE: u64 = 64 << 10;
+/// Least bytes a second that work in the background can be bounded to: below, a job of a large segment would take days.
+pub const MIN_RATE: u64 = 64 << 10;

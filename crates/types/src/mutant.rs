@@ -148,6 +148,8 @@ crate::catalogue::catalogue! {
     UnboundChecksums = "unbound-checksums",
     /// Blocks from the store are not verified: a flipped bit goes to the guest.
     TrustStoredBlocks = "trust-stored-blocks",
+    /// Scrubbing does not look whether an object is still named: what a checkpoint has deleted meanwhile is taken for lost.
+    ScrubBelievesFirstLook = "scrub-believes-first-look",
     /// Blocks from the cache are not verified: a bit that flipped in RAM goes to the guest.
     TrustCachedBlocks = "trust-cached-blocks",
     /// The cache knows a block by ordinal and block, not by timeline too: a clone reads a block of its own for one of its origin.

@@ -2,6 +2,8 @@
 //! The arguments of the command, as clap reads them: from here come the help, the manual pages, the completions and `docs/cli.md`.
 //!
 //! Names, sizes and settings are checked as they are read, so that what is wrong with them is wrong usage (exit code 2) and costs no request.
+//!
+//! Commands with many forms of their own have their arguments beside what they do, in `commands`.
 
 use crate::commands::{check::Check, pool::PoolCommand, snapshot::SnapshotCommand, up::Up, volume::VolumeCommand};
 use crate::copy::{export::Export, import::Import};
@@ -69,6 +71,8 @@ pub enum Command {
     Check(Check),
     /// Show how cleaning goes; pause it, let it go on, bound it
     Clean(Clean),
+    /// Show what scrubbing has found and how it goes; begin a pass, bound it, turn it off
+    Scrub(Scrub),
     /// Print the version
     Version,
     /// Print shell completions
@@ -99,6 +103,17 @@ pub struct Clean {
     #[arg(long)]
     pub resume: bool,
     /// Read and put at most so much in a second, 64K at least; 0 for no bound
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub rate: Option<u64>,
+}
+
+/// How scrubbing is to go on.
+#[derive(Debug, clap::Args)]
+pub struct Scrub {
+    /// Begin a pass now
+    #[arg(long)]
+    pub now: bool,
+    /// Read at most so much in a second, 64K at least; 0 turns it off until the node is started again
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub rate: Option<u64>,
 }

@@ -5,7 +5,8 @@
 
 mod real;
 
-use real::{Node, varve};
+use real::{DEADLINE, Node, varve};
+use varve_lab::process::wait_until;
 
 #[test]
 fn a_check_finds_nothing_wrong_and_then_what_was_broken() {
@@ -42,6 +43,13 @@ fn a_check_finds_nothing_wrong_and_then_what_was_broken() {
     node.up();
     let online = node.varve(&["check"]);
     assert!(online.code == 1 && online.out.contains(name), "{online:?}");
+    // Scrubbing comes to it too, by itself, and tells of it.
+    assert_eq!(node.varve(&["scrub", "--now", "--rate", "1G", "--json"]).json()["rate_bytes"], 1 << 30);
+    let found = || node.varve(&["scrub", "--json"]).json()["findings"].as_array().is_some_and(|all| !all.is_empty());
+    wait_until(DEADLINE, "scrubbing finds it", || Ok(found())).unwrap();
+    let told = node.varve(&["scrub"]).ok();
+    assert!(told.contains(name) && told.contains("damaged") && told.contains("volume disk"), "{told}");
+    assert!(node.metrics().contains("varve_scrub_findings 1\n"));
 }
 
 /// Flips one bit of one block in the store that holds nothing but `fill`; says in which object. The block must be a live one: nobody

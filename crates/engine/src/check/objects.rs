@@ -5,9 +5,10 @@
 //! take for ever. The bound is a number of bytes; the object that was read first goes first. Every record is proved
 //! when it is given out. Nothing here outlives the check, and nothing is written.
 
+use crate::Result;
 use crate::context::damaged;
 use crate::manifests::PoolStore;
-use crate::{EngineError, Result};
+use crate::proof::record_of;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -58,15 +59,4 @@ impl Objects {
         let object = self.object(name).await?;
         record_of(name, &object.0, &object.1, index)
     }
-}
-
-/// A record of an object that was read whole, proved.
-pub(super) fn record_of(name: &ObjectName, table: &PageTable, bytes: &Bytes, index: u32) -> Result<Bytes> {
-    let range = table.range(index).map_err(damaged(name))?;
-    if range.end > bytes.len() as u64 {
-        return Err(EngineError::corrupt(format!("{name}: it ends before record {index}")));
-    }
-    let record = bytes.slice(range.start as usize..range.end as usize);
-    table.verify(index, &record).map_err(damaged(name))?;
-    Ok(record)
 }

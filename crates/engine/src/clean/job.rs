@@ -8,6 +8,7 @@
 //! that it was written with.
 
 use crate::context::{Head, damaged};
+use crate::pace::Pace;
 use crate::read::{fetch_ranks, heads_of, load_bundle_head, load_segment_head};
 use crate::signal::breathe;
 use crate::{EngineError, Result};
@@ -70,31 +71,18 @@ pub(crate) struct Made {
 /// How a job reaches what it works on.
 #[derive(Clone, Copy)]
 pub(crate) struct Means<'a> {
-    pub env: &'a dyn Env,
+    pub pace: Pace<'a>,
     pub store: &'a dyn ObjectStore,
-    /// Bytes that may be read and put in a second; 0: as many as can be.
-    pub rate: &'a Cell<u64>,
     /// Bytes of blocks that were read.
     pub read: &'a Cell<u64>,
 }
 
 impl Means<'_> {
-    /// Waits as long as so many bytes may take; asks every second how many may be.
-    async fn spend(&self, bytes: u64) {
-        let mut left = bytes;
-        while left > 0 && self.rate.get() > 0 {
-            let (rate, part) = (self.rate.get(), left.min(self.rate.get()));
-            let micros = u128::from(part) * 1_000_000 / u128::from(rate);
-            self.env.sleep(Duration::from_micros(micros as u64)).await;
-            left -= part;
-        }
-    }
-
     /// Asks the store again where it refuses for now, a few times.
     async fn patiently<T>(&self, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<T> {
         for pause in PAUSES {
             match ask().await {
-                Err(error) if error.may_pass() => self.env.sleep(pause).await,
+                Err(error) if error.may_pass() => self.pace.env.sleep(pause).await,
                 done => return done,
             }
         }
@@ -106,7 +94,7 @@ impl Means<'_> {
         let blocks = self.patiently(async || fetch_ranks(self.store, head, *span.start(), count).await).await?;
         let bytes = blocks.len() as u64 * BLOCK;
         self.read.set(self.read.get() + bytes);
-        self.spend(bytes).await;
+        self.pace.spend(bytes).await;
         Ok(blocks)
     }
 }
@@ -141,7 +129,7 @@ pub(crate) async fn run(
     job: &Job,
 ) -> std::result::Result<Made, Failed> {
     let read = Cell::new(0);
-    let means = Means { env, store, rate, read: &read };
+    let means = Means { pace: Pace { env, rate }, store, read: &read };
     let mut known: BTreeMap<ObjectName, Vec<Part>> = BTreeMap::new();
     let (mut index, mut made, mut parts) = (BundleIndex::default(), Vec::new(), Vec::new());
     for source in &job.sources {
@@ -285,7 +273,7 @@ async fn put(means: Means<'_>, job: &Job, index: &BundleIndex, parts: Vec<Bytes>
     let payload = Payload::new([vec![head.clone()], parts].concat());
     let (text, len) = (job.bundle.to_string(), payload.len());
     let store = means.store;
-    means.spend(len).await;
+    means.pace.spend(len).await;
     let put = async || {
         if store.put(&text, payload.clone()).await? == PutOutcome::Created {
             return Ok(());

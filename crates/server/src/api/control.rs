@@ -14,8 +14,8 @@
 
 use super::jobs::ProgressHandle;
 use super::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, SetCleaning,
-    Snapshot, Status, Target, Volume,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Scrub,
+    SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -122,6 +122,10 @@ pub trait Control: Send + Sync + 'static {
     fn cleaning(&self) -> Answer<'_, Cleaning>;
     /// Changes how it goes, until the node stops.
     fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning>;
+    /// What scrubbing has found, and how it goes.
+    fn scrub(&self) -> Answer<'_, Scrub>;
+    /// Changes how it goes, until the node stops.
+    fn set_scrub(&self, set: SetScrub) -> Answer<'_, Scrub>;
     /// The metrics in the text form of Prometheus (OpenMetrics).
     fn metrics(&self) -> Answer<'_, String>;
 

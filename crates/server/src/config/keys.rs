@@ -91,6 +91,21 @@ pub const KEYS: &[Key] = &[
         about: "What cleaning may read from stores and put into them in a second. `varve clean --rate` changes it while the node runs.",
     },
     Key {
+        name: "scrub-rate",
+        takes: "size a second, 64K to 1T, or `0`",
+        default: "16M",
+        flag: None,
+        about: "What scrubbing may read from stores in a second: it proves whatever the volumes of the node have there against its checksums, over and over, \
+                and tells of damage. `0` turns it off. `varve scrub --rate` changes it while the node runs.",
+    },
+    Key {
+        name: "scrub-interval",
+        takes: "duration, 0s to 365d",
+        default: "7d",
+        flag: None,
+        about: "For how long scrubbing rests between two passes.",
+    },
+    Key {
         name: "undelete-window",
         takes: "duration, 0s to 365d",
         default: "1h",

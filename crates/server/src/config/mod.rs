@@ -14,7 +14,7 @@ pub use values::{Bytes, Duration, Listen, LogFormat, VolumeSpec};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use varve_types::MIN_CLEAN_RATE;
+use varve_types::MIN_RATE;
 
 /// Largest configuration file, in bytes.
 const MOST_FILE: u64 = 1 << 20;
@@ -61,6 +61,10 @@ pub struct FileConfig {
     pub clean_occupancy: Option<u64>,
     /// What cleaning may read and put in a second.
     pub clean_rate: Option<Bytes>,
+    /// What scrubbing may read in a second.
+    pub scrub_rate: Option<Bytes>,
+    /// For how long scrubbing rests between two passes.
+    pub scrub_interval: Option<Duration>,
     /// For how long what was deleted in the pool `default` can be brought back.
     pub undelete_window: Option<Duration>,
     /// What is logged.
@@ -120,6 +124,8 @@ impl FileConfig {
                 .or(file.clean_occupancy)
                 .unwrap_or(default.clean_occupancy_percent),
             clean_rate_bytes: self.clean_rate.or(file.clean_rate).map_or(default.clean_rate_bytes, |b| b.0),
+            scrub_rate_bytes: self.scrub_rate.or(file.scrub_rate).map_or(default.scrub_rate_bytes, |b| b.0),
+            scrub_interval_ms: self.scrub_interval.or(file.scrub_interval).map_or(default.scrub_interval_ms, |d| d.0),
             undelete_window_ms: self.undelete_window.or(file.undelete_window).map(|d| d.0),
             log_level: self.log_level.or(file.log_level).unwrap_or(default.log_level),
             log_format: self.log_format.or(file.log_format).unwrap_or(default.log_format),
@@ -152,6 +158,10 @@ pub struct UpConfig {
     pub clean_occupancy_percent: u64,
     /// What cleaning may read and put in a second; 0: as much as it can.
     pub clean_rate_bytes: u64,
+    /// What scrubbing may read in a second; 0: nothing is scrubbed.
+    pub scrub_rate_bytes: u64,
+    /// Milliseconds between two passes of scrubbing.
+    pub scrub_interval_ms: u64,
     /// The undelete window that the pool `default` gets when it is made; `None`: the default of all pools.
     pub undelete_window_ms: Option<u64>,
     /// What is logged: a level, or directives by module.
@@ -173,6 +183,8 @@ impl Default for UpConfig {
             layer_ram_bytes: 512 << 20,
             clean_occupancy_percent: 80,
             clean_rate_bytes: 0,
+            scrub_rate_bytes: 16 << 20,
+            scrub_interval_ms: 7 * 24 * 3_600_000,
             undelete_window_ms: None,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -209,7 +221,10 @@ impl UpConfig {
         within("ram-cache", self.ram_cache_bytes, 0, 1 << 40)?;
         within("layer-ram", self.layer_ram_bytes, 16 << 20, 1 << 40)?;
         if self.clean_rate_bytes != 0 {
-            within("clean-rate", self.clean_rate_bytes, MIN_CLEAN_RATE, 1 << 40)?;
+            within("clean-rate", self.clean_rate_bytes, MIN_RATE, 1 << 40)?;
+        }
+        if self.scrub_rate_bytes != 0 {
+            within("scrub-rate", self.scrub_rate_bytes, MIN_RATE, 1 << 40)?;
         }
         let percent = self.clean_occupancy_percent;
         if percent != 0 && !(20..=95).contains(&percent) {
@@ -284,6 +299,7 @@ mod tests {
             "journal-size = '1M'",
             "layer-ram = '0'",
             "clean-rate = '1K'",
+            "scrub-rate = '1K'",
             "api-listen = '0.0.0.0:7420'",
             "volumes = ['a:1G', 'a:2G']",
         ] {

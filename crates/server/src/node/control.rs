@@ -8,10 +8,10 @@
 use super::local::Local;
 use super::pools::Pools;
 use super::thread::ShardHandle;
-use super::{cleaning, job_control, metrics, pool_control, sessions, status, volume_control};
+use super::{cleaning, job_control, metrics, pool_control, scrub, sessions, status, volume_control};
 use crate::api::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, SetCleaning,
-    Snapshot, Status, Target, Volume,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Scrub,
+    SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use crate::api::{Answer, Control, ControlError, ProgressHandle};
 use bytes::Bytes;
@@ -144,6 +144,14 @@ impl Control for Node {
     fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning> {
         let limits = self.place.limits;
         self.on_shard(move |local| Box::pin(async move { Ok(cleaning::set(&local, &limits, set)) }))
+    }
+    fn scrub(&self) -> Answer<'_, Scrub> {
+        let limits = self.place.limits;
+        self.on_shard(move |local| Box::pin(async move { Ok(scrub::state(&local, &limits)) }))
+    }
+    fn set_scrub(&self, set: SetScrub) -> Answer<'_, Scrub> {
+        let limits = self.place.limits;
+        self.on_shard(move |local| Box::pin(async move { Ok(scrub::set(&local, &limits, set)) }))
     }
     fn metrics(&self) -> Answer<'_, String> {
         Box::pin(metrics::metrics(self))

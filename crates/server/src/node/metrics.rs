@@ -106,6 +106,8 @@ const SHARD_GAUGES: &[Family<ShardCounts>] = &[
     ("layer_ram_bytes", "RAM for what the store does not have yet", |s| s.layer_ram_bytes),
     ("cache_bytes", "RAM of the read cache in use", |s| s.cache.blocks * BLOCK),
     ("clean_paused", "Whether cleaning is paused", |s| u64::from(s.clean.paused)),
+    ("scrub_findings", "Stored objects that scrubbing has found damaged or missing", |s| s.scrub.findings),
+    ("scrub_rate_bytes", "Bytes that scrubbing may read in a second; 0 where it is off", |s| s.scrub.rate),
     ("clean_rate_bytes", "Bytes that cleaning may read and put in a second; 0 for no bound", |s| s.clean.rate),
 ];
 
@@ -115,6 +117,9 @@ const SHARD_COUNTERS: &[Family<ShardCounts>] = &[
     ("clean_jobs", "Jobs of cleaning that were done", |s| s.clean.jobs),
     ("clean_failed_jobs", "Jobs of cleaning that were given up, to be tried again", |s| s.clean.failed),
     ("clean_read_bytes", "Bytes of blocks that cleaning has read", |s| s.clean.read_bytes),
+    ("scrub_passes", "Passes of scrubbing over all objects", |s| s.scrub.passes),
+    ("scrub_objects", "Objects that scrubbing has proved", |s| s.scrub.objects),
+    ("scrub_read_bytes", "Bytes of them", |s| s.scrub.bytes),
     ("clean_put_bytes", "Bytes that cleaning has put", |s| s.clean.put_bytes),
     ("cache_damaged", "Blocks of the cache that failed verification and were dropped", |s| s.cache.damaged),
 ];

@@ -31,6 +31,7 @@ mod metrics;
 mod offline;
 mod pool_control;
 mod pools;
+mod scrub;
 mod sessions;
 mod start;
 mod status;

@@ -260,6 +260,8 @@ async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
         cache_ram: config.ram_cache_bytes,
         occupancy: config.clean_occupancy_percent,
         clean_rate: config.clean_rate_bytes,
+        scrub_rate: config.scrub_rate_bytes,
+        scrub_interval_ms: config.scrub_interval_ms,
         ..Limits::default()
     };
     let journal = JournalFile::new(directory, config.journal_size_bytes);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
     CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit,
-    RollbackReport, SetCleaning, Snapshot, Status, Target, Volume, VolumeCheck,
+    RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume, VolumeCheck,
 };
 use varve_server::api::{Answer, Control, ControlError, ProgressHandle};
 use varve_types::{Name, Overrides};
@@ -249,6 +249,17 @@ impl Control for Fake {
             now.paused = set.paused.unwrap_or(now.paused);
             now.rate_bytes = set.rate_bytes.map_or(now.rate_bytes, |rate| (rate > 0).then_some(rate));
             Ok(*now)
+        })
+    }
+    fn scrub(&self) -> Answer<'_, Scrub> {
+        self.now(|state| Ok(state.scrub.clone()))
+    }
+    fn set_scrub(&self, set: SetScrub) -> Answer<'_, Scrub> {
+        self.now(move |state| {
+            let now = &mut state.scrub;
+            now.rate_bytes = set.rate_bytes.map_or(now.rate_bytes, |rate| (rate > 0).then_some(rate));
+            now.running |= set.now;
+            Ok(now.clone())
         })
     }
     fn metrics(&self) -> Answer<'_, String> {

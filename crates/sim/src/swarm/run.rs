@@ -251,6 +251,10 @@ impl Run {
         });
         self.immortal();
         self.settle();
+        let findings = self.node.shard().findings();
+        if !findings.is_empty() {
+            self.fail(&format!("nothing is damaged, and scrubbing has found {findings:?}"));
+        }
         match self.plan.ending {
             Ending::Windows if rng.chance(300) => self.let_go_beside_checks(&mut rng),
             Ending::Windows if self.plan.limits.occupancy > 0 && rng.chance(300) => self.damage_what_is_dead(),

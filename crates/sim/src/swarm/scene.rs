@@ -2,6 +2,8 @@
 //! Scenes: sequences of single operations that chance would seldom put together, and whose end few runs would see otherwise.
 //!
 //! They are part of how runs end: no death is planned while one is played.
+//!
+//! Each leaves a run that goes on like any other, and what it has made or damaged is compared there too.
 
 use super::admin::Kind;
 use super::batch::Batch;
@@ -24,6 +26,8 @@ const SEGMENTS: u64 = 16;
 /// Blocks of a volume of which one in [`LIVING`] lives on.
 const SPARSE: u64 = 64;
 const LIVING: u64 = 4;
+/// Bytes that a pass of scrubbing may read in a second.
+const SCRUB_RATE: u64 = 1 << 30;
 
 impl Run {
     /// Rolls a volume back to its newest snapshot, deletes all of them, and lets the window end: only what the volume shows still needs what was before.
@@ -117,11 +121,12 @@ impl Run {
         self.do_one(Kind::Create { name, size: SPARSE * BLOCK, ram: false }, 0);
         let vol = self.vols.len() - 1;
         self.write_one(vol, 0, SPARSE * BLOCK);
-        self.drain(vol);
+        self.checkpoint(vol);
         let part = format!("{}/seg/", self.node.volume(&self.vols[vol].name).record().shown);
         let names = self.node.server.names();
         let segments = names.iter().filter(|name| name.starts_with(&part));
         let damaged: Vec<String> = segments.filter(|name| self.spoil_dead(name)).cloned().collect();
+        self.scrub_finds(&damaged);
         (0..SPARSE)
             .filter(|block| !block.is_multiple_of(LIVING))
             .for_each(|block| self.discard(vol, block * BLOCK, BLOCK));
@@ -130,6 +135,24 @@ impl Run {
         self.wait_ms(GONE_MS);
         if let Some(name) = damaged.iter().find(|name| self.node.server.object(name).is_some()) {
             self.fail(&format!("{name} is a quarter full, and damaged where it is dead, and is there still"));
+        }
+    }
+
+    /// A pass of scrubbing finds these objects, and no others.
+    fn scrub_finds(&mut self, damaged: &[String]) {
+        let shard = self.node.shard();
+        if shard.counts().scrub.rate == 0 {
+            shard.set_scrub_rate(SCRUB_RATE);
+        }
+        let pass = self.insist("scrub", move || {
+            let shard = Rc::clone(&shard);
+            async move { shard.scrub().await }
+        });
+        self.alive(|_| pass);
+        let mut found: Vec<String> = self.node.shard().findings().iter().map(|f| f.object.to_string()).collect();
+        found.sort();
+        if found != damaged {
+            self.fail(&format!("scrubbing has found {found:?}, and damaged are {damaged:?}"));
         }
     }
 

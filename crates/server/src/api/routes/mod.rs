@@ -144,6 +144,8 @@ routes! {
     post "/v1/check" node::check;
     get "/v1/cleaning" node::cleaning;
     patch "/v1/cleaning" node::set_cleaning;
+    get "/v1/scrub" node::scrub;
+    patch "/v1/scrub" node::set_scrub;
     get "/v1/jobs" node::jobs;
     get "/v1/jobs/{job}" node::job;
     get "/metrics" node::metrics;

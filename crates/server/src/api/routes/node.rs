@@ -3,7 +3,9 @@
 
 use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
-use super::super::model::{Cleaning, ErrorBody, Job, JobKind, JobResult, SetCleaning, Status, Version};
+use super::super::model::{
+    Cleaning, ErrorBody, Job, JobKind, JobResult, Scrub, SetCleaning, SetScrub, Status, Version,
+};
 use super::App;
 use axum::Json;
 use axum::extract::State;
@@ -12,7 +14,7 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
-use varve_types::{MIN_CLEAN_RATE, Name};
+use varve_types::{MIN_RATE, Name};
 
 /// Begins a check.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -70,11 +72,37 @@ pub(in super::super) async fn set_cleaning(
     State(app): State<App>,
     JsonBody(set): JsonBody<SetCleaning>,
 ) -> ApiResult<Json<Cleaning>> {
-    if let Some(rate) = set.rate_bytes.filter(|rate| (1..MIN_CLEAN_RATE).contains(rate)) {
-        let message = format!("rate_bytes is {rate}; it must be {MIN_CLEAN_RATE} at least, or 0 for no bound");
-        return Err(ControlError::invalid(message).into());
-    }
+    check_rate(set.rate_bytes)?;
     Ok(Json(app.change(|control| async move { control.set_cleaning(set).await }).await?))
+}
+
+/// What scrubbing has found, and how it goes.
+#[utoipa::path(get, path = "/v1/scrub", tag = "node",
+    responses((status = 200, body = Scrub), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn scrub(State(app): State<App>) -> ApiResult<Json<Scrub>> {
+    Ok(Json(app.control.scrub().await?))
+}
+
+/// Begins a pass of scrubbing, bounds it, or turns it off, until the node stops.
+#[utoipa::path(patch, path = "/v1/scrub", tag = "node", request_body = SetScrub,
+    responses((status = 200, body = Scrub), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn set_scrub(
+    State(app): State<App>,
+    JsonBody(set): JsonBody<SetScrub>,
+) -> ApiResult<Json<Scrub>> {
+    check_rate(set.rate_bytes)?;
+    Ok(Json(app.change(|control| async move { control.set_scrub(set).await }).await?))
+}
+
+/// Refuses what is so slow that nothing would come of it.
+fn check_rate(rate: Option<u64>) -> Result<(), ControlError> {
+    match rate {
+        Some(rate @ 1..MIN_RATE) => {
+            let message = format!("rate_bytes is {rate}; it must be {MIN_RATE} at least, or 0");
+            Err(ControlError::invalid(message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The jobs that are remembered, oldest first.

@@ -22,7 +22,7 @@ use utoipa::{Modify, OpenApi};
         snapshots::list, snapshots::create, snapshots::delete, snapshots::rollback, snapshots::undo,
         data::read, data::write, data::zero, data::flush, data::extents,
         pools::list, pools::create, pools::show, pools::delete, pools::set, pools::import,
-        node::status, node::version, node::check, node::cleaning, node::set_cleaning, node::jobs, node::job, node::metrics,
+        node::status, node::version, node::check, node::cleaning, node::set_cleaning, node::scrub, node::set_scrub, node::jobs, node::job, node::metrics,
         document
     ),
     modifiers(&Bearer),
