@@ -29,7 +29,7 @@ use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Name, Ordinal, TimelineId, VolumeId};
 
-/// Findings that are remembered; of more the first, and their number.
+/// Findings that are remembered; of more the first.
 const MAX_FINDINGS: usize = 1000;
 /// After a store or a coordination that did not answer, a pass goes on after so long.
 const PAUSE_MS: u64 = 60_000;
@@ -166,17 +166,25 @@ impl Shard {
             // A pool that this node does not serve is another's.
             let Ok((pool, _)) = self.pool(&record.pool) else { continue };
             let subject = Subject { record, pool: &pool, timeline };
-            if self.is_stopping() || self.context.scrub.rate.get() == 0 {
-                return Err(EngineError::new(ErrorKind::Busy, "it was told to stop"));
-            }
+            self.check_scrubs()?;
             match self.scrub_timeline(&subject, &mut named).await {
-                // It has gone meanwhile.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // It has gone meanwhile, or its manifest makes no sense, of which its volume tells.
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+                    tracing::debug!(%timeline, %error, "not scrubbed");
+                }
                 done => done?,
             }
         }
         // What no manifest names any more is nobody's loss.
         self.context.scrub.findings.borrow_mut().retain(|object, _| named.contains(object));
+        Ok(())
+    }
+
+    /// Refuses to go on once it was told to stop.
+    fn check_scrubs(&self) -> Result<()> {
+        if self.is_stopping() || self.context.scrub.rate.get() == 0 {
+            return Err(EngineError::new(ErrorKind::Busy, "scrubbing was told to stop"));
+        }
         Ok(())
     }
 
@@ -198,11 +206,13 @@ impl Shard {
                 if name.kind == ObjectKind::Bundle && !bundles.insert(name) {
                     continue;
                 }
+                self.check_scrubs()?;
                 let proved = look(async || prover.data(&name, &entries).await).await;
                 self.note(subject, name, proved, named).await?;
             }
         }
         for (name, bytes, records) in page_objects(&manifest) {
+            self.check_scrubs()?;
             let name = name?;
             let proved = look(async || prover.pages(&name, bytes, records).await).await;
             self.note(subject, name, proved, named).await?;
