@@ -40,7 +40,6 @@ fn config(directory: &Path) -> GuestConfig {
     let initramfs = initramfs.bytes("/etc/varve.toml", 0o644, settings).build(&kernel, directory).unwrap();
     let mut config = GuestConfig::new(kernel, initramfs, directory);
     config.memory_mb = 1536;
-    config.cpus = 2;
     config.disks.push(Disk::create_raw(directory.join("disk.raw"), 1 << 30, RawCache::Volatile).unwrap());
     config.forward_ports.push(PORT);
     config
