@@ -13,7 +13,6 @@ use crate::lineage::{load_manifest, load_table_page, map_object, row_name, table
 use crate::manifests::reference;
 use crate::{EngineError, Result};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use varve_coord::ManifestRef;
 use varve_env::ObjectStore;
@@ -23,10 +22,12 @@ use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Ordinal, TimelineId};
 
-/// Numbers that are asked for behind the newest manifest that a listing shows; an opening skips one where a put failed.
+/// Numbers that are asked for behind the newest manifest that is found; an opening skips one where a put failed.
 const LOOK_AHEAD: u64 = 8;
 /// The same where nothing that the listing shows is there: many puts may have failed one after the other.
 const LOOK_FAR_AHEAD: u64 = 256;
+/// Most successors that are taken: as many are not written while a listing lags.
+const MAX_SUCCESSORS: usize = 4096;
 
 /// What was found of a timeline.
 pub(super) struct Found {
@@ -55,10 +56,11 @@ pub(super) async fn choose(
     names.retain(|name| name.timeline == timeline && name.kind == ObjectKind::Manifest && name.part == 0);
     names.sort_unstable_by_key(|name| (name.epoch, name.number, name.writer));
     let Some(newest) = names.last().copied() else { return Ok(None) };
-    names.extend(successors(store, newest, 1..=LOOK_AHEAD).await?);
+    names.extend(successors(store, newest, LOOK_AHEAD).await?);
     let mut found = take(store, &names, done).await?;
     if found.is_none() {
-        names.extend(successors(store, newest, LOOK_AHEAD + 1..=LOOK_FAR_AHEAD).await?);
+        let newest = names.last().copied().unwrap_or(newest);
+        names.extend(successors(store, newest, LOOK_FAR_AHEAD).await?);
         found = take(store, &names, done).await?;
     }
     let missing = match &found {
@@ -75,21 +77,22 @@ pub(super) async fn choose(
     Ok(None)
 }
 
-/// Manifests of the same opening behind one, as far as they are there.
-async fn successors(
-    store: &Arc<dyn ObjectStore>,
-    of: ObjectName,
-    ahead: RangeInclusive<u64>,
-) -> Result<Vec<ObjectName>> {
+/// Manifests of the same opening behind one, in order, up to where none of the next `ahead` numbers is there.
+async fn successors(store: &Arc<dyn ObjectStore>, mut of: ObjectName, ahead: u64) -> Result<Vec<ObjectName>> {
     let mut found = Vec::new();
-    for by in ahead.filter(|_| !planted(Mutant::ImportTrustsListing)) {
+    if planted(Mutant::ImportTrustsListing) {
+        return Ok(found);
+    }
+    let mut by = 1;
+    while by <= ahead && found.len() < MAX_SUCCESSORS {
         let name = ObjectName { number: of.number + by, ..of };
         match store.head(&name.to_string()).await {
             Ok(_) => {
                 reached(Branch::ImportBehindListing);
                 found.push(name);
+                (of, by) = (name, 1);
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => by += 1,
             Err(error) => return Err(error.into()),
         }
     }
@@ -142,7 +145,8 @@ fn named(manifest: &Manifest) -> Result<BTreeSet<ObjectName>> {
 }
 
 /// Whether a manifest is what is left of a timeline that was deleted for good: nothing of what it names is there, or none of its tables, without which nothing is
-/// ever opened. (Of what else it names a put may have landed late, too.) What is damaged has lost an object; this has lost every one.
+/// ever opened. (Of what else it names a put may have landed late, too.) What is damaged has lost an object; this has lost every one. One that is held for
+/// nothing and names nothing is the last of all, and had nothing to lose.
 async fn is_left_over(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<bool> {
     let mut names = named(manifest)?;
     if !manifest.tables.is_empty() {
@@ -155,7 +159,8 @@ async fn is_left_over(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Resu
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(!names.is_empty())
+    let is_held = matches!(manifest.state, TimelineState::Held { .. });
+    Ok(!names.is_empty() || (is_held && manifest.snapshots.is_empty() && manifest.holds.is_empty()))
 }
 
 /// Checks that every object is there that a manifest names, and its table.

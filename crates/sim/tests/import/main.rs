@@ -5,6 +5,7 @@
 
 use varve_sim::node;
 
+mod late;
 mod names;
 
 use node::{Node, name};
