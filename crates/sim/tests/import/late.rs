@@ -48,7 +48,7 @@ fn manifests_are_asked_for_behind_each_that_is_found() {
     write_some(&node, "v", &mut vec![0; super::SIZE], &mut rng);
     seal(&node, "v");
     node.world.run_for(Duration::from_secs(100)).unwrap();
-    node.server.set_list_lag(Duration::from_secs(3600));
+    node.server.set_list_lag(Duration::from_secs(60));
     let prefix = format!("{}/man/", node.volume("v").record().shown);
     let newest = || {
         let listed = node.server.names().into_iter().rfind(|object| object.starts_with(&prefix)).unwrap();
