@@ -78,8 +78,8 @@ pub struct GuestConfig {
     pub directory: PathBuf,
     /// RAM, MiB; the archive lies in it. 512 at first.
     pub memory_mb: u32,
-    /// Processors; each is a thread of QEMU. 1 at first, which also boots fastest. A guest of two is known to hang before
-    /// its user space on some hosts (one in a few dozen boots, on no machine where it could be looked at).
+    /// Processors; each is a thread of QEMU. 1 at first, which also boots fastest. A guest of two has hung before
+    /// its user space in CI, and elsewhere it is known to; the cause was never seen.
     pub cpus: u32,
     /// The disks, `/dev/vda` first.
     pub disks: Vec<Disk>,
