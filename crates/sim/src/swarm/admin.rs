@@ -33,7 +33,7 @@ const MARGIN_MS: u64 = 60_000;
 /// How long before the end of a window it is waited for, so as to bring something back right then, in milliseconds.
 const LAST_MOMENT_MS: Range<u64> = 400..150_000;
 
-type Shared = Rc<RefCell<Snap>>;
+pub(super) type Shared = Rc<RefCell<Snap>>;
 
 /// What is done.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@
 //!
 //! Each leaves a run that goes on like any other, and what it has made or damaged is compared there too.
 
-use super::admin::Kind;
+use super::admin::{Kind, Shared};
 use super::batch::Batch;
 use super::run::Run;
 use super::stamp::BLOCK;
@@ -21,6 +21,8 @@ const GONE_MS: u64 = 60_000;
 const CHECKS: u32 = 6;
 /// Snapshots go within so many milliseconds.
 const LET_GO_MS: u64 = 300;
+/// Requests to the store take up to so many milliseconds while one snapshot goes after the other.
+const SLOW_MS: u64 = 40;
 /// Segments that one of them has to look at.
 const SEGMENTS: u64 = 16;
 /// Blocks of a volume of which one in [`LIVING`] lives on.
@@ -58,18 +60,19 @@ impl Run {
         let name = self.fresh_name("v");
         self.do_one(Kind::Create { name, size: 64 * BLOCK, ram: false }, 0);
         let vol = self.vols.len() - 1;
-        let snaps = [0, 1, 2, 3, 4, 5].map(|block| {
-            self.write_one(vol, block * BLOCK, BLOCK);
+        let snaps = [0, 1, 2, 3, 4, 5, 6, 7].map(|block| {
+            // Each sees something that no other does.
+            self.write_one(vol, 0, (block + 1) * BLOCK);
             let name = self.fresh_name("s");
             self.do_one(Kind::Snapshot { name }, vol);
             self.vols[vol].line.alive().pop().expect("it was just taken")
         });
-        for snap in &snaps[4..] {
+        for snap in &snaps[6..] {
             let name = self.fresh_name("v");
             self.do_one(Kind::Clone { snap: Some(Rc::clone(snap)), name }, vol);
         }
         let shown = self.node.volume(&self.vols[vol].name).record().shown;
-        self.do_one(Kind::Rollback { snap: Rc::clone(&snaps[3]), shown }, vol);
+        self.do_one(Kind::Rollback { snap: Rc::clone(&snaps[5]), shown }, vol);
         // What is shown is looked at first, and for long.
         for block in 0..SEGMENTS {
             self.write_one(vol, block * BLOCK, BLOCK);
@@ -79,7 +82,7 @@ impl Run {
         let mut batch = Batch::default();
         self.add_admin(Kind::Flatten, vol + 1, Duration::ZERO, &mut batch);
         self.add_admin(Kind::Flatten, vol + 2, Duration::ZERO, &mut batch);
-        for snap in &snaps[..3] {
+        for snap in &snaps[..2] {
             let delay = Duration::from_millis(rng.below(LET_GO_MS));
             self.add_admin(Kind::Forget { snap: Rc::clone(snap) }, vol, delay, &mut batch);
         }
@@ -89,6 +92,22 @@ impl Run {
         }
         let done = self.run_batch(batch);
         self.alive(|_| done);
+        self.let_go_one_by_one(vol, &snaps[2..6], rng);
+    }
+
+    /// While what the snapshot before kept is freed of a history, the next one goes.
+    fn let_go_one_by_one(&mut self, vol: usize, snaps: &[Shared], rng: &mut Rng) {
+        let slow = Duration::from_millis(SLOW_MS);
+        self.node.server.set_latency(slow / 2, slow);
+        for snap in snaps {
+            let mut batch = Batch::default();
+            let delay = Duration::from_millis(rng.below(4 * SLOW_MS));
+            self.add_admin(Kind::Forget { snap: Rc::clone(snap) }, vol, delay, &mut batch);
+            self.add_admin(Kind::Check, vol, Duration::ZERO, &mut batch);
+            let done = self.run_batch(batch);
+            self.alive(|_| done);
+        }
+        self.node.server.set_latency(self.plan.latency.0, self.plan.latency.1);
     }
 
     /// A volume is deleted for good that another was born from, and its manifests are away until its window is over.
