@@ -256,7 +256,7 @@ impl Run {
             self.fail(&format!("nothing is damaged, and scrubbing has found {findings:?}"));
         }
         match self.plan.ending {
-            Ending::Windows if rng.chance(300) => self.let_go_beside_checks(&mut rng),
+            Ending::Windows if rng.chance(60) => self.let_go_beside_checks(&mut rng),
             Ending::Windows if self.plan.limits.occupancy > 0 && rng.chance(300) => self.damage_what_is_dead(),
             Ending::Windows if rng.chance(60) => self.lose_manifests(),
             Ending::Windows => {}
