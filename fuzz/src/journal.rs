@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The journal: superblocks and record headers.
+//! The disks of a node: superblocks and record headers of the journal, heads of a cache device.
 //!
 //! Of a record that decodes, also its lengths are asserted: the scan of a journal trusts them to go on.
 
@@ -10,6 +10,7 @@ use varve_format::journal::{
     ALIGN, Body, MAX_HEADER, MAX_RECORD, MAX_RECORD_BLOCKS, Record, SUPERBLOCK, Superblock, WriteHeader,
     encode_write_header,
 };
+use varve_format::region::{FRAMES, HEAD, RegionHead};
 use varve_types::{BLOCK, Epoch, JournalId, MAX_VOLUME, Sequence, TimelineId};
 
 /// The journal that records of the corpus are of.
@@ -17,13 +18,15 @@ pub const JOURNAL: JournalId = JournalId::from_bytes([8; 16]);
 
 /// See the module.
 pub fn check(data: &[u8]) {
-    let Some((choice, rest)) = choose(data, 5) else { return };
+    let Some((choice, rest)) = choose(data, 7) else { return };
     match choice {
         0 => superblock(rest),
         1 => superblock(&mended_superblock(rest)),
         2 => record(rest),
         3 => record(&mended_record(rest)),
-        _ => made_up_record(rest),
+        4 => made_up_record(rest),
+        5 => region(rest),
+        _ => region(&mended_region(rest)),
     }
 }
 
@@ -33,6 +36,23 @@ fn superblock(bytes: &[u8]) {
     let again = block.encode();
     assert_eq!(again.len() as u64, SUPERBLOCK);
     assert_eq!(Superblock::decode(&again), Ok(block));
+}
+
+/// The head of a region of a cache device.
+fn region(bytes: &[u8]) {
+    let number = u32::from_le_bytes(array(bytes, 16));
+    let Ok(head) = bounded(bytes.len(), || RegionHead::decode(bytes, number)) else { return };
+    assert!(head.entries.len() <= FRAMES && head.number == number);
+    assert_eq!(head.encode(), bytes);
+}
+
+fn mended_region(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes.resize(HEAD as usize, 0);
+    put_u32(&mut bytes, 12, 0);
+    let sum = crc(&bytes);
+    put_u32(&mut bytes, 12, sum);
+    bytes
 }
 
 fn mended_superblock(bytes: &[u8]) -> Vec<u8> {

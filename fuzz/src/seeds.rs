@@ -8,11 +8,12 @@
 use crate::journal::JOURNAL;
 use crate::{nbd, owner, samples};
 use varve_format::page::PageBuilder;
+use varve_format::region::{Entry, RegionHead};
 use varve_format::table::{Kill, LiveBits, NodeKill, Place, TableEntry, encode_kills, encode_node_kills, encode_page};
 use varve_format::{Leaf, Lineage, NODE_ENTRIES, NodePointer, ObjectKind, ObjectName, Pointer, encode_interior};
 use varve_server::nbd::option::{self, OptionHeader};
 use varve_server::nbd::wire::{self, Command, Request};
-use varve_types::{ClusterId, Ordinal, RootNumber, Sequence};
+use varve_types::{ClusterId, Ordinal, RootNumber, Sequence, TimelineId};
 
 /// A target and an input for it.
 pub type Seed = (&'static str, Vec<u8>);
@@ -71,6 +72,9 @@ fn journal(seeds: &mut Vec<Seed>) {
         both(seeds, "journal", 2, &bytes);
     }
     made_up(seeds, "journal", Some(4));
+    let entry = Entry { timeline: TimelineId::from_bytes([4; 16]), ordinal: Ordinal(9), block: 7, sum: 1 };
+    let head = RegionHead { number: 3, sequence: 8, main: false, entries: vec![Some(entry), None] };
+    seeds.push(("journal", input(6, &head.encode()[..160])));
 }
 
 fn segment(seeds: &mut Vec<Seed>) {

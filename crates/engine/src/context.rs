@@ -9,10 +9,12 @@
 use crate::EngineError;
 use crate::cache::BlockCache;
 use crate::clean::Cleaning;
+use crate::fetch::Fetches;
 use crate::journal::{Journal, Stamp};
 use crate::lineage::PageTables;
 use crate::scrub::Scrub;
 use crate::signal::Signal;
+use crate::ssd::SsdCache;
 use crate::timeline::Timeline;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -39,6 +41,8 @@ pub struct Limits {
     pub layer_runs: usize,
     /// Bytes of the read cache.
     pub cache_ram: u64,
+    /// Frames of a region of a cache device that are used.
+    pub ssd_frames: usize,
     /// Most entries of an overlay: a checkpoint begins there, or earlier by the size of the map.
     pub overlay_entries: usize,
     /// Milliseconds between the second manifest and a delete: reads under way still use what they looked up.
@@ -66,6 +70,7 @@ impl Default for Limits {
             layer_ram: 512 << 20,
             layer_runs: MAX_SEGMENT_BLOCKS as usize / 2,
             cache_ram: 256 << 20,
+            ssd_frames: varve_format::region::FRAMES,
             overlay_entries: 4 << 20,
             delete_grace_ms: 10_000,
             puts: 4,
@@ -187,6 +192,8 @@ pub(crate) struct Context {
     pub journal: Rc<Journal>,
     pub coord: Arc<dyn Coord>,
     pub cache: RefCell<BlockCache>,
+    pub ssd: SsdCache,
+    pub fetches: Fetches,
     pub heads: RefCell<HeadCache>,
     pub tables: RefCell<PageTables>,
     pub limits: Limits,

@@ -18,6 +18,7 @@
 //! A crash loses nothing but time: what is the volume's own already is passed over. A hold that was not dropped any
 //! more is dropped by the sweep, because the record in coordination names no parent.
 
+use crate::fetch::Taken;
 use crate::map::{NodePath, Step, Tree, Walk};
 use crate::signal::breathe;
 use crate::timeline::{Data, Found, Timeline, blocks_of};
@@ -137,7 +138,7 @@ impl Timeline {
         let blocks = self
             .persist("a get", async || {
                 loop {
-                    match self.fetch(pointer, run).await {
+                    match self.fetch(pointer, run, Taken::Once).await {
                         Err(error) if error.kind() == ErrorKind::NotFound && tries < MAX_TRIES => {
                             self.forget_place(pointer)?;
                             tries += 1;

@@ -7,7 +7,7 @@
 //!
 //! The way of a write: [`BlockDevice::write`] → journal batch and open layer → commit → answer; the layer is
 //! sealed, put as a segment, counts, moves to the overlay, and is merged into the map by a checkpoint. The way of a
-//! read: layer → overlay → map → cache → store.
+//! read: layer → overlay → map → cache in RAM → cache devices → store.
 
 mod birth;
 mod cache;
@@ -20,6 +20,7 @@ mod device;
 mod error;
 mod extent;
 mod facts;
+mod fetch;
 mod flatten;
 #[cfg(feature = "generator")]
 mod generator;
@@ -42,6 +43,7 @@ mod serve;
 mod shard;
 mod signal;
 mod snapshot;
+mod ssd;
 mod table;
 mod timeline;
 mod volume;
@@ -61,5 +63,6 @@ pub use rate::LimitCounts;
 pub use scrub::{Finding, ScrubCounts};
 pub use serve::Device;
 pub use shard::{Importing, NewVolume, Shard, ShardCounts};
+pub use ssd::SsdCounts;
 pub use table::TableTotals;
 pub use volume::{Attachment, SnapshotInfo, Volume, VolumeCounts};

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The way of a read: layer, overlay, tree, RAM cache, store; verified at every level.
+//! The way of a read: layer, overlay, tree, RAM cache, cache devices, store; verified at every level.
 //!
 //! A read that finds all it needs in RAM is copied into the reply at once. Otherwise the whole read goes the
-//! waiting way: runs that lie together in a segment are fetched with one ranged get, verified block by block, put
-//! into the cache and copied. What was looked up may move on while a read waits: an object that is gone makes it
-//! look up again.
+//! waiting way: runs that lie together in a segment are fetched together ([`crate::fetch`]) and copied. What was looked up may
+//! move on while a read waits: an object that is gone makes it look up again.
 //!
 //! A store that is away is waited for, like a disk that spins up: a guest that was answered an error would take its file
 //! system for broken, and the rest of a partly written block could not be read.
 
 use crate::cache::CacheKey;
 use crate::context::{Chunk, Head, damaged};
+use crate::fetch::Taken;
 use crate::layer::Piece;
 use crate::lineage::{get_range, load_node_record, map_object};
 use crate::map::NodePath;
@@ -24,7 +24,6 @@ use varve_format::crc::crc;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, IndexExtent, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
 use varve_format::{NodePointer, ObjectKind, ObjectName, Pointer};
 use varve_types::branch::{Branch, reached};
-use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, ErrorKind, Ordinal, TimelineId};
 
 const ZEROES: [u8; BLOCK as usize] = [0; BLOCK as usize];
@@ -122,20 +121,22 @@ impl Timeline {
                     self.persist("a get", async || self.load_node(path).await).await?;
                     continue;
                 }
-                Found::Stored(pointer) => match self.persist("a get", async || self.fetch(pointer, run).await).await {
-                    Ok(blocks) => {
-                        for (i, bytes) in (0..run).zip(blocks) {
-                            let (skip, take) = window(block + i, 1, offset, end);
-                            out.extend_from_slice(&bytes.0[skip..skip + take]);
+                Found::Stored(pointer) => {
+                    match self.persist("a get", async || self.fetch(pointer, run, Taken::Asked).await).await {
+                        Ok(blocks) => {
+                            for (i, bytes) in (0..run).zip(blocks) {
+                                let (skip, take) = window(block + i, 1, offset, end);
+                                out.extend_from_slice(&bytes.0[skip..skip + take]);
+                            }
                         }
+                        Err(error) if error.kind() == ErrorKind::NotFound => {
+                            self.forget_place(pointer)?;
+                            self.again(&mut tries, EngineError::corrupt(format!("block {block}: {error}")))?;
+                            continue;
+                        }
+                        Err(error) => return Err(error),
                     }
-                    Err(error) if error.kind() == ErrorKind::NotFound => {
-                        self.forget_place(pointer)?;
-                        self.again(&mut tries, EngineError::corrupt(format!("block {block}: {error}")))?;
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                },
+                }
             }
             block += run;
             // Each of them may have moved once.
@@ -156,62 +157,6 @@ impl Timeline {
     fn again(&self, tries: &mut u32, error: EngineError) -> Result<()> {
         *tries += 1;
         if *tries > MAX_TRIES { Err(error) } else { Ok(()) }
-    }
-
-    /// The timeline under which the cache knows a block: that of its segment, so that all who are born from it share the block.
-    fn cached_under(&self, timeline: TimelineId) -> TimelineId {
-        if planted(Mutant::CacheForgetsTimeline) { self.id } else { timeline }
-    }
-
-    /// Verified blocks of a segment, from the cache or the store.
-    pub async fn fetch(&self, pointer: Pointer, count: u64) -> Result<Vec<Block>> {
-        let timeline = self.lineages.timeline(pointer.lineage())?;
-        let (ordinal, first) = (pointer.ordinal(), u32::from(pointer.block()));
-        let key = |i: u32| CacheKey { timeline: self.cached_under(timeline), ordinal, block: i as u16 };
-        let mut blocks: Vec<Option<Block>> = {
-            let mut cache = self.context.cache.borrow_mut();
-            let hit = |i| cache.get(&key(i)).map(|(bytes, sum)| (Bytes::copy_from_slice(bytes), sum));
-            (first..first + count as u32).map(hit).collect()
-        };
-        let missing = |blocks: &[Option<Block>]| blocks.iter().position(Option::is_none);
-        if missing(&blocks).is_some() {
-            let head = self.head(timeline, ordinal).await?;
-            if first + count as u32 > head.blocks.end() {
-                return Err(EngineError::corrupt(format!(
-                    "{}: it has no block {}",
-                    head.name,
-                    first + count as u32 - 1
-                )));
-            }
-            while let Some(at) = missing(&blocks) {
-                let run = blocks[at..].iter().take_while(|b| b.is_none()).count() as u32;
-                for (block, data) in self.fetch_from_store(&head, first + at as u32, run).await? {
-                    self.context.cache.borrow_mut().insert(key(block), &data.0, data.1);
-                    if let Some(slot) = block.checked_sub(first).and_then(|i| blocks.get_mut(i as usize)) {
-                        *slot = Some(data);
-                    }
-                }
-                if blocks[at].is_none() {
-                    return Err(EngineError::corrupt(format!(
-                        "{}: block {} was not in its chunk",
-                        head.name,
-                        first + at as u32
-                    )));
-                }
-            }
-        }
-        Ok(blocks.into_iter().flatten().collect())
-    }
-
-    /// Verified blocks from `first` on, and what is in the same chunks, with their numbers in the segment.
-    async fn fetch_from_store(&self, head: &Head, first: u32, count: u32) -> Result<Vec<(u32, Block)>> {
-        let Some(rank) = head.rank(first, count) else {
-            // Cleaning has left out what was dead, perhaps only since it was looked up: who looks again finds what is there now.
-            let what =
-                format!("{}: it does not have {count} blocks from {first} of segment {}", head.name, head.ordinal);
-            return Err(EngineError::new(ErrorKind::NotFound, what));
-        };
-        fetch_ranks(&*self.pool.store, head, rank, count).await
     }
 
     /// The head of a segment, from the cache or the store.

@@ -16,7 +16,7 @@ use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::rc::Rc;
 use varve_env::{Payload, PutOutcome, compute};
-use varve_format::chunk::{SealBlock, pack};
+use varve_format::chunk::{Block, SealBlock, pack};
 use varve_format::journal::MAX_RECORD_BLOCKS;
 use varve_format::manifest::SnapshotEntry;
 use varve_format::mark::Mark;
@@ -125,6 +125,11 @@ impl Timeline {
     async fn put_layer(self: &Rc<Self>, ordinal: Ordinal) -> Result<PutSegment> {
         let (blocks, extents, marks, facts, codec) = self.gather(ordinal).await?;
         let name = self.object(ObjectKind::Segment, ordinal.0, 0);
+        let kept: Vec<Block> = if self.keeps_written() {
+            blocks.iter().map(|block| (block.data.clone(), block.crc)).collect()
+        } else {
+            Vec::new()
+        };
         let (head, parts) = compute(&*self.context.env, move || build(facts, codec, blocks, extents, marks))
             .await
             .map_err(crate::context::damaged(name))?;
@@ -135,6 +140,7 @@ impl Timeline {
         let mut all = vec![Bytes::from(head)];
         all.extend(parts);
         self.put_until_answered(&name, Payload::new(all), &header).await?;
+        self.keep_written(ordinal, kept);
         Ok(PutSegment { name, header, index })
     }
 

@@ -14,11 +14,13 @@ pub use life::NewVolume;
 use crate::cache::{BlockCache, CacheCounts};
 use crate::clean::{CleanCounts, Cleaning};
 use crate::context::{Context, HeadCache, Limits, Turn};
+use crate::fetch::Fetches;
 use crate::journal::{Journal, Replayed, replay};
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
 use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
+use crate::ssd::{SsdCache, SsdCounts};
 use crate::volume::Volume;
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
@@ -27,7 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{Coord, Records};
-use varve_env::{Disk, Env};
+use varve_env::{CacheDevice, Disk, Env};
 use varve_types::{ErrorKind, Name, Overrides, TimelineId, VolumeId};
 
 /// How often the chores run.
@@ -54,6 +56,8 @@ pub struct ShardCounts {
     pub layer_ram_bytes: u64,
     /// The read cache.
     pub cache: CacheCounts,
+    /// The read cache on devices.
+    pub ssd: SsdCounts,
     /// Cleaning.
     pub clean: CleanCounts,
     /// Scrubbing.
@@ -121,6 +125,8 @@ impl Shard {
             journal,
             coord,
             cache: RefCell::new(BlockCache::new(limits.cache_ram)),
+            ssd: SsdCache::default(),
+            fetches: Fetches::default(),
             heads: RefCell::new(HeadCache::default()),
             tables: RefCell::new(PageTables::default()),
             limits,
@@ -178,6 +184,7 @@ impl Shard {
             timeline.start_deletes();
         }
         if sweep {
+            self.context.ssd.settle();
             self.scrub_if_due();
         }
         if sweep && !self.sweeping.replace(true) {
@@ -190,6 +197,11 @@ impl Shard {
                 this.sweeping.set(false);
             }));
         }
+    }
+
+    /// Takes a device into use for the read cache. What an earlier process has left there is found beside other work.
+    pub fn add_cache(&self, device: Rc<dyn CacheDevice>) {
+        self.context.ssd.add(&self.context.env, device, self.context.limits.ssd_frames);
     }
 
     /// Makes a pool known. Its volumes can be opened then.
@@ -306,6 +318,7 @@ impl Shard {
             journal_failed: self.context.journal.failure().is_some(),
             layer_ram_bytes: self.context.layer_ram.get(),
             cache: self.context.cache.borrow().counts(),
+            ssd: self.context.ssd.counts(),
             clean: self.context.cleaning.counts(),
             scrub: self.context.scrub.counts(),
         }
@@ -332,6 +345,7 @@ impl Shard {
             volume.shown().stop(EngineError::new(ErrorKind::Unavailable, "the node stops"));
         }
         self.stopped.ring();
+        self.context.ssd.stop().await;
         result
     }
 }

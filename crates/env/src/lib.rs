@@ -2,17 +2,19 @@
 //! The world as the engine sees it, as traits; and the real ones.
 //!
 //! The engine names no runtime, thread, clock, socket or random source. It is given an [`Env`] (time, randomness,
-//! tasks, heavy computation), [`Disk`]s (one a journal) and [`ObjectStore`]s (one a pool). The simulator gives it
+//! tasks, heavy computation), [`Disk`]s (one a journal), [`CacheDevice`]s and [`ObjectStore`]s (one a pool). The simulator gives it
 //! others, and runs the very same code.
 //!
 //! Everything of a shard happens on one thread, so futures here need not be `Send`. An [`ObjectStore`] is shared
 //! between shards and so is `Send + Sync`; what it does in other threads is its own affair.
 
+mod cache;
 mod disk;
 mod store;
 
 pub mod real;
 
+pub use cache::CacheDevice;
 pub use disk::Disk;
 pub use store::{ObjectInfo, ObjectStore, Payload, PutOutcome, StoreError, StoreErrorKind};
 

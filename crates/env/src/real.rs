@@ -10,6 +10,7 @@
 //!
 //! Nothing here keeps state that a crash could hurt: what is durable is what a sync covered, no more.
 
+mod cache_file;
 mod clock;
 mod create;
 mod file_disk;
@@ -18,6 +19,7 @@ mod pool;
 mod settle;
 mod syncer;
 
+pub use cache_file::CacheFile;
 pub use clock::RealEnv;
 pub use file_disk::{FileDisk, SyncCounts};
 pub use policy::SyncTuning;

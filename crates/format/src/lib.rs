@@ -23,6 +23,7 @@ mod numbers;
 pub mod owner;
 pub mod page;
 mod pointer;
+pub mod region;
 pub mod segment;
 pub mod table;
 

@@ -165,6 +165,7 @@ impl DiskMedium {
         state.write_faults.clear();
         state.low_write_fault = None;
         state.sync_faults.clear();
+        state.unreadable.clear();
     }
 
     /// Lets every read that touches the range fail.

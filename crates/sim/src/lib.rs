@@ -16,6 +16,7 @@
 //! A test that crashes a scenario everywhere counts up the I/O to die at until the scenario ends alive:
 //! [`at_every_io`] is that loop, and `tests/write_ahead_log.rs` shows it at work.
 
+mod cache;
 mod coord;
 mod core;
 mod disk;
@@ -30,6 +31,7 @@ mod store;
 pub mod swarm;
 
 pub use crate::core::Sleep;
+pub use cache::SimCache;
 pub use coord::SimCoord;
 pub use disk::{DiskMedium, SimDisk};
 pub use disk_fault::{CrashMode, DiskCounts, DiskTiming, WriteFault};

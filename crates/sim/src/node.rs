@@ -6,7 +6,7 @@
 //! A test drives it from outside: it runs futures to their end, kills the process, lets the power go, and starts the next process. Devices speak as a front
 //! end does: a write counts as answered once it was applied and committed.
 
-use crate::{CrashMode, DiskMedium, InFlight, RunError, SimCoord, SimEnv, SimOptions, SimWorld, StoreServer};
+use crate::{CrashMode, DiskMedium, InFlight, RunError, SimCache, SimCoord, SimEnv, SimOptions, SimWorld, StoreServer};
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -25,6 +25,7 @@ pub fn small_limits() -> Limits {
         layer_ram: 1 << 20,
         layer_runs: 256,
         cache_ram: 1 << 20,
+        ssd_frames: 8,
         overlay_entries: 64,
         delete_grace_ms: 10,
         puts: 2,
@@ -54,6 +55,8 @@ pub struct Node {
     pub coord: Arc<Memory>,
     /// How far away it is, there and back.
     pub coord_latency: Duration,
+    /// The device that its read cache lies on, if it has one.
+    pub cache: Option<DiskMedium>,
     /// Bounds that the next shard is started with.
     pub limits: Limits,
     /// Settings of the pool.
@@ -97,7 +100,8 @@ impl Node {
         world.kill(&keeper);
         let (limits, pool) = (small_limits(), small_segments());
         let coord_latency = Duration::ZERO;
-        Self { world, disk, server, coord, coord_latency, limits, pool, owner: 1, env, shard: RefCell::new(None) }
+        let (cache, shard) = (None, RefCell::new(None));
+        Self { world, disk, server, coord, coord_latency, cache, limits, pool, owner: 1, env, shard }
     }
 
     /// A node of another cluster beside this one: the same world and store, an empty disk, a coordination that knows nothing.
@@ -107,7 +111,8 @@ impl Node {
         let env = world.process(process);
         let coord = Arc::new(Memory::new());
         let (server, limits, pool, coord_latency) = (self.server.clone(), self.limits, self.pool, self.coord_latency);
-        Self { world, disk, server, coord, coord_latency, limits, pool, owner: 0, env, shard: RefCell::new(None) }
+        let (cache, shard) = (None, RefCell::new(None));
+        Self { world, disk, server, coord, coord_latency, cache, limits, pool, owner: 0, env, shard }
     }
 
     /// A second node of the same cluster: the same world, store and coordination, an empty disk.
@@ -164,6 +169,9 @@ impl Node {
     }
 
     fn adopt(&self, shard: Rc<Shard>) {
+        if let Some(cache) = &self.cache {
+            shard.add_cache(Rc::new(SimCache::new(cache, &self.env)));
+        }
         *self.shard.borrow_mut() = Some(shard);
         self.add_pool();
     }
@@ -178,6 +186,7 @@ impl Node {
     pub fn crash(&mut self, mode: CrashMode, fate: InFlight) {
         self.world.kill(&self.env);
         self.disk.crash(mode);
+        self.cache.iter().for_each(|cache| cache.crash(mode));
         self.server.settle(&self.env, fate);
         self.shard.borrow_mut().take();
         self.env = self.world.process("node");

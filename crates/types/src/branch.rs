@@ -255,6 +255,22 @@ crate::catalogue::catalogue! {
     /// An object that is needed is damaged or missing.
     ScrubFinding = "scrub-finding",
 
+    // The cache on devices.
+    /// A block was found on a cache device.
+    SsdHit = "ssd-hit",
+    /// What a cache device gave for a block was another's, or damaged.
+    SsdDamaged = "ssd-damaged",
+    /// A cache device failed or hung, and is let be for a while.
+    SsdRests = "ssd-rests",
+    /// A region of a cache device was given up for new blocks.
+    SsdRegionGivenUp = "ssd-region-given-up",
+    /// A block of such a region had been asked for, and moved on.
+    SsdKept = "ssd-kept",
+    /// A start found what an earlier process had left on a cache device.
+    SsdFound = "ssd-found",
+    /// A read waited for another one that was fetching the same blocks.
+    FetchShared = "fetch-shared",
+
     // What is deleted.
     /// A volume was made, or cloned, and coordination did not take its record: its first manifest is deleted again.
     BirthTakenBack = "birth-taken-back",

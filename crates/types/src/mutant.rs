@@ -152,6 +152,8 @@ crate::catalogue::catalogue! {
     ScrubBelievesFirstLook = "scrub-believes-first-look",
     /// Blocks from the cache are not verified: a bit that flipped in RAM goes to the guest.
     TrustCachedBlocks = "trust-cached-blocks",
+    /// Blocks from a cache device are not verified: what rots there goes to the guest.
+    TrustSsdBlocks = "trust-ssd-blocks",
     /// The cache knows a block by ordinal and block, not by timeline too: a clone reads a block of its own for one of its origin.
     CacheForgetsTimeline = "cache-forgets-timeline",
     /// Whatever stands under a name that is taken counts as one's own: a manifest is accepted that says something else.

@@ -31,6 +31,18 @@ pub enum Compression {
     None,
 }
 
+/// What of a volume goes into the read cache. What is there already is used in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// What is read from the store.
+    Read,
+    /// That, and what is written, on the cache's devices, as it goes to the store.
+    Write,
+    /// Nothing.
+    None,
+}
+
 /// What is in force for a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -51,6 +63,10 @@ pub struct Settings {
     pub bandwidth_limit: u64,
     /// Milliseconds of its limits that it may have at once after it used nothing for as long.
     pub limit_burst_ms: u64,
+    /// What of it goes into the read cache.
+    pub cache: CacheMode,
+    /// Most bytes of its own data on cache devices; 0: no bound.
+    pub cache_quota: u64,
 }
 
 impl Default for Settings {
@@ -64,6 +80,8 @@ impl Default for Settings {
             iops_limit: 0,
             bandwidth_limit: 0,
             limit_burst_ms: 1000,
+            cache: CacheMode::Read,
+            cache_quota: 0,
         }
     }
 }
@@ -96,6 +114,12 @@ pub struct Overrides {
     /// See [`Settings::limit_burst_ms`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_burst_ms: Option<u64>,
+    /// See [`Settings::cache`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheMode>,
+    /// See [`Settings::cache_quota`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_quota: Option<u64>,
 }
 
 /// Where the value of a setting comes from.
@@ -205,6 +229,10 @@ settings! {
     "Bytes that are read and written in a second, of all who are attached together.";
     limit_burst_ms, "limit-burst", |text| parse_duration(text, 0, HOUR_MS), format_duration_ms, format_duration_ms, "0s to 1h",
     "What the limits allow in so long can be had at once, after as long without requests.";
+    cache, "cache", parse_cache, write_cache, write_cache, "read, write or none",
+    "What of the volume goes into the node's read cache: what is read from the store; that, and what is written; nothing.";
+    cache_quota, "cache-quota", parse_quota, format_bound, show_quota, "1M to 1024T, or none",
+    "Bytes of its own data, without what it was cloned from, that the volume may have on the node's cache devices.";
 }
 
 const HOUR_MS: u64 = 3_600_000;
@@ -235,6 +263,24 @@ fn write_compression(compression: Compression) -> String {
         Compression::Lz4 => "lz4",
         Compression::Zstd => "zstd",
         Compression::None => "none",
+    }
+    .to_owned()
+}
+
+fn parse_cache(text: &str) -> Option<CacheMode> {
+    match text {
+        "read" => Some(CacheMode::Read),
+        "write" => Some(CacheMode::Write),
+        "none" => Some(CacheMode::None),
+        _ => None,
+    }
+}
+
+fn write_cache(mode: CacheMode) -> String {
+    match mode {
+        CacheMode::Read => "read",
+        CacheMode::Write => "write",
+        CacheMode::None => "none",
     }
     .to_owned()
 }
@@ -283,6 +329,15 @@ fn parse_bandwidth(text: &str) -> Option<u64> {
 
 fn format_bound(bound: u64) -> String {
     if bound == 0 { "none".to_owned() } else { bound.to_string() }
+}
+
+fn parse_quota(text: &str) -> Option<u64> {
+    let is_one = |quota: &u64| (1 << 20..=1 << 50).contains(quota);
+    if text == "none" { Some(0) } else { parse_size(text).ok().filter(is_one) }
+}
+
+fn show_quota(quota: u64) -> String {
+    if quota == 0 { "none".to_owned() } else { format_size(quota) }
 }
 
 fn show_bandwidth(bound: u64) -> String {

@@ -24,6 +24,7 @@ mod manifest;
 mod names;
 mod node;
 mod page;
+mod region;
 mod segment;
 
 use dump::Field;
@@ -85,6 +86,7 @@ pub fn all() -> Vec<Golden> {
     all.extend(page::goldens());
     all.extend(manifest::goldens());
     all.extend(names::goldens());
+    all.extend(region::goldens());
     all
 }
 

@@ -10,7 +10,7 @@ use crate::Rng;
 use std::cell::RefCell;
 use std::rc::Rc;
 use varve_engine::{Device, EngineError, NewVolume, Volume};
-use varve_types::{Ack, Compression, ErrorKind, Overrides};
+use varve_types::{Ack, CacheMode, Compression, ErrorKind, Overrides};
 
 /// Settings that change nothing that is compared.
 pub(super) fn settings(ram: bool, rng: &mut Rng) -> Overrides {
@@ -21,6 +21,8 @@ pub(super) fn settings(ram: bool, rng: &mut Rng) -> Overrides {
         iops_limit: rng.chance(200).then(|| 100 << rng.below(6)),
         bandwidth_limit: rng.chance(200).then(|| (256 << 10) << rng.below(6)),
         limit_burst_ms: rng.chance(300).then(|| rng.below(2000)),
+        cache: [None, None, Some(CacheMode::Write), Some(CacheMode::None)][rng.below(4) as usize],
+        cache_quota: rng.chance(200).then_some(1 << 20),
         ..Overrides::default()
     }
 }

@@ -8,14 +8,16 @@
 
 use super::plan::Plan;
 use super::run::{Run, known};
+use super::stamp::BLOCK;
 use crate::node::Node;
-use crate::{Chaos, CrashMode, InFlight, Rng, RunError, WriteFault};
+use crate::{Chaos, CrashMode, DiskTiming, InFlight, Rng, RunError, WriteFault};
 use std::rc::Rc;
 use std::time::Duration;
 use varve_coord::Fault;
 use varve_engine::EngineError;
 use varve_env::Env;
 use varve_format::journal::RING_START;
+use varve_format::region::{HEAD, REGION};
 use varve_types::ErrorKind;
 
 impl Run {
@@ -71,12 +73,46 @@ impl Run {
         if rng.chance(4) && self.node.shard().spoil_cache(rng.next_u64()) {
             self.cover.count("fault: a bit of the read cache flips");
         }
+        self.cache_faults(rng);
         if rng.chance(jump) {
             self.cover.count("fault: the wall clock jumps");
             let by = rng.below(1_200_000) as i64 - 600_000;
             self.node.world.jump_wall(by);
         }
         self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
+    }
+
+    /// A cache device rots, fails or hangs.
+    fn cache_faults(&mut self, rng: &mut Rng) {
+        let Some(cache) = self.node.cache.clone().filter(|_| rng.chance(20)) else { return };
+        let (region, frame) = (rng.below(self.plan.cache), rng.below(self.plan.limits.ssd_frames as u64 + 1));
+        let (begin, end) = (region * REGION, (region + 1) * REGION);
+        match rng.below(4) {
+            0 => {
+                self.cover.count("fault: a bit of a cache device flips");
+                let at = if frame == 0 { rng.below(HEAD) } else { HEAD + (frame - 1) * BLOCK + rng.below(BLOCK) };
+                cache.flip_bit(begin + at, rng.below(8) as u8);
+            }
+            1 => {
+                self.cover.count("fault: a cache device fails reads");
+                cache.fail_reads(begin..end);
+            }
+            2 => {
+                self.cover.count("fault: a cache device fails a write");
+                let astray = WriteFault::Misdirected(begin + HEAD);
+                let all = [WriteFault::Error, WriteFault::Partial(4096), WriteFault::Dropped, astray];
+                let fault = all[rng.below(4) as usize];
+                cache.fail_write(rng.below(6), fault);
+            }
+            _ => {
+                self.cover.count("fault: a cache device hangs");
+                cache.set_timing(DiskTiming { read: Duration::from_secs(60), ..DiskTiming::default() });
+            }
+        }
+        self.later(rng.below(30_000), move || {
+            cache.forget_faults();
+            cache.set_timing(DiskTiming::default());
+        });
     }
 
     pub(super) fn read_badly(&mut self, rng: &mut Rng) {

@@ -128,6 +128,8 @@ pub(super) struct Plan {
     pub(super) limits: Limits,
     pub(super) pool: Overrides,
     pub(super) journal: u64,
+    /// Regions of a cache device; 0: there is none.
+    pub(super) cache: u64,
     pub(super) ending: Ending,
 }
 
@@ -186,6 +188,7 @@ impl Plan {
                 ..Overrides::default()
             },
             journal: (9 << 20) + rng.below(4) * (2 << 20),
+            cache: if rng.chance(350) { 4 + rng.below(20) } else { 0 },
             ending: match rng.below(100) {
                 0..36 => Ending::Windows,
                 36..48 => Ending::Empty,
@@ -217,6 +220,7 @@ fn limits(rng: &mut Rng) -> Limits {
         layer_ram: (128 << 10) << rng.below(5),
         layer_runs: 4 << rng.below(8),
         cache_ram: (64 << 10) << rng.below(5),
+        ssd_frames: 8,
         overlay_entries: 16 + rng.below(400) as usize,
         delete_grace_ms: 10,
         puts: 1 + rng.below(4) as usize,

@@ -14,13 +14,14 @@ use super::line::{Line, Vol};
 use super::plan::{Ending, Plan};
 use super::{RunOptions, RunReport};
 use crate::node::{Node, finish, name};
-use crate::{Rng, RunError, SimOptions};
+use crate::{DiskMedium, Rng, RunError, SimOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{Device, EngineError};
 use varve_env::{Env, LocalFuture};
 use varve_format::owner::OwnerRecord;
+use varve_format::region;
 use varve_types::branch::take_counts;
 use varve_types::{ClusterId, ErrorKind};
 
@@ -95,6 +96,7 @@ impl Run {
         node.limits = plan.limits;
         node.pool = plan.pool;
         node.coord_latency = plan.coord_latency;
+        node.cache = (plan.cache > 0).then(|| DiskMedium::new(&node.world, "cache", plan.cache * region::REGION));
         let owner = OwnerRecord { number: 1, cluster: cluster(1), created_ms: 0 };
         node.server.plant(&OwnerRecord::name(1), owner.encode());
         node.create().expect("the world runs").expect("the shard starts");

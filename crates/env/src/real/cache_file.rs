@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A file, or a block device, as a cache device.
+//!
+//! It is read and written past the page cache where the system can (`O_DIRECT`): what is read often is in the cache in RAM already, and
+//! pages of it would only take memory from others. All calls go to threads of its own, so a device that hangs holds up nobody but
+//! those.
+//!
+//! Nothing is ever synced. A new file is sparse: it takes space as it fills.
+
+use super::create::{self, context};
+use super::{ComputePool, PoolOptions};
+use crate::{CacheDevice, LocalFuture};
+use bytes::{Bytes, BytesMut};
+use rustix::fs::OFlags;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What offsets, lengths and memory are multiples of.
+const ALIGN: usize = 4096;
+/// First bytes that are looked at: every file system and partition table has something there.
+const FRONT: usize = 128 << 10;
+/// Longest read or write.
+const MOST: usize = 16 << 20;
+/// Threads, and calls that may wait for one.
+const THREADS: (usize, usize) = (16, 256);
+
+/// See the module.
+pub struct CacheFile {
+    path: String,
+    len: u64,
+    file: Arc<File>,
+    threads: ComputePool,
+}
+
+impl CacheFile {
+    /// Opens a file, for this process alone; makes it where there is none. A file gets `len` bytes, a block device keeps its own.
+    /// `is_ours` says of its first bytes, 128 KiB of them, whether it may be written to: what it holds is lost.
+    ///
+    /// # Errors
+    /// Of kind `ResourceBusy` when it is open already, `InvalidInput` when it is neither file nor block device or not ours.
+    pub fn open(path: &Path, len: u64, is_ours: fn(&[u8]) -> bool) -> io::Result<Self> {
+        let shown = path.display().to_string();
+        let made = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        drop(made.map_err(|error| context(&shown, "open", error))?);
+        let (file, mut has) = create::open(path)?;
+        let is_device = file.metadata().is_ok_and(|found| found.file_type().is_block_device());
+        let mut front = vec![0; FRONT.min(usize::try_from(has).unwrap_or(FRONT))];
+        file.read_exact_at(&mut front, 0).map_err(|error| context(&shown, "look at its first bytes", error))?;
+        if !is_ours(&front) {
+            let what = "it holds something that is no cache: choose another, or wipe it first";
+            return Err(context(&shown, "use as a cache", io::Error::new(io::ErrorKind::InvalidInput, what)));
+        }
+        if !is_device {
+            file.set_len(len).map_err(|error| context(&shown, format!("make it {len} bytes"), error))?;
+            has = len;
+        }
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|error| context(&shown, "look at it", error.into()))?;
+        if let Err(error) = rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT) {
+            tracing::info!(path = %shown, %error, "the cache goes through the page cache");
+        }
+        let (threads, queue) = THREADS;
+        let options = PoolOptions { name: "varve-cache".to_owned(), threads, queue, nice: false };
+        let threads = ComputePool::new(&options).map_err(|error| context(&shown, "start its threads", error))?;
+        Ok(Self { path: shown, len: has, file: Arc::new(file), threads })
+    }
+
+    fn check(&self, what: &str, offset: u64, len: usize) -> io::Result<()> {
+        let fits = offset.checked_add(len as u64).is_some_and(|end| end <= self.len);
+        if !fits || len > MOST || !len.is_multiple_of(ALIGN) || !offset.is_multiple_of(ALIGN as u64) {
+            let odd = io::Error::new(io::ErrorKind::InvalidInput, "out of range");
+            return Err(context(&self.path, format!("{what} {len} bytes at {offset}"), odd));
+        }
+        Ok(())
+    }
+}
+
+/// Zeroes in memory that begins at a multiple of [`ALIGN`].
+fn aligned(len: usize) -> BytesMut {
+    let mut bytes = BytesMut::zeroed(len + ALIGN);
+    let skip = bytes.as_ptr().align_offset(ALIGN);
+    drop(bytes.split_to(skip));
+    bytes.truncate(len);
+    bytes
+}
+
+impl CacheDevice for CacheFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> LocalFuture<io::Result<Bytes>> {
+        let failed = {
+            let path = self.path.clone();
+            move |error| context(&path, format!("read {len} bytes at {offset}"), error)
+        };
+        if let Err(error) = self.check("read", offset, len) {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let file = Arc::clone(&self.file);
+        let read = self.threads.compute(move || {
+            let mut bytes = aligned(len);
+            file.read_exact_at(&mut bytes, offset).map(|()| bytes.freeze())
+        });
+        Box::pin(async move { read.await.unwrap_or_else(|lost| Err(io::Error::other(lost))).map_err(failed) })
+    }
+
+    fn write_at(&self, offset: u64, data: Bytes) -> LocalFuture<io::Result<()>> {
+        let failed = {
+            let (path, len) = (self.path.clone(), data.len());
+            move |error| context(&path, format!("write {len} bytes at {offset}"), error)
+        };
+        if let Err(error) = self.check("write", offset, data.len()) {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let file = Arc::clone(&self.file);
+        let write = self.threads.compute(move || {
+            if data.as_ptr().align_offset(ALIGN) == 0 {
+                return file.write_all_at(&data, offset);
+            }
+            let mut bytes = aligned(data.len());
+            bytes.copy_from_slice(&data);
+            file.write_all_at(&bytes, offset)
+        });
+        Box::pin(async move { write.await.unwrap_or_else(|lost| Err(io::Error::other(lost))).map_err(failed) })
+    }
+}
+
+/// The device of whoever holds the reference; for the shard that it was opened for.
+impl CacheFile {
+    /// It, as the engine takes it.
+    #[must_use]
+    pub fn shared(self) -> Rc<dyn CacheDevice> {
+        Rc::new(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn what_was_written_is_read_also_by_the_next_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cache");
+        let ours: fn(&[u8]) -> bool = |front| front.first().is_none_or(|byte| *byte == 0 || *byte == 7);
+        {
+            let file = CacheFile::open(&path, 1 << 20, ours).unwrap();
+            assert_eq!(file.len(), 1 << 20);
+            // Of a buffer that is not aligned too.
+            let data = Bytes::from(vec![7; 8193]).slice(1..);
+            block_on(file.write_at(0, data)).unwrap();
+            let busy = CacheFile::open(&path, 1 << 20, ours).err().expect("one at a time");
+            assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy, "{busy}");
+            for (offset, len) in [(1 << 20, 4096), (1, 4096), (0, 100), (u64::MAX - 4095, 4096)] {
+                assert!(block_on(file.read_at(offset, len)).is_err(), "{len} bytes at {offset}");
+            }
+        }
+        let file = CacheFile::open(&path, 2 << 20, ours).unwrap();
+        assert_eq!(file.len(), 2 << 20, "the file takes the size that is asked for");
+        assert_eq!(block_on(file.read_at(4096, 4096)).unwrap(), vec![7; 4096]);
+        assert_eq!(block_on(file.read_at(8192, 4096)).unwrap(), vec![0; 4096]);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        std::fs::write(&path, b"the only copy").unwrap();
+        let refused = CacheFile::open(&path, 1 << 20, |_| false).err().expect("it is not ours");
+        assert!(refused.to_string().contains("precious") && refused.to_string().contains("wipe it"), "{refused}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"the only copy");
+    }
+}
