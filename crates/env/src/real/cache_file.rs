@@ -14,9 +14,8 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// What offsets, lengths and memory are multiples of.
@@ -37,15 +36,16 @@ pub struct CacheFile {
 }
 
 impl CacheFile {
-    /// Opens a file, for this process alone; makes it where there is none. A file gets `len` bytes, a block device keeps its own.
+    /// Opens a file with `len` bytes, which is made where there is none, or without `len` a block device; for this process alone.
     /// `is_ours` says of its first bytes, 128 KiB of them, whether it may be written to: what it holds is lost.
     ///
     /// # Errors
     /// Of kind `ResourceBusy` when it is open already, `InvalidInput` when it is neither file nor block device or not ours.
-    pub fn open(path: &Path, len: u64, is_ours: fn(&[u8]) -> bool) -> io::Result<Self> {
+    pub fn open(path: &Path, len: Option<u64>, is_ours: fn(&[u8]) -> bool) -> io::Result<Self> {
         let shown = path.display().to_string();
-        let made = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        drop(made.map_err(|error| context(&shown, "open", error))?);
+        let mut how = std::fs::OpenOptions::new();
+        how.read(true).write(true).create(len.is_some()).truncate(false).mode(0o600);
+        drop(how.open(path).map_err(|error| context(&shown, "open", error))?);
         let (file, mut has) = create::open(path)?;
         let is_device = file.metadata().is_ok_and(|found| found.file_type().is_block_device());
         let mut front = vec![0; FRONT.min(usize::try_from(has).unwrap_or(FRONT))];
@@ -54,9 +54,16 @@ impl CacheFile {
             let what = "it holds something that is no cache: choose another, or wipe it first";
             return Err(context(&shown, "use as a cache", io::Error::new(io::ErrorKind::InvalidInput, what)));
         }
-        if !is_device {
-            file.set_len(len).map_err(|error| context(&shown, format!("make it {len} bytes"), error))?;
-            has = len;
+        match len {
+            Some(len) if !is_device => {
+                file.set_len(len).map_err(|error| context(&shown, format!("make it {len} bytes"), error))?;
+                has = len;
+            }
+            None if !is_device => {
+                let what = "it is a file: say how large it is to be, as in PATH:100G";
+                return Err(context(&shown, "use as a cache", io::Error::new(io::ErrorKind::InvalidInput, what)));
+            }
+            Some(_) | None => {}
         }
         let flags = rustix::fs::fcntl_getfl(&file).map_err(|error| context(&shown, "look at it", error.into()))?;
         if let Err(error) = rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT) {
@@ -129,15 +136,6 @@ impl CacheDevice for CacheFile {
     }
 }
 
-/// The device of whoever holds the reference; for the shard that it was opened for.
-impl CacheFile {
-    /// It, as the engine takes it.
-    #[must_use]
-    pub fn shared(self) -> Rc<dyn CacheDevice> {
-        Rc::new(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,18 +150,18 @@ mod tests {
         let path = directory.path().join("cache");
         let ours: fn(&[u8]) -> bool = |front| front.first().is_none_or(|byte| *byte == 0 || *byte == 7);
         {
-            let file = CacheFile::open(&path, 1 << 20, ours).unwrap();
+            let file = CacheFile::open(&path, Some(1 << 20), ours).unwrap();
             assert_eq!(file.len(), 1 << 20);
             // Of a buffer that is not aligned too.
             let data = Bytes::from(vec![7; 8193]).slice(1..);
             block_on(file.write_at(0, data)).unwrap();
-            let busy = CacheFile::open(&path, 1 << 20, ours).err().expect("one at a time");
+            let busy = CacheFile::open(&path, Some(1 << 20), ours).err().expect("one at a time");
             assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy, "{busy}");
             for (offset, len) in [(1 << 20, 4096), (1, 4096), (0, 100), (u64::MAX - 4095, 4096)] {
                 assert!(block_on(file.read_at(offset, len)).is_err(), "{len} bytes at {offset}");
             }
         }
-        let file = CacheFile::open(&path, 2 << 20, ours).unwrap();
+        let file = CacheFile::open(&path, Some(2 << 20), ours).unwrap();
         assert_eq!(file.len(), 2 << 20, "the file takes the size that is asked for");
         assert_eq!(block_on(file.read_at(4096, 4096)).unwrap(), vec![7; 4096]);
         assert_eq!(block_on(file.read_at(8192, 4096)).unwrap(), vec![0; 4096]);
@@ -174,7 +172,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         std::fs::write(&path, b"the only copy").unwrap();
-        let refused = CacheFile::open(&path, 1 << 20, |_| false).err().expect("it is not ours");
+        let refused = CacheFile::open(&path, Some(1 << 20), |_| false).err().expect("it is not ours");
         assert!(refused.to_string().contains("precious") && refused.to_string().contains("wipe it"), "{refused}");
         assert_eq!(std::fs::read(&path).unwrap(), b"the only copy");
     }

@@ -69,6 +69,14 @@ pub const KEYS: &[Key] = &[
         about: "Bound of the read cache in RAM, for the whole node.",
     },
     Key {
+        name: "cache",
+        takes: "list of PATH:SIZE (a file) or PATH (a block device)",
+        default: "none",
+        flag: None,
+        about: "Devices of the read cache behind the one in RAM, which clones share and restarts keep. What is read from stores is written there; what else the device \
+                holds is refused. Each takes RAM for 0.5 % of its size. One that fails costs speed and nothing else.",
+    },
+    Key {
         name: "layer-ram",
         takes: "size, 16M to 1T",
         default: "512M",

@@ -9,7 +9,7 @@ mod keys;
 mod values;
 
 pub use keys::{KEYS, Key};
-pub use values::{Bytes, Duration, Listen, LogFormat, VolumeSpec};
+pub use values::{Bytes, CacheSpec, Duration, Listen, LogFormat, VolumeSpec};
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -57,6 +57,8 @@ pub struct FileConfig {
     pub ram_cache: Option<Bytes>,
     /// Bound of what is written and not yet in the store, as far as it is in RAM.
     pub layer_ram: Option<Bytes>,
+    /// Devices of the read cache.
+    pub cache: Option<Vec<CacheSpec>>,
     /// Of a hundred stored blocks of a volume, how many are to be alive.
     pub clean_occupancy: Option<u64>,
     /// What cleaning may read and put in a second.
@@ -118,6 +120,7 @@ impl FileConfig {
             api_listen: listen(self.api_listen, file.api_listen, default.api_listen),
             journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
             ram_cache_bytes: self.ram_cache.or(file.ram_cache).map_or(default.ram_cache_bytes, |b| b.0),
+            caches: self.cache.or(file.cache).unwrap_or_default(),
             layer_ram_bytes: self.layer_ram.or(file.layer_ram).map_or(default.layer_ram_bytes, |b| b.0),
             clean_occupancy_percent: self
                 .clean_occupancy
@@ -152,6 +155,8 @@ pub struct UpConfig {
     pub journal_size_bytes: u64,
     /// Bound of the read cache, for the node.
     pub ram_cache_bytes: u64,
+    /// Devices of the read cache.
+    pub caches: Vec<CacheSpec>,
     /// Bound of layers in RAM, for the node.
     pub layer_ram_bytes: u64,
     /// A volume is cleaned while less than so many of a hundred of its stored blocks are alive; 0: never.
@@ -180,6 +185,7 @@ impl Default for UpConfig {
             api_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
             journal_size_bytes: 2 << 30,
             ram_cache_bytes: 256 << 20,
+            caches: Vec::new(),
             layer_ram_bytes: 512 << 20,
             clean_occupancy_percent: 80,
             clean_rate_bytes: 0,
@@ -234,6 +240,11 @@ impl UpConfig {
         }
         if let Some(address) = self.api_listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::new(format!("api-listen is {address}; it must be a loopback address, or none")));
+        }
+        let mut paths: Vec<_> = self.caches.iter().map(|cache| &cache.path).collect();
+        paths.sort();
+        if let Some(twice) = paths.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ConfigError::new(format!("cache {} is given twice", twice[0].display())));
         }
         let mut names: Vec<_> = self.volumes.iter().map(|volume| &volume.name).collect();
         names.sort();
@@ -302,6 +313,9 @@ mod tests {
             "scrub-rate = '1K'",
             "api-listen = '0.0.0.0:7420'",
             "volumes = ['a:1G', 'a:2G']",
+            "cache = ['cache:1G']",
+            "cache = ['/cache:1M']",
+            "cache = ['/cache:1G', '/cache:2G']",
         ] {
             let error = FileConfig::default().resolve(parse(text).unwrap()).unwrap_err().to_string();
             let key = text.split(' ').next().unwrap().trim_end_matches('s');

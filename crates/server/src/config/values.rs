@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The values of the configuration that have a text form of their own: sizes, durations, addresses, volumes.
+//! The values of the configuration that have a text form of their own: sizes, durations, addresses, volumes, cache devices.
 //!
 //! Each is parsed by one [`FromStr`], which the file and the flags share, and refuses what it does not take with what it would.
+//!
+//! What is parsed is a good value by itself; how values go together is checked with the whole configuration.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use varve_types::{Name, Overrides, Settings, format_size, parse_size, parse_volume_size};
 
@@ -113,6 +116,43 @@ impl FromStr for VolumeSpec {
 impl fmt::Display for VolumeSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.name, self.size_bytes)
+    }
+}
+
+/// A device of the read cache: `PATH:SIZE` for a file, `PATH` for a block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct CacheSpec {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// The size of the file; `None` for a block device.
+    pub size_bytes: Option<u64>,
+}
+
+/// Least and most bytes of the file of a cache.
+const CACHE_FILE: std::ops::RangeInclusive<u64> = 64 << 20..=16 << 40;
+
+text_form!(CacheSpec);
+impl FromStr for CacheSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, size) = match text.rsplit_once(':') {
+            Some((path, size)) => (path, Some(varve_types::parse_size(size).map_err(|error| error.to_string())?)),
+            None => (text, None),
+        };
+        if !path.starts_with('/') {
+            return Err(format!("{text:?} is not an absolute PATH:SIZE, such as /var/cache/varve:100G"));
+        }
+        if size.is_some_and(|size| !CACHE_FILE.contains(&size)) {
+            return Err(format!("{text:?}: the file of a cache has 64 MiB to 16 TiB"));
+        }
+        Ok(Self { path: PathBuf::from(path), size_bytes: size })
+    }
+}
+impl fmt::Display for CacheSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        self.size_bytes.map_or(Ok(()), |size| write!(f, ":{size}"))
     }
 }
 

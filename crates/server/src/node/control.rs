@@ -33,6 +33,8 @@ pub(super) struct Place {
     pub(super) nbd_listen: Option<SocketAddr>,
     pub(super) api_listen: Option<SocketAddr>,
     pub(super) limits: Limits,
+    /// Cache devices that it is to have.
+    pub(super) caches: u64,
     pub(super) started_ms: u64,
     pub(super) started: Instant,
 }

@@ -19,7 +19,7 @@ use super::thread::{self, ShardHandle, ShardThread};
 use super::volume_control::default_pool;
 use super::{Serving, coord_error, pool_control};
 use crate::api::{ApiConfig, ApiServer, ControlError};
-use crate::config::{UpConfig, VolumeSpec};
+use crate::config::{CacheSpec, UpConfig, VolumeSpec};
 use crate::nbd::{Accepted, Endpoint, Limits as NbdLimits, Listener};
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -31,8 +31,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use varve_coord::{ClusterRecord, Coord, CoordError, Embedded, PoolRecord, Records};
 use varve_engine::{EngineError, Limits, PoolStore};
-use varve_env::real::{ComputePool, PoolOptions, RealEnv};
+use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
 use varve_env::{Env, ObjectStore, SendFuture};
+use varve_format::region::RegionHead;
 use varve_store::StoreUrl;
 use varve_types::{ClusterId, ErrorKind, Overrides, format_size};
 
@@ -148,6 +149,7 @@ async fn start_shard(
     coord: &Arc<dyn Coord>,
     pools: &Arc<Pools>,
     limits: Limits,
+    caches: Vec<CacheSpec>,
     nbd_socket: PathBuf,
 ) -> Answer<(ShardHandle, ShardThread)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
@@ -159,12 +161,21 @@ async fn start_shard(
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
             let shard = journal.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
+            caches.iter().for_each(|cache| add_cache(&shard, cache));
             let local = Local::new(shard, env, coord, pools, nbd_socket);
             local.start_chores(RETRY_TIME);
             Ok(local)
         })
     };
     thread::start(open).await
+}
+
+/// Gives a shard a device for its read cache. Without it the node serves all the same.
+fn add_cache(shard: &varve_engine::Shard, cache: &CacheSpec) {
+    match CacheFile::open(&cache.path, cache.size_bytes, RegionHead::may_be_ours) {
+        Ok(file) => shard.add_cache(Rc::new(file)),
+        Err(error) => tracing::error!(%error, "a cache device is not used until the node is started again"),
+    }
 }
 
 /// Opens the pools that are recorded, beside each other, and hands them to the shard.
@@ -265,7 +276,8 @@ async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
         ..Limits::default()
     };
     let journal = JournalFile::new(directory, config.journal_size_bytes);
-    let (shard, thread) = start_shard(journal, &coord, &pools, limits, directory.nbd_socket()).await?;
+    let (shard, thread) =
+        start_shard(journal, &coord, &pools, limits, config.caches.clone(), directory.nbd_socket()).await?;
     Ok(Core { pools, default, shard, thread, limits })
 }
 
@@ -302,6 +314,7 @@ pub(super) async fn run(
         nbd_listen: sockets.nbd_listen,
         api_listen: sockets.api.tcp_address(),
         limits,
+        caches: config.caches.len() as u64,
         started_ms: now_ms(),
         started: Instant::now(),
     };

@@ -91,6 +91,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
     } else if counts.journal_used * 100 >= counts.journal_bytes * JOURNAL_FULL {
         warnings.push("The journal is nearly full: writers wait for the store.".to_owned());
     }
+    cache_warnings(node.place.caches, &counts, &mut warnings);
     let (place, limits) = (&node.place, node.place.limits);
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -110,8 +111,24 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
         }],
         layers: Fill { used_bytes: counts.layer_ram_bytes, limit_bytes: limits.layer_ram },
         cache: Fill { used_bytes: counts.cache.blocks * BLOCK, limit_bytes: limits.cache_ram },
+        ssd_cache: Fill { used_bytes: counts.ssd.blocks * BLOCK, limit_bytes: counts.ssd.bytes },
+        ssd_cache_hits: counts.ssd.hits,
+        ssd_cache_misses: counts.ssd.misses,
         cache_hits: counts.cache.hits,
         cache_misses: counts.cache.misses,
         warnings,
     })
+}
+
+/// What is to be said of cache devices that take no part.
+fn cache_warnings(wanted: u64, counts: &varve_engine::ShardCounts, warnings: &mut Vec<String>) {
+    let missing = wanted.saturating_sub(counts.ssd.devices);
+    if missing > 0 {
+        warnings.push(format!(
+            "{missing} of {wanted} cache devices could not be opened, and reads go to the stores: the log says why. Mend that, then start the node anew."
+        ));
+    }
+    if counts.ssd.resting > 0 {
+        warnings.push("A cache device fails or hangs, and reads go to the stores: look at its disk.".to_owned());
+    }
 }

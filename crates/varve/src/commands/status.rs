@@ -65,10 +65,14 @@ fn render(status: &Status, before: Option<&Status>) -> String {
         table.pair(&format!("journal {}", journal.shard), format!("{}{failed}", fill(&journal.fill)));
     }
     table.pair("layers", fill(&status.layers));
-    let asked = status.cache_hits + status.cache_misses;
-    let hits = (u128::from(status.cache_hits) * 100).checked_div(u128::from(asked));
-    let hits = hits.map_or(String::new(), |hits| format!(", {hits} % hits"));
-    table.pair("cache", format!("{}{hits}", fill(&status.cache)));
+    let of_cache = |state: &Fill, hits: u64, misses: u64| {
+        let part = (u128::from(hits) * 100).checked_div(u128::from(hits) + u128::from(misses));
+        format!("{}{}", fill(state), part.map_or(String::new(), |part| format!(", {part} % hits")))
+    };
+    table.pair("cache", of_cache(&status.cache, status.cache_hits, status.cache_misses));
+    if status.ssd_cache.limit_bytes > 0 {
+        table.pair("cache on SSD", of_cache(&status.ssd_cache, status.ssd_cache_hits, status.ssd_cache_misses));
+    }
     let mut text = table.render("");
     text.push('\n');
     text.push_str(&pools(&status.pools));

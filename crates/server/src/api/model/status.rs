@@ -47,6 +47,12 @@ pub struct Status {
     pub layers: Fill,
     /// The read cache in RAM.
     pub cache: Fill,
+    /// The read cache on devices; zeroes where there is none.
+    pub ssd_cache: Fill,
+    /// Blocks that it had.
+    pub ssd_cache_hits: u64,
+    /// Blocks that it did not have.
+    pub ssd_cache_misses: u64,
     /// Reads that the cache answered.
     pub cache_hits: u64,
     /// Reads that the store had to answer.
