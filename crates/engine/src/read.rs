@@ -31,6 +31,8 @@ const ZEROES: [u8; BLOCK as usize] = [0; BLOCK as usize];
 const MAX_FETCH_BLOCKS: u64 = 256;
 /// How often a read looks up again because an object was gone.
 const MAX_TRIES: u32 = 4;
+/// Timelines that are asked for a node that they may share.
+const MAX_ASKED: usize = 64;
 /// Bytes of a segment that a first get asks for: header and most indexes.
 const FIRST_GET: u64 = 64 << 10;
 
@@ -205,6 +207,10 @@ impl Timeline {
     }
 
     async fn load_wanted_node(&self, path: NodePath) -> Result<()> {
+        if let Some(bytes) = self.node_of_another(&path)? {
+            reached(Branch::NodeOfAnother);
+            return self.data.borrow_mut().tree.install(path, &bytes).map_err(damaged(self.id));
+        }
         let mut tries = 0;
         let (name, bytes) = loop {
             match self.node_bytes(path.pointer).await {
@@ -216,6 +222,26 @@ impl Timeline {
             }
         };
         self.data.borrow_mut().tree.install(path, &bytes).map_err(damaged(name))
+    }
+
+    /// The bytes of a node that was inherited, if it is in the RAM of one that inherited it too, or that it is from.
+    fn node_of_another(&self, path: &NodePath) -> Result<Option<Vec<u8>>> {
+        let owner = self.lineages.timeline(path.pointer.lineage())?;
+        if owner == self.id {
+            return Ok(None);
+        }
+        let timelines = self.context.timelines.borrow();
+        let is_other = |timeline: &Rc<Timeline>| timeline.id != self.id;
+        let first = timelines.get(&owner).and_then(std::rc::Weak::upgrade);
+        let others = timelines.values().filter_map(std::rc::Weak::upgrade).filter(is_other).take(MAX_ASKED);
+        for other in first.into_iter().chain(others) {
+            if other.lineages.timeline(path.pointer.lineage()).is_ok_and(|its| its == owner)
+                && let Some(bytes) = other.data.borrow().tree.node_bytes(path)
+            {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
     }
 
     /// The bytes of a node of the map, and the object that holds it.

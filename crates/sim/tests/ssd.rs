@@ -96,7 +96,13 @@ fn what_was_read_once_is_not_fetched_again_by_clones_and_later_processes_either(
     let clone = async move { shard.clone_volume(&name("v"), None, name("c"), Overrides::default()).await.map(drop) };
     node.must("clone", clone);
     let clone = node.device("c");
+    let before = node.server.counts().requests;
     assert_eq!(gets(&node, &clone, 0..BLOCKS), 0, "a clone shares what its origin has read");
+    assert_eq!(
+        node.server.counts().requests,
+        before,
+        "and asks the store for nothing else, for nodes of the map neither"
+    );
     drop((device, clone));
     let device = crash(&mut node, CrashMode::Kill);
     assert_eq!(counts(&node).blocks, BLOCKS, "the next process finds it");

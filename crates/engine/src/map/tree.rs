@@ -8,7 +8,7 @@
 use super::interior::{Ledger, Node, Slot};
 use super::{Applied, BLOCK_END, Change, Kills, Lookup, NodePath, ROOT_LEVEL, Removed, entry_of, first_of, span};
 use std::ops::Range;
-use varve_format::{FormatError, Leaf, Lineage, NODE_ENTRIES, NodePointer, Pointer};
+use varve_format::{FormatError, Leaf, Lineage, NODE_ENTRIES, NodePointer, Pointer, encode_interior};
 use varve_types::Ordinal;
 use varve_types::branch::{Branch, reached, reached_if};
 
@@ -138,6 +138,23 @@ impl Tree {
             *slot = Slot::Loaded { pointer: path.pointer, node };
         }
         Ok(())
+    }
+
+    /// The bytes of a node that stands there and is in RAM as it was written.
+    #[must_use]
+    pub fn node_bytes(&self, path: &NodePath) -> Option<Vec<u8>> {
+        let mut slot = self.root.as_ref()?;
+        for above in (path.level + 1..=ROOT_LEVEL).rev() {
+            let Slot::Loaded { node: Node::Interior(interior), .. } = slot else { return None };
+            slot = interior.get(entry_of(above, path.first_block))?;
+        }
+        match slot {
+            Slot::Loaded { pointer, node } if *pointer == path.pointer => Some(match node {
+                Node::Leaf(leaf) => leaf.as_bytes().to_vec(),
+                Node::Interior(interior) => encode_interior(path.level, &interior.children()),
+            }),
+            Slot::Loaded { .. } | Slot::Cold(_) => None,
+        }
     }
 
     /// Whether a node that was asked for is still what stands there, and not in RAM.
