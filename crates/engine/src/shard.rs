@@ -19,6 +19,7 @@ use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
 use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
+use crate::stages::{Stage, StageTimes};
 use crate::volume::Volume;
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
@@ -118,6 +119,7 @@ impl Shard {
         }
         let context = Rc::new(Context {
             env,
+            stages: Rc::clone(&journal.stages),
             journal,
             coord,
             cache: RefCell::new(BlockCache::new(limits.cache_ram)),
@@ -309,6 +311,11 @@ impl Shard {
             clean: self.context.cleaning.counts(),
             scrub: self.context.scrub.counts(),
         }
+    }
+
+    /// How long its stages take.
+    pub fn stages(&self) -> impl Iterator<Item = (Stage, StageTimes)> {
+        Stage::ALL.into_iter().zip(self.context.stages.times())
     }
 
     /// Ends: makes the journal durable, so that a start needs nothing else. What is not in the store yet stays in the journal.
