@@ -150,3 +150,56 @@ pub(super) async fn metrics(node: &Node) -> Result<String, ControlError> {
     let failed = |error| ControlError::new(varve_types::ErrorKind::Internal, format!("the metrics: {error}"));
     text(moment).map_err(failed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+    use varve_types::{BUCKETS, Histogram};
+
+    fn request(operation: &'static str, took: &[u64]) -> RequestRow {
+        let mut histogram = Histogram::default();
+        took.iter().for_each(|micros| histogram.add(Duration::from_micros(*micros)));
+        RequestRow { volume: "disk".to_owned(), pool: "p".to_owned(), operation, took: histogram }
+    }
+
+    fn moment() -> Moment {
+        let (shard, limits) = (varve_engine::ShardCounts::default(), Limits::default());
+        Moment {
+            node: NodeRow { shard, limits, volumes: 1, unserved: 0, uptime_s: 1.5 },
+            caches: vec![CacheRow { level: "ram", limit_bytes: 7, counts: shard.cache }],
+            stages: Vec::new(),
+            volumes: Vec::new(),
+            requests: vec![request("read", &[]), request("write", &[1, 3, 3, 20_000_000])],
+            pools: Vec::new(),
+            stores: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_histogram_is_told_cumulatively_and_left_out_while_it_is_empty() {
+        let text = text(moment()).unwrap();
+        let labels = "volume=\"disk\",pool=\"p\",operation=\"write\"";
+        let buckets: Vec<_> = text.lines().filter(|line| line.starts_with("varve_request_seconds_bucket")).collect();
+        assert_eq!(buckets.len(), BUCKETS, "of the one that has something: {buckets:?}");
+        for (bucket, bound, count) in
+            [(0, "0.000001", 1), (1, "0.000002", 1), (2, "0.000003", 3), (BUCKETS - 1, "+Inf", 4)]
+        {
+            assert_eq!(buckets[bucket], format!("varve_request_seconds_bucket{{le=\"{bound}\",{labels}}} {count}"));
+        }
+        assert!(text.contains(&format!("varve_request_seconds_sum{{{labels}}} 20.000007\n")), "{text}");
+        assert!(text.contains(&format!("varve_request_seconds_count{{{labels}}} 4\n")), "{text}");
+    }
+
+    #[test]
+    fn every_metric_is_told_of_with_its_kind_also_where_there_is_no_row() {
+        let text = text(moment()).unwrap();
+        let told = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let told: Vec<_> = told.map(str::to_owned).collect();
+        let infos = metric_infos();
+        assert_eq!(told, infos.iter().map(|info| format!("{} {}", info.name, info.kind)).collect::<Vec<_>>());
+        assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), told.len(), "no name stands for two things");
+        assert!(text.contains("varve_cache_limit_bytes{level=\"ram\"} 7\n") && text.contains("varve_volumes 1\n"));
+    }
+}
