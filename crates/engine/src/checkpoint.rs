@@ -27,6 +27,7 @@ pub(crate) use runs::{kill_runs, node_kill_runs};
 use crate::context::Held;
 use crate::overlay::Stratum;
 use crate::signal::breathe;
+use crate::stages::Stage;
 use crate::timeline::{Data, Timeline};
 use crate::{EngineError, Result};
 use bytes::Bytes;
@@ -139,6 +140,7 @@ impl Timeline {
                 (Vec::new(), Point { boundary, merged, size })
             }
         };
+        let _timed = self.context.timed(Stage::Checkpoint);
         self.count_ready();
         let done = self.merge_and_write(&strata, point, gathered).await;
         self.count_ready();

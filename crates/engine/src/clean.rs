@@ -21,15 +21,16 @@ mod job;
 pub use control::CleanCounts;
 pub(crate) use control::Cleaning;
 
+use crate::stages::Stage;
 use crate::timeline::Timeline;
-use crate::{EngineError, Result};
+use crate::{EngineError, Result, TableTotals};
 use job::{Failed, Job, Made};
 use std::rc::Rc;
 use varve_format::ObjectKind;
 use varve_format::segment::Codec;
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{Compression, ErrorKind};
+use varve_types::{BLOCK, Compression, ErrorKind};
 
 impl Timeline {
     /// Begins to clean if too much of what is stored is dead, unless some timeline of the shard is at it.
@@ -75,7 +76,9 @@ impl Timeline {
         let turn = cleaning.turn.take().await;
         let Some(job) = self.next_job().await else { return Ok(false) };
         reached(Branch::CleanJob);
+        let timed = self.context.timed(Stage::Clean);
         let ended = job::run(&*self.context.env, &*self.pool.store, &cleaning.rate, &job).await;
+        drop(timed);
         cleaning.count(ended.as_ref());
         // A check may keep blocks where they are for long; others are cleaned meanwhile.
         drop(turn);
@@ -86,6 +89,14 @@ impl Timeline {
             self.pool.store.delete(&name.to_string()).await?;
         }
         Ok(true)
+    }
+
+    /// Bytes of dead blocks that cleaning has to give back, as they were before compression, for the volume to be as full as it should be.
+    pub fn clean_debt_bytes(&self, totals: &TableTotals) -> u64 {
+        let occupancy = self.context.limits.occupancy;
+        // What `is_sparse` compares, solved for the blocks that may be stored.
+        let allowed = (totals.live_blocks * 100).checked_div(occupancy).unwrap_or(u64::MAX);
+        totals.blocks.saturating_sub(allowed) * BLOCK
     }
 
     async fn next_job(&self) -> Option<Job> {

@@ -15,6 +15,7 @@ use crate::lineage::PageTables;
 use crate::scrub::Scrub;
 use crate::signal::Signal;
 use crate::ssd::SsdCache;
+use crate::stages::{Stage, Stages, Timed};
 use crate::timeline::Timeline;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -203,6 +204,7 @@ pub(crate) struct Context {
     pub relieved: Signal,
     pub cleaning: Cleaning,
     pub scrub: Scrub,
+    pub stages: Rc<Stages>,
     /// The timelines that are open, for what concerns all of them.
     pub timelines: RefCell<BTreeMap<TimelineId, Weak<Timeline>>>,
 }
@@ -210,6 +212,11 @@ pub(crate) struct Context {
 impl Context {
     pub fn now_ms(&self) -> u64 {
         self.env.wall_ms()
+    }
+
+    /// Begins a stage: it ends when what this gives is dropped.
+    pub fn timed(&self, stage: Stage) -> Timed<'_> {
+        self.stages.begin(&*self.env, stage)
     }
 
     /// Changes the count of bytes of layers in RAM.

@@ -24,6 +24,7 @@ mod sync;
 pub(crate) use replay::{Replayed, replay};
 
 use crate::signal::Signal;
+use crate::stages::{Stage, Stages};
 use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::cell::{OnceCell, RefCell};
@@ -116,6 +117,8 @@ pub(crate) struct Journal {
     /// The most that may be unsynced: `MAX_UNSYNCED`, or less in a small ring.
     max_unsynced: u64,
     state: RefCell<State>,
+    /// Times, of the shard's other stages too: the journal is what a shard begins with.
+    pub stages: Rc<Stages>,
     evidence: OnceCell<Evidence>,
     /// Rings when something was synced, trimmed or failed.
     changed: Signal,
@@ -171,6 +174,7 @@ impl Journal {
             ring: superblock.ring,
             max_unsynced: MAX_UNSYNCED.min(superblock.ring / 4),
             state: RefCell::new(state),
+            stages: Rc::default(),
             evidence: OnceCell::new(),
             changed: Signal::default(),
         }
@@ -356,7 +360,9 @@ impl Journal {
         }
         slices.push(IoSlice::new(&ZEROES[..tail]));
         let offset = RING_START + state.batch_start % self.ring;
+        let timed = self.stages.begin(&*self.env, Stage::JournalWrite);
         let done = write(&*self.disk, offset, &slices);
+        drop(timed);
         state.headers.clear();
         state.parts.clear();
         if let Err(error) = done {

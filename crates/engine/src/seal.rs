@@ -11,6 +11,7 @@
 use crate::context::Head;
 use crate::layer::{Layer, Piece};
 use crate::signal::breathe;
+use crate::stages::Stage;
 use crate::timeline::{Data, PutState, Sealed, Timeline};
 use crate::{EngineError, Result};
 use bytes::Bytes;
@@ -123,6 +124,7 @@ impl Timeline {
 
     /// Builds and puts a sealed layer. Errors that may pass are waited out; any other means that the layer can not be put at all.
     async fn put_layer(self: &Rc<Self>, ordinal: Ordinal) -> Result<PutSegment> {
+        let timed = self.context.timed(Stage::Seal);
         let (blocks, extents, marks, facts, codec) = self.gather(ordinal).await?;
         let name = self.object(ObjectKind::Segment, ordinal.0, 0);
         let kept: Vec<Block> = if self.keeps_written() {
@@ -139,6 +141,8 @@ impl Timeline {
             .map_err(crate::context::damaged(name))?;
         let mut all = vec![Bytes::from(head)];
         all.extend(parts);
+        drop(timed);
+        let _timed = self.context.timed(Stage::SegmentPut);
         self.put_until_answered(&name, Payload::new(all), &header).await?;
         self.keep_written(ordinal, kept);
         Ok(PutSegment { name, header, index })

@@ -21,6 +21,7 @@ use crate::manifests::PoolStore;
 use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
 use crate::ssd::{SsdCache, SsdCounts};
+use crate::stages::{Stage, StageTimes};
 use crate::volume::Volume;
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
@@ -122,6 +123,7 @@ impl Shard {
         }
         let context = Rc::new(Context {
             env,
+            stages: Rc::clone(&journal.stages),
             journal,
             coord,
             cache: RefCell::new(BlockCache::new(limits.cache_ram)),
@@ -322,6 +324,11 @@ impl Shard {
             clean: self.context.cleaning.counts(),
             scrub: self.context.scrub.counts(),
         }
+    }
+
+    /// How long its stages take.
+    pub fn stages(&self) -> impl Iterator<Item = (Stage, StageTimes)> {
+        Stage::ALL.into_iter().zip(self.context.stages.times())
     }
 
     /// Ends: makes the journal durable, so that a start needs nothing else. What is not in the store yet stays in the journal.

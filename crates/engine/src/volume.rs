@@ -70,6 +70,12 @@ pub struct VolumeCounts {
     pub reclaim_bytes: u64,
     /// What its limits have held back.
     pub limits: LimitCounts,
+    /// Blocks of its own that were replaced, and that snapshots and clones alone keep: as of the last checkpoint.
+    pub kept_blocks: u64,
+    /// Bytes of dead blocks that cleaning has to give back until the volume is as full as it should be, before compression.
+    pub clean_debt_bytes: u64,
+    /// Histories that it does not show: what rollbacks and undos have left behind, and is not gone yet.
+    pub hidden_timelines: u64,
 }
 
 /// See the module.
@@ -229,6 +235,9 @@ impl Volume {
             dead_objects: data.manifest.dead.iter().filter(|dead| !data.deleted.contains(&dead.name)).count(),
             reclaim_bytes: crate::checkpoint::covered_bytes(&data.manifest.reclaim),
             limits: self.rate.counts(),
+            kept_blocks: data.manifest.kills.iter().map(|run| run.count).sum(),
+            clean_debt_bytes: timeline.clean_debt_bytes(&data.table.totals()),
+            hidden_timelines: self.record.borrow().timelines.iter().filter(|t| t.id != timeline.id).count() as u64,
         }
     }
 

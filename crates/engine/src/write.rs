@@ -10,6 +10,7 @@
 
 use crate::journal::Stamp;
 use crate::layer::{Piece, Sums};
+use crate::stages::Stage;
 use crate::timeline::{Data, NUMBER_GAP, Timeline, blocks_of};
 use crate::{EngineError, Result, Submit};
 use bytes::{Bytes, BytesMut};
@@ -339,11 +340,13 @@ impl Timeline {
 
     /// Waits until a change can be made without waiting.
     pub async fn room(self: &Rc<Self>, op: &Op) -> Result<()> {
+        let mut timed = None;
         loop {
             self.data.borrow().check()?;
             if self.has_room(&self.data.borrow(), op) {
                 return Ok(());
             }
+            timed.get_or_insert_with(|| self.context.timed(Stage::Room));
             self.context.make_room();
             if self.context.is_ram_full() {
                 reached(Branch::WaitForRam);

@@ -3,5 +3,6 @@
 
 pub mod api;
 pub mod config;
+mod latency;
 pub mod nbd;
 pub mod node;

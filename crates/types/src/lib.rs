@@ -7,6 +7,7 @@
 
 pub mod branch;
 mod catalogue;
+mod histogram;
 mod id;
 mod kind;
 pub mod mutant;
@@ -14,6 +15,7 @@ mod name;
 mod settings;
 mod size;
 
+pub use histogram::{BUCKETS, Histogram};
 pub use id::{ClusterId, Epoch, JournalId, Ordinal, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId};
 pub use kind::ErrorKind;
 pub use name::{Name, NameError};

@@ -85,7 +85,7 @@ pub enum Command {
         /// The directory that gets them
         dir: PathBuf,
     },
-    /// Print the reference of commands or of the configuration, in Markdown
+    /// Print the reference of commands, of the configuration or of the metrics, in Markdown
     #[command(hide = true)]
     Reference {
         /// Which

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the program says of itself: completions, manual pages, and the references `docs/cli.md` and `docs/config.md`.
+//! What the program says of itself: completions, manual pages, and the references `docs/cli.md`, `docs/config.md` and `docs/metrics.md`.
 //!
-//! All of it comes from the definitions that the program works with (the arguments as clap knows them, the table of configuration keys), so
+//! All of it comes from the definitions that the program works with (the arguments as clap knows them, the tables of configuration keys and metrics), so
 //! it can not be wrong; the documents in the tree are compared with it by the tests and by `cargo xtask tidy`, so they can not be out of date.
 //! To change them, change the definitions and run `varve reference cli > docs/cli.md`.
 
@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use std::path::Path;
 use varve_server::config::KEYS;
+use varve_server::node::metric_infos;
 use varve_types::{Overrides, Settings};
 
 /// A reference in Markdown.
@@ -21,6 +22,8 @@ pub enum Reference {
     Cli,
     /// Of the configuration file.
     Config,
+    /// Of the metrics.
+    Metrics,
 }
 
 /// A configuration as one might have it.
@@ -50,6 +53,7 @@ pub fn print(what: Reference) -> Result<()> {
     out::print(&match what {
         Reference::Cli => cli(),
         Reference::Config => config(),
+        Reference::Metrics => metrics(),
     })
 }
 
@@ -76,6 +80,23 @@ fn config() -> String {
     let none = Overrides::default();
     for ((key, default, _), (takes, about)) in Settings::describe(&none, &none).iter().zip(Overrides::ABOUT) {
         text.push_str(&format!("| `{key}` | {takes} | {default} | {about} |\n"));
+    }
+    text
+}
+
+fn metrics() -> String {
+    let mut text = "# Metrics\n\n\
+        <!-- Written by `varve reference metrics`. -->\n\n\
+        `GET /metrics` of the API tells them in the text form of OpenMetrics, which Prometheus reads. Counters and histograms count since the\n\
+        start of the node; samples of a counter end in `_total`, those of a histogram in `_bucket`, `_sum` and `_count`. Times are in\n\
+        seconds where the name says nothing else. A row of a histogram appears with the first thing that is counted in it; its bounds are\n\
+        1, 2, 3, 4, 6, 8, 12 µs and so on up to 12.6 s, the same in all of them, so that rows and nodes can be added up. A block is 4096 bytes.\n\n\
+        [grafana/varve.json](grafana/varve.json) is a dashboard of them for Grafana.\n\n\
+        | metric | kind | labels | meaning |\n|---|---|---|---|\n"
+        .to_owned();
+    for metric in metric_infos() {
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        text.push_str(&format!("| `{}` | {} | {} | {} |\n", metric.name, metric.kind, labels.join(", "), metric.help));
     }
     text
 }

@@ -249,7 +249,7 @@ fn the_program_tells_of_itself() {
 #[test]
 fn the_references_in_the_tree_are_current() {
     let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-    for what in ["cli", "config"] {
+    for what in ["cli", "config", "metrics"] {
         let written = std::fs::read_to_string(docs.join(format!("{what}.md"))).unwrap();
         assert_eq!(run(&["reference", what]).ok(), written, "varve reference {what} > docs/{what}.md");
     }

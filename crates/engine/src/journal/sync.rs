@@ -7,6 +7,7 @@
 
 use super::{FEW_COMMITS, Journal, MAX_RECORD, PAGE, SUPERBLOCK, State, io_failed, write};
 use crate::Result;
+use crate::stages::Stage;
 use std::io::IoSlice;
 use std::rc::Rc;
 use varve_format::journal::{ALIGN, Body, SHORT_HEADER, Superblock};
@@ -81,10 +82,12 @@ impl Journal {
             state.batch_start = state.head;
             written
         };
+        let timed = self.stages.begin(&*self.env, Stage::JournalSync);
         let mut done = if planted(Mutant::SkipJournalSync) { Ok(()) } else { self.disk.sync().await };
         if done.is_err() && planted(Mutant::RetryFailedSync) {
             done = self.disk.sync().await;
         }
+        drop(timed);
         {
             let mut state = self.state.borrow_mut();
             state.syncing = false;

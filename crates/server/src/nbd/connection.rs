@@ -117,7 +117,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             let blocked = self.act()?;
             let cut_short = self.session.collect(cx);
             let sent = match self.session.output.poll_send(&mut self.stream, cx) {
-                Poll::Ready(result) => result.map(|()| true).map_err(socket("sending replies"))?,
+                Poll::Ready(result) => {
+                    result.map_err(socket("sending replies"))?;
+                    self.session.sent(self.stats);
+                    true
+                }
                 Poll::Pending => false,
             };
             if (blocked && !self.session.full()) || (cut_short && sent) {
@@ -168,11 +172,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             }
             acted = true;
         }
-        self.session.commit();
-        if acted {
-            self.session.counts.batches += 1;
-            self.stats.add(&mut self.session.counts);
-        }
+        self.session.end_turn(acted, self.stats);
         Ok(blocked)
     }
 

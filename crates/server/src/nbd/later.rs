@@ -8,6 +8,7 @@
 //! wait for their answers, it is held until every write that was sent before it on this connection and still waits is through. A write with
 //! FUA vouches for itself and holds nothing.
 
+use super::asked::Asked;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::cell::Cell;
@@ -84,13 +85,13 @@ pub(crate) enum Outcome {
 }
 
 struct Waiting {
-    cookie: u64,
+    asked: Asked,
     bytes: u64,
     work: Work,
 }
 
 struct Finished {
-    cookie: u64,
+    asked: Asked,
     bytes: u64,
     serial: Option<u64>,
     outcome: Outcome,
@@ -111,7 +112,7 @@ impl Future for Waiting {
                 (None, Outcome::Status(*length, *one, std::task::ready!(future.as_mut().poll(cx))))
             }
         };
-        Poll::Ready(Finished { cookie: this.cookie, bytes: this.bytes, serial, outcome })
+        Poll::Ready(Finished { asked: this.asked, bytes: this.bytes, serial, outcome })
     }
 }
 
@@ -137,29 +138,29 @@ impl Waiters {
     }
 
     /// Waits for `work`, which holds `bytes`.
-    pub(crate) fn push(&mut self, cookie: u64, bytes: u64, work: Work) {
+    pub(crate) fn push(&mut self, asked: Asked, bytes: u64, work: Work) {
         self.bytes += bytes;
-        self.set.push(Waiting { cookie, bytes, work });
+        self.set.push(Waiting { asked, bytes, work });
     }
 
     /// Waits for a write. Later flushes wait for it too, unless it vouches for itself.
-    pub(crate) fn push_write(&mut self, cookie: u64, bytes: u64, future: Later<()>, fua: bool) {
+    pub(crate) fn push_write(&mut self, asked: Asked, bytes: u64, future: Later<()>, fua: bool) {
         let serial = (!fua).then(|| self.barrier.begin());
-        self.push(cookie, bytes, Work::Plain { future, serial });
+        self.push(asked, bytes, Work::Plain { future, serial });
     }
 
     /// Holds a flush if it has to wait for writes; whether it has to.
-    pub(crate) fn hold_flush(&mut self, cookie: u64) -> bool {
-        self.barrier.hold(cookie)
+    pub(crate) fn hold_flush(&mut self, asked: Asked) -> bool {
+        self.barrier.hold(asked)
     }
 
     /// A flush that waits for no write any more.
-    pub(crate) fn released_flush(&mut self) -> Option<u64> {
+    pub(crate) fn released_flush(&mut self) -> Option<Asked> {
         self.barrier.release()
     }
 
     /// The next request that completed. Pending also when there is none; the task is woken when one completes.
-    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(u64, Outcome)> {
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(Asked, Outcome)> {
         if self.set.is_empty() {
             return Poll::Pending;
         }
@@ -169,7 +170,7 @@ impl Waiters {
                 if let Some(serial) = finished.serial {
                     self.barrier.end(serial);
                 }
-                Poll::Ready((finished.cookie, finished.outcome))
+                Poll::Ready((finished.asked, finished.outcome))
             }
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
@@ -183,7 +184,7 @@ struct Barrier {
     /// Writes that wait.
     open: BTreeSet<u64>,
     /// Flushes that wait, each with the first write that it does not have to wait for; in order.
-    held: VecDeque<(u64, u64)>,
+    held: VecDeque<(u64, Asked)>,
 }
 
 impl Barrier {
@@ -195,20 +196,20 @@ impl Barrier {
     fn end(&mut self, serial: u64) {
         self.open.remove(&serial);
     }
-    fn hold(&mut self, cookie: u64) -> bool {
+    fn hold(&mut self, asked: Asked) -> bool {
         let wait = !self.open.is_empty();
         if wait {
-            self.held.push_back((self.next, cookie));
+            self.held.push_back((self.next, asked));
         }
         wait
     }
-    fn release(&mut self) -> Option<u64> {
-        let (before, cookie) = *self.held.front()?;
+    fn release(&mut self) -> Option<Asked> {
+        let (before, asked) = *self.held.front()?;
         if self.open.first().is_some_and(|first| *first < before) {
             return None;
         }
         self.held.pop_front();
-        Some(cookie)
+        Some(asked)
     }
 }
 
@@ -216,20 +217,25 @@ impl Barrier {
 mod tests {
     use super::*;
 
+    fn asked(cookie: u64) -> Asked {
+        Asked { cookie, operation: None, since: std::time::Instant::now() }
+    }
+
     #[test]
     fn a_flush_waits_for_the_writes_before_it_and_no_others() {
         let mut barrier = Barrier::default();
-        assert!(!barrier.hold(1), "nothing to wait for");
+        assert!(!barrier.hold(asked(1)), "nothing to wait for");
         let (a, b) = (barrier.begin(), barrier.begin());
-        assert!(barrier.hold(2));
+        assert!(barrier.hold(asked(2)));
         let c = barrier.begin();
-        assert!(barrier.hold(3));
+        assert!(barrier.hold(asked(3)));
         barrier.end(b);
-        assert_eq!(barrier.release(), None);
+        let released = |barrier: &mut Barrier| barrier.release().map(|asked| asked.cookie);
+        assert_eq!(released(&mut barrier), None);
         barrier.end(a);
-        assert_eq!((barrier.release(), barrier.release()), (Some(2), None));
+        assert_eq!((released(&mut barrier), released(&mut barrier)), (Some(2), None));
         barrier.end(c);
-        assert_eq!((barrier.release(), barrier.release()), (Some(3), None));
+        assert_eq!((released(&mut barrier), released(&mut barrier)), (Some(3), None));
     }
 
     #[test]
@@ -238,11 +244,11 @@ mod tests {
         let never = || -> Later<()> { Box::pin(std::future::pending()) };
         for cookie in 0..MOST_WAITING as u64 {
             assert!(!waiters.full());
-            waiters.push_write(cookie, 0, never(), false);
+            waiters.push_write(asked(cookie), 0, never(), false);
         }
         assert!(waiters.full());
         let mut waiters = Waiters::default();
-        waiters.push_write(0, MOST_BYTES, never(), true);
+        waiters.push_write(asked(0), MOST_BYTES, never(), true);
         assert!(waiters.full());
     }
 

@@ -13,12 +13,13 @@
 //! | `listener`, `socket`, `peer` | accepting within limits, the hand-over, who the client is |
 //! | `connection` | the transmission: the turns of one connection |
 //! | `session` | what a request does, and its reply; the commit of a batch |
-//! | `input`, `buffers`, `output`, `check`, `later`, `spin`, `stats` | their parts |
+//! | `input`, `buffers`, `output`, `asked`, `check`, `later`, `spin`, `stats` | their parts |
 //!
 //! Invariants: no length from a client is used before it was bounded; a write is answered only after
 //! [`commit`](varve_engine::BlockDevice::commit) covered it; a client that does not read its replies is not read from any more. Nothing here is
 //! durable: a crash ends the connections, and what was answered is the device's promise.
 
+mod asked;
 mod buffers;
 mod check;
 mod connection;
@@ -42,4 +43,4 @@ pub use error::{NbdError, Result};
 pub use handshake::{ExportInfo, Exports, HandshakeLimits, Negotiated, Outcome, negotiate};
 pub use listener::{Accepted, Endpoint, Limits, Listener, Local, Slot, Slots, Socket, raise_open_file_limit};
 pub use peer::{Client, Peer};
-pub use stats::{Counts, Stats};
+pub use stats::{Counts, Operation, Stats};

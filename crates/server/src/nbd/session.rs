@@ -8,16 +8,18 @@
 //! Reads append their data to the output at once; a large one is cut into pieces where the client understands them, so that the output stays
 //! bounded. What can not be done at once goes to the waiters, and its reply joins a later batch. Replies are in no order.
 
+use super::asked::{Answered, Asked};
 use super::check::{Refusal, Terms, check};
 use super::handshake::Negotiated;
 use super::later::{Outcome, Pieces, Waiters, Work};
 use super::option::BASE_ALLOCATION_ID;
 use super::output::Output;
-use super::stats::Counts;
+use super::stats::{Counts, Operation, Stats};
 use super::wire::{self, Command, Request};
 use bytes::Bytes;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tracing::warn;
 use varve_engine::{BlockDevice, EngineError, StatusExtent, Submit};
 use varve_types::ErrorKind;
@@ -29,7 +31,7 @@ const MOST_EXTENTS: usize = 4096;
 
 /// A large read of which not all pieces are asked for yet.
 struct Large {
-    cookie: u64,
+    asked: Asked,
     next: u64,
     end: u64,
     pieces: Pieces,
@@ -42,8 +44,12 @@ pub(crate) struct Session {
     pub(crate) output: Output,
     pub(crate) waiters: Waiters,
     pub(crate) counts: Counts,
+    /// When the requests of this turn were taken; unset until the first of them is acted on.
+    taken: Option<Instant>,
+    /// Requests whose answers are in the output.
+    answered: Answered,
     /// Writes that are applied, and answered when they are committed.
-    uncommitted: Vec<u64>,
+    uncommitted: Vec<Asked>,
     large: Option<Large>,
     /// Failures of the device that this connection saw.
     failures: u64,
@@ -57,6 +63,8 @@ impl Session {
             negotiated,
             waiters: Waiters::default(),
             counts: Counts::default(),
+            taken: None,
+            answered: Answered::default(),
             uncommitted: Vec::new(),
             large: None,
             failures: 0,
@@ -97,40 +105,43 @@ impl Session {
     #[inline]
     pub(crate) fn act(&mut self, request: &Request, payload: Bytes) {
         self.counts.request(request.command, request.length);
-        let (cookie, offset, length) = (request.cookie, request.offset, request.length);
+        let (offset, length) = (request.offset, request.length);
+        let since = *self.taken.get_or_insert_with(Instant::now);
+        let asked = Asked { cookie: request.cookie, operation: Operation::of(request.command), since };
         let fua = request.has(wire::CMD_FLAG_FUA);
         if length == 0 && request.command != Command::Flush {
-            return self.output.nothing(cookie);
+            self.answered.note(&asked);
+            return self.output.nothing(asked.cookie);
         }
         match request.command {
             Command::Read if self.negotiated.structured && length > PIECE && !request.has(wire::CMD_FLAG_DF) => {
                 let pieces = Pieces::new(u64::from(length.div_ceil(PIECE)));
-                self.large = Some(Large { cookie, next: offset, end: offset + u64::from(length), pieces });
+                self.large = Some(Large { asked, next: offset, end: offset + u64::from(length), pieces });
             }
-            Command::Read => self.read(cookie, offset, length, None),
+            Command::Read => self.read(asked, offset, length, None),
             Command::Write => {
                 let submit = self.device.write(offset, payload, fua);
-                self.written(cookie, u64::from(length), fua, submit);
+                self.written(asked, u64::from(length), fua, submit);
             }
             Command::Trim => {
                 let submit = self.device.discard(offset, u64::from(length), fua);
-                self.written(cookie, 0, fua, submit);
+                self.written(asked, 0, fua, submit);
             }
             Command::WriteZeroes => {
                 let submit = self.device.write_zeroes(offset, u64::from(length), fua);
-                self.written(cookie, 0, fua, submit);
+                self.written(asked, 0, fua, submit);
             }
             Command::Flush => {
                 self.commit();
-                if !self.waiters.hold_flush(cookie) {
-                    self.flush(cookie);
+                if !self.waiters.hold_flush(asked) {
+                    self.flush(asked);
                 }
             }
             Command::Cache => {
                 let submit = self.device.prefetch(offset, u64::from(length));
-                self.plain(cookie, submit);
+                self.plain(asked, submit);
             }
-            Command::BlockStatus => self.block_status(request),
+            Command::BlockStatus => self.block_status(asked, request),
             Command::Disconnect | Command::Unknown(_) => debug_assert!(false, "{:?} is not acted on", request.command),
         }
     }
@@ -138,95 +149,99 @@ impl Session {
     /// Asks for the next piece of a large read; whether there was one.
     pub(crate) fn act_on_large(&mut self) -> bool {
         let Some(large) = &mut self.large else { return false };
-        let (cookie, offset, pieces) = (large.cookie, large.next, large.pieces.clone());
+        let (asked, offset, pieces) = (large.asked, large.next, large.pieces.clone());
         let length = u32::try_from(large.end - offset).map_or(PIECE, |left| left.min(PIECE));
         large.next += u64::from(length);
         if large.next == large.end {
             self.large = None;
         }
-        self.read(cookie, offset, length, Some(pieces));
+        self.read(asked, offset, length, Some(pieces));
         true
     }
 
     #[inline]
-    fn read(&mut self, cookie: u64, offset: u64, length: u32, pieces: Option<Pieces>) {
+    fn read(&mut self, asked: Asked, offset: u64, length: u32, pieces: Option<Pieces>) {
         let last = pieces.as_ref().is_none_or(Pieces::is_last);
-        let start = self.output.data(cookie, offset, length, last);
+        let start = self.output.data(asked.cookie, offset, length, last);
         match self.device.read(offset, length, self.output.buffer()) {
             Submit::Done(Ok(_)) if self.output.has_data(start, length) => {
-                if let Some(pieces) = pieces {
-                    pieces.answered();
+                if pieces.is_none_or(|pieces| pieces.answered()) {
+                    self.answered.note(&asked);
                 }
             }
             Submit::Done(result) => {
                 self.output.take_back(start);
                 let error = result.err().unwrap_or_else(wrong_length);
-                self.read_failed(cookie, offset, pieces.as_ref(), &error);
+                self.read_failed(asked, offset, pieces.as_ref(), &error);
             }
             Submit::Later(future) => {
                 self.output.take_back(start);
-                self.waiters.push(cookie, u64::from(length), Work::Read { future, offset, length, pieces });
+                self.waiters.push(asked, u64::from(length), Work::Read { future, offset, length, pieces });
             }
         }
     }
 
-    fn read_failed(&mut self, cookie: u64, offset: u64, pieces: Option<&Pieces>, error: &EngineError) {
+    fn read_failed(&mut self, asked: Asked, offset: u64, pieces: Option<&Pieces>, error: &EngineError) {
         match pieces {
-            None => self.failed(cookie, error),
+            None => self.failed(asked, error),
             Some(pieces) => {
                 self.note(error);
-                self.output.failed_piece(cookie, offset, pieces.answered(), error.kind().nbd(), &error.to_string());
+                let last = pieces.answered();
+                self.output.failed_piece(asked.cookie, offset, last, error.kind().nbd(), &error.to_string());
+                if last {
+                    self.answered.note(&asked);
+                }
             }
         }
     }
 
     /// Takes what a write, discard or write-zeroes came to; one that is done is answered by the commit.
     #[inline]
-    fn written(&mut self, cookie: u64, bytes: u64, fua: bool, submit: Submit<()>) {
+    fn written(&mut self, asked: Asked, bytes: u64, fua: bool, submit: Submit<()>) {
         match submit {
-            Submit::Done(Ok(())) => self.uncommitted.push(cookie),
-            Submit::Done(Err(error)) => self.failed(cookie, &error),
-            Submit::Later(future) => self.waiters.push_write(cookie, bytes, future, fua),
+            Submit::Done(Ok(())) => self.uncommitted.push(asked),
+            Submit::Done(Err(error)) => self.failed(asked, &error),
+            Submit::Later(future) => self.waiters.push_write(asked, bytes, future, fua),
         }
     }
 
-    fn plain(&mut self, cookie: u64, submit: Submit<()>) {
+    fn plain(&mut self, asked: Asked, submit: Submit<()>) {
         match submit {
-            Submit::Done(result) => self.plain_result(cookie, &result),
-            Submit::Later(future) => self.waiters.push(cookie, 0, Work::Plain { future, serial: None }),
+            Submit::Done(result) => self.plain_result(asked, &result),
+            Submit::Later(future) => self.waiters.push(asked, 0, Work::Plain { future, serial: None }),
         }
     }
 
-    fn plain_result(&mut self, cookie: u64, result: &Result<(), EngineError>) {
+    fn plain_result(&mut self, asked: Asked, result: &Result<(), EngineError>) {
         match result {
-            Ok(()) => self.output.done(cookie),
-            Err(error) => self.failed(cookie, error),
+            Ok(()) => self.done(asked),
+            Err(error) => self.failed(asked, error),
         }
     }
 
-    fn flush(&mut self, cookie: u64) {
+    fn flush(&mut self, asked: Asked) {
         let submit = self.device.flush();
-        self.plain(cookie, submit);
+        self.plain(asked, submit);
     }
 
-    fn block_status(&mut self, request: &Request) {
+    fn block_status(&mut self, asked: Asked, request: &Request) {
         let one = request.has(wire::CMD_FLAG_REQ_ONE);
-        let (cookie, length) = (request.cookie, request.length);
+        let length = request.length;
         match self.device.block_status(request.offset, u64::from(length), if one { 1 } else { MOST_EXTENTS }) {
-            Submit::Done(result) => self.status_result(cookie, length, one, result),
-            Submit::Later(future) => self.waiters.push(cookie, 0, Work::Status { future, length, one }),
+            Submit::Done(result) => self.status_result(asked, length, one, result),
+            Submit::Later(future) => self.waiters.push(asked, 0, Work::Status { future, length, one }),
         }
     }
 
-    fn status_result(&mut self, cookie: u64, length: u32, one: bool, result: Result<Vec<StatusExtent>, EngineError>) {
+    fn status_result(&mut self, asked: Asked, length: u32, one: bool, result: Result<Vec<StatusExtent>, EngineError>) {
         let extents = result.map(|extents| merge(&extents, length, if one { 1 } else { MOST_EXTENTS }));
         match extents {
             Ok(extents) if extents.is_empty() => {
                 let error = EngineError::new(ErrorKind::Internal, "the device told no extent");
-                self.failed(cookie, &error);
+                self.failed(asked, &error);
             }
-            Ok(extents) => self.output.status(cookie, BASE_ALLOCATION_ID, &extents),
-            Err(error) => self.failed(cookie, &error),
+            Ok(extents) => self.output.status(asked.cookie, BASE_ALLOCATION_ID, &extents),
+            Err(error) => self.failed(asked, &error),
         }
     }
 
@@ -238,16 +253,33 @@ impl Session {
         }
         match self.device.commit() {
             Ok(()) => {
-                for cookie in self.uncommitted.drain(..) {
-                    self.output.done(cookie);
+                for asked in self.uncommitted.drain(..) {
+                    self.output.done(asked.cookie);
+                    self.answered.note(&asked);
                 }
             }
             Err(error) => {
-                for cookie in std::mem::take(&mut self.uncommitted) {
-                    self.failed(cookie, &error);
+                for asked in std::mem::take(&mut self.uncommitted) {
+                    self.failed(asked, &error);
                 }
             }
         }
+    }
+
+    /// Ends a turn in which `acted` says whether requests were acted on: commits, and adds up what was done.
+    pub(crate) fn end_turn(&mut self, acted: bool, stats: &Stats) {
+        self.commit();
+        self.taken = None;
+        if acted {
+            self.counts.batches += 1;
+            stats.add(&mut self.counts);
+        }
+    }
+
+    /// All of the output is with the kernel.
+    #[inline]
+    pub(crate) fn sent(&mut self, stats: &Stats) {
+        self.answered.sent(stats);
     }
 
     /// Answers the requests that waited and are done now. Whether it stopped for want of room: then not all that wait were asked, and none
@@ -257,29 +289,38 @@ impl Session {
             if self.output.full() {
                 return !self.waiters.is_empty();
             }
-            let Poll::Ready((cookie, outcome)) = self.waiters.poll_next(cx) else { return false };
+            let Poll::Ready((asked, outcome)) = self.waiters.poll_next(cx) else { return false };
             match outcome {
-                Outcome::Plain(result) => self.plain_result(cookie, &result),
-                Outcome::Status(length, one, result) => self.status_result(cookie, length, one, result),
+                Outcome::Plain(result) => self.plain_result(asked, &result),
+                Outcome::Status(length, one, result) => self.status_result(asked, length, one, result),
                 Outcome::Read(offset, length, pieces, Ok(data)) if data.len() == length as usize => {
                     let last = pieces.as_ref().is_none_or(Pieces::answered);
-                    self.output.data(cookie, offset, length, last);
+                    self.output.data(asked.cookie, offset, length, last);
                     self.output.buffer().extend_from_slice(&data);
+                    if last {
+                        self.answered.note(&asked);
+                    }
                 }
                 Outcome::Read(offset, _, pieces, result) => {
                     let error = result.err().unwrap_or_else(wrong_length);
-                    self.read_failed(cookie, offset, pieces.as_ref(), &error);
+                    self.read_failed(asked, offset, pieces.as_ref(), &error);
                 }
             }
-            while let Some(cookie) = self.waiters.released_flush() {
-                self.flush(cookie);
+            while let Some(asked) = self.waiters.released_flush() {
+                self.flush(asked);
             }
         }
     }
 
-    fn failed(&mut self, cookie: u64, error: &EngineError) {
+    fn done(&mut self, asked: Asked) {
+        self.output.done(asked.cookie);
+        self.answered.note(&asked);
+    }
+
+    fn failed(&mut self, asked: Asked, error: &EngineError) {
         self.note(error);
-        self.output.failed(cookie, error.kind().nbd(), &error.to_string());
+        self.answered.note(&asked);
+        self.output.failed(asked.cookie, error.kind().nbd(), &error.to_string());
     }
 
     /// Counts a failure of the device, and logs the first, the second, the fourth and so on.

@@ -1,10 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Counters of the NBD front end. One [`Stats`] a shard; connections add to it once a batch, a scraper reads it from any thread.
+//! Counters of the NBD front end, and how long its requests take. One [`Stats`] a volume; connections add to it once a batch, a scraper reads it
+//! from any thread.
 //!
-//! The numbers only grow, save `connections`. They are for people and metrics; nothing is decided by them, and a crash forgets them.
+//! The numbers only grow, save `connections`. They are for people and metrics; nothing is decided by them, and a crash forgets them. Each is exact, but
+//! those that are read together may be of slightly different moments.
 
 use super::wire::Command;
+use crate::latency::SharedHistogram;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use varve_types::Histogram;
+
+/// What requests are counted as whose times are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// READ.
+    Read,
+    /// WRITE.
+    Write,
+    /// FLUSH.
+    Flush,
+    /// TRIM and `WRITE_ZEROES`.
+    Discard,
+}
+
+impl Operation {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Flush, Self::Discard];
+
+    /// What metrics call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+        }
+    }
+
+    /// What a command is; `None` where no time is taken.
+    pub(crate) const fn of(command: Command) -> Option<Self> {
+        match command {
+            Command::Read => Some(Self::Read),
+            Command::Write => Some(Self::Write),
+            Command::Flush => Some(Self::Flush),
+            Command::Trim | Command::WriteZeroes => Some(Self::Discard),
+            _ => None,
+        }
+    }
+}
 
 /// What connections did, since the start.
 #[derive(Debug, Default)]
@@ -19,6 +64,7 @@ pub struct Stats {
     errors: AtomicU64,
     read_bytes: AtomicU64,
     write_bytes: AtomicU64,
+    latencies: [SharedHistogram; Operation::ALL.len()],
 }
 
 /// The numbers of a [`Stats`] at some moment; also what a connection gathers between two additions.
@@ -82,6 +128,19 @@ impl Stats {
             read_bytes: get(&self.read_bytes),
             write_bytes: get(&self.write_bytes),
         }
+    }
+
+    /// How long requests took from when they were taken from their connection until their answer was with the kernel: all that were acted on, whatever
+    /// came of them.
+    #[must_use]
+    pub fn latency(&self, operation: Operation) -> Histogram {
+        self.latencies[operation as usize].histogram()
+    }
+
+    /// Adds so many requests that took so long each.
+    #[inline]
+    pub(crate) fn took(&self, operation: Operation, took: Duration, times: u64) {
+        self.latencies[operation as usize].add(took, times);
     }
 
     /// Adds what a connection gathered, and empties it.

@@ -42,6 +42,7 @@ mod watched;
 use crate::api::model::CheckReport;
 use crate::api::{ControlError, ProgressHandle};
 use crate::config::UpConfig;
+pub use metrics::{MetricInfo, metric_infos};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use varve_engine::EngineError;

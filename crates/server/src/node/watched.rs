@@ -5,10 +5,13 @@
 //! says `Full` until a put succeeds, an operation without an answer says `Unavailable` until one has an answer.
 //! Errors that blame the request (a name that is not there) say nothing about the store.
 
+use crate::latency::SharedHistogram;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use varve_env::{ObjectInfo, ObjectStore, Payload, PutOutcome, SendFuture, StoreError, StoreErrorKind};
+use varve_types::Histogram;
 
 /// How a store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +36,32 @@ pub(super) struct StoreCounts {
     pub(super) errors: u64,
 }
 
+/// What is asked of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StoreOperation {
+    Put,
+    Get,
+    Head,
+    List,
+    Delete,
+}
+
+impl StoreOperation {
+    /// All of them.
+    pub(super) const ALL: [Self; 5] = [Self::Put, Self::Get, Self::Head, Self::List, Self::Delete];
+
+    /// What metrics call it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Head => "head",
+            Self::List => "list",
+            Self::Delete => "delete",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     puts: AtomicU64,
@@ -41,6 +70,7 @@ struct Counters {
     get_bytes: AtomicU64,
     deletes: AtomicU64,
     errors: AtomicU64,
+    took: [SharedHistogram; StoreOperation::ALL.len()],
 }
 
 /// See the module.
@@ -78,6 +108,25 @@ impl Watched {
         }
     }
 
+    /// How long operations took that have ended, well or not.
+    pub(super) fn took(&self, operation: StoreOperation) -> Histogram {
+        self.counters.took[operation as usize].histogram()
+    }
+
+    /// Waits for an operation, and takes note of how it ended and how long that took.
+    fn watch<'a, T: 'a>(
+        &'a self,
+        operation: StoreOperation,
+        under_way: SendFuture<'a, Result<T, StoreError>>,
+    ) -> SendFuture<'a, Result<T, StoreError>> {
+        let since = Instant::now();
+        Box::pin(async move {
+            let result = under_way.await;
+            self.counters.took[operation as usize].add(since.elapsed(), 1);
+            self.note(result, operation == StoreOperation::Put)
+        })
+    }
+
     /// Takes note of how an operation ended. `takes_room`: it was a put.
     fn note<T>(&self, result: Result<T, StoreError>, takes_room: bool) -> Result<T, StoreError> {
         let new = match &result {
@@ -113,30 +162,27 @@ impl ObjectStore for Watched {
     fn put<'a>(&'a self, name: &'a str, payload: Payload) -> SendFuture<'a, Result<PutOutcome, StoreError>> {
         add(&self.counters.puts, 1);
         add(&self.counters.put_bytes, payload.len());
-        let put = self.store.put(name, payload);
-        Box::pin(async move { self.note(put.await, true) })
+        self.watch(StoreOperation::Put, self.store.put(name, payload))
     }
 
     fn get<'a>(&'a self, name: &'a str, range: Range<u64>) -> SendFuture<'a, Result<bytes::Bytes, StoreError>> {
         add(&self.counters.gets, 1);
         add(&self.counters.get_bytes, range.end.saturating_sub(range.start));
-        let get = self.store.get(name, range);
-        Box::pin(async move { self.note(get.await, false) })
+        self.watch(StoreOperation::Get, self.store.get(name, range))
     }
 
     fn get_head<'a>(&'a self, name: &'a str, most: u64) -> SendFuture<'a, Result<bytes::Bytes, StoreError>> {
         add(&self.counters.gets, 1);
-        let get = self.store.get_head(name, most);
+        let get = self.watch(StoreOperation::Get, self.store.get_head(name, most));
         Box::pin(async move {
-            let result = self.note(get.await, false)?;
+            let result = get.await?;
             add(&self.counters.get_bytes, result.len() as u64);
             Ok(result)
         })
     }
 
     fn head<'a>(&'a self, name: &'a str) -> SendFuture<'a, Result<ObjectInfo, StoreError>> {
-        let head = self.store.head(name);
-        Box::pin(async move { self.note(head.await, false) })
+        self.watch(StoreOperation::Head, self.store.head(name))
     }
 
     fn list<'a>(
@@ -144,14 +190,12 @@ impl ObjectStore for Watched {
         prefix: &'a str,
         after: Option<&'a str>,
     ) -> SendFuture<'a, Result<Vec<ObjectInfo>, StoreError>> {
-        let list = self.store.list(prefix, after);
-        Box::pin(async move { self.note(list.await, false) })
+        self.watch(StoreOperation::List, self.store.list(prefix, after))
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> SendFuture<'a, Result<(), StoreError>> {
         add(&self.counters.deletes, 1);
-        let delete = self.store.delete(name);
-        Box::pin(async move { self.note(delete.await, false) })
+        self.watch(StoreOperation::Delete, self.store.delete(name))
     }
 
     fn url(&self) -> String {

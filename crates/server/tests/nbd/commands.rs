@@ -7,6 +7,7 @@ use super::server::{DEADLINE, Server};
 use super::tools::nbdsh;
 use std::sync::atomic::Ordering::SeqCst;
 use varve_lab::process::wait_until;
+use varve_server::nbd::Operation;
 use varve_server::nbd::option;
 use varve_server::nbd::wire::{self, Command};
 use varve_types::ErrorKind;
@@ -73,6 +74,10 @@ fn every_command_and_flag_does_what_it_says() {
         let counts = server.stats.counts();
         assert_eq!((counts.flushes, counts.errors), (4, 0));
         server.wait_until_idle(4096);
+        // Large reads are answered in pieces, and are one request all the same.
+        let counts = server.stats.counts();
+        let timed = Operation::ALL.map(|operation| server.stats.latency(operation).count());
+        assert_eq!(timed, [counts.reads, counts.writes, counts.flushes, counts.discards]);
     }
 }
 

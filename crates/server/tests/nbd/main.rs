@@ -9,4 +9,5 @@ mod hostile;
 mod ram;
 mod raw;
 mod server;
+mod times;
 mod tools;

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The tables of metrics: what is told of the node, of its caches and stages, of each volume and of each pool.
+//!
+//! Names begin with `varve_`, which is put before them when they are written; a unit stands last in a name; counters grow since the start of the node. Labels
+//! are `volume` and `pool`, which people chose and which can be many, and `level`, `stage` and `operation`, which are few and fixed: there is one row a thing in
+//! each family and no more.
+//!
+//! A metric tells what is known exactly and costs a look at a number: nothing here reads a store or walks a table.
+
+use super::family::{Family, Row, counter, gauge, histogram, seconds};
+use crate::nbd::Counts;
+use crate::node::watched::StoreCounts;
+use varve_engine::{CacheCounts, Limits, ShardCounts, StageTimes, VolumeCounts};
+use varve_types::{BLOCK, Histogram};
+
+/// The node's numbers.
+#[derive(Debug)]
+pub(super) struct NodeRow {
+    pub(super) shard: ShardCounts,
+    pub(super) limits: Limits,
+    pub(super) volumes: u64,
+    pub(super) unserved: u64,
+    pub(super) uptime_s: f64,
+}
+
+impl Row for NodeRow {
+    const LABELS: &'static [&'static str] = &[];
+    const FAMILIES: &'static [Family<Self>] = &[
+        seconds("uptime_seconds", "Since the start", |n| n.uptime_s),
+        gauge("volumes", "Volumes that are open", |n| n.volumes),
+        gauge("volumes_unserved", "Volumes that could not be opened", |n| n.unserved),
+        gauge("journal_bytes", "Size of the journal", |n| n.shard.journal_bytes),
+        gauge("journal_used_bytes", "Bytes of the journal in use", |n| n.shard.journal_used),
+        gauge("journal_failed", "Whether the journal has failed", |n| u64::from(n.shard.journal_failed)),
+        gauge("layer_ram_bytes", "RAM for what the store does not have yet", |n| n.shard.layer_ram_bytes),
+        gauge("layer_ram_limit_bytes", "RAM that it may take: then writes wait", |n| n.limits.layer_ram),
+        gauge("clean_paused", "Whether cleaning is paused", |n| u64::from(n.shard.clean.paused)),
+        gauge("clean_rate_bytes", "Bytes that cleaning may read and put in a second; 0 for no bound", |n| {
+            n.shard.clean.rate
+        }),
+        counter("clean_jobs", "Jobs of cleaning that were done", |n| n.shard.clean.jobs),
+        counter("clean_failed_jobs", "Jobs of cleaning that were given up, to be tried again", |n| {
+            n.shard.clean.failed
+        }),
+        counter("clean_read_bytes", "Bytes of blocks that cleaning has read", |n| n.shard.clean.read_bytes),
+        counter("clean_put_bytes", "Bytes that cleaning has put", |n| n.shard.clean.put_bytes),
+        gauge("scrub_findings", "Stored objects that scrubbing has found damaged or missing", |n| {
+            n.shard.scrub.findings
+        }),
+        gauge("scrub_rate_bytes", "Bytes that scrubbing may read in a second; 0 where it is off", |n| {
+            n.shard.scrub.rate
+        }),
+        counter("scrub_passes", "Passes of scrubbing over all objects", |n| n.shard.scrub.passes),
+        counter("scrub_objects", "Objects that scrubbing has proved", |n| n.shard.scrub.objects),
+        counter("scrub_read_bytes", "Bytes of them", |n| n.shard.scrub.bytes),
+    ];
+    fn labels(&self) -> Vec<&str> {
+        Vec::new()
+    }
+}
+
+/// The numbers of one level of the read cache.
+#[derive(Debug)]
+pub(super) struct CacheRow {
+    pub(super) level: &'static str,
+    pub(super) limit_bytes: u64,
+    pub(super) counts: CacheCounts,
+}
+
+impl Row for CacheRow {
+    const LABELS: &'static [&'static str] = &["level"];
+    const FAMILIES: &'static [Family<Self>] = &[
+        gauge("cache_bytes", "Bytes of the read cache in use", |c| c.counts.blocks * BLOCK),
+        gauge("cache_limit_bytes", "Bytes that the read cache may have", |c| c.limit_bytes),
+        counter("cache_hits", "Look-ups of a block that the level had", |c| c.counts.hits),
+        counter("cache_misses", "Look-ups of a block that the level did not have", |c| c.counts.misses),
+        counter("cache_damaged", "Blocks of the cache that failed verification and were dropped", |c| c.counts.damaged),
+    ];
+    fn labels(&self) -> Vec<&str> {
+        vec![self.level]
+    }
+}
+
+/// The times of one stage.
+#[derive(Debug)]
+pub(super) struct StageRow {
+    pub(super) stage: &'static str,
+    pub(super) times: StageTimes,
+}
+
+impl Row for StageRow {
+    const LABELS: &'static [&'static str] = &["stage"];
+    const FAMILIES: &'static [Family<Self>] = &[
+        histogram("stage_seconds", STAGES_HELP, |s| &s.times.took),
+        gauge("stage_under_way", "How often the stage is under way at this moment", |s| s.times.under_way),
+    ];
+    fn labels(&self) -> Vec<&str> {
+        vec![self.stage]
+    }
+}
+
+const STAGES_HELP: &str = "How long a stage of the work took: journal_write, a batch handed to the kernel; journal_sync, made durable; room, a change that \
+    waited for room in journal or RAM; seal, a layer gathered and compressed; segment_put, until the store had it; checkpoint; clean, a job of cleaning";
+
+/// A volume's numbers.
+#[derive(Debug)]
+pub(super) struct VolumeRow {
+    pub(super) name: String,
+    pub(super) pool: String,
+    pub(super) size: u64,
+    pub(super) ready: bool,
+    pub(super) attached: u64,
+    pub(super) counts: VolumeCounts,
+    pub(super) io: Counts,
+}
+
+impl Row for VolumeRow {
+    const LABELS: &'static [&'static str] = &["volume", "pool"];
+    const FAMILIES: &'static [Family<Self>] = &[
+        gauge("volume_size_bytes", "Size as clients see it", |v| v.size),
+        gauge("volume_ready", "Whether it serves and all that it needs answers", |v| u64::from(v.ready)),
+        gauge("volume_attachments", "Connections and other users", |v| v.attached),
+        gauge("volume_live_blocks", "Blocks in the store that it, its snapshots or clones need", |v| {
+            v.counts.table.live_blocks
+        }),
+        gauge(
+            "volume_snapshot_blocks",
+            "Those of them that only snapshots and clones need, as of the last checkpoint",
+            |v| v.counts.kept_blocks,
+        ),
+        gauge("volume_dead_blocks", "Blocks in the store that nobody needs", |v| {
+            v.counts.table.blocks.saturating_sub(v.counts.table.live_blocks)
+        }),
+        gauge(
+            "volume_clean_debt_bytes",
+            "Bytes of dead blocks that cleaning has yet to give back, before compression",
+            |v| v.counts.clean_debt_bytes,
+        ),
+        gauge(
+            "volume_hidden_timelines",
+            "Histories that a rollback or its undo has left behind and that are not gone yet",
+            |v| v.counts.hidden_timelines,
+        ),
+        gauge("volume_segments", "Segments in the store", |v| v.counts.table.segments),
+        gauge("volume_segments_partly_dead", "Segments some of whose blocks are dead", |v| v.counts.table.partly_dead),
+        gauge("volume_stored_bytes", "Bytes of its objects in the store", |v| v.counts.table.bytes),
+        gauge("volume_unsealed_bytes", "Bytes written that the store does not have yet", |v| v.counts.unsealed_bytes),
+        gauge("volume_sealed_layers", "Layers that wait for the store", |v| v.counts.sealed_layers as u64),
+        gauge("volume_overlay_entries", "Entries that wait for a checkpoint", |v| v.counts.overlay_entries as u64),
+        gauge("volume_map_ram_bytes", "Bytes of its map in RAM", |v| v.counts.map_ram_bytes as u64),
+        gauge("volume_dead_objects", "Objects that wait to be deleted", |v| v.counts.dead_objects as u64),
+        gauge("volume_reclaim_bytes", "Bytes discarded in large pieces and not looked through yet, at most", |v| {
+            v.counts.reclaim_bytes
+        }),
+        gauge("volume_limit_waiting", "Requests that its limits hold back at this moment", |v| v.counts.limits.waiting),
+        counter("volume_limited_requests", "Requests that its limits have held back", |v| v.counts.limits.requests),
+        counter("volume_limited_microseconds", "For how long, all together", |v| v.counts.limits.waited_us),
+        counter("volume_reads", "Read requests over NBD", |v| v.io.reads),
+        counter("volume_read_bytes", "Bytes read over NBD", |v| v.io.read_bytes),
+        counter("volume_writes", "Write requests over NBD", |v| v.io.writes),
+        counter("volume_written_bytes", "Bytes written over NBD", |v| v.io.write_bytes),
+        counter("volume_flushes", "Flushes over NBD", |v| v.io.flushes),
+        counter("volume_discards", "Discards and writes of zeroes over NBD", |v| v.io.discards),
+        counter("volume_batches", "Batches of requests: one commit each", |v| v.io.batches),
+        counter("volume_errors", "Requests over NBD answered with an error", |v| v.io.errors),
+    ];
+    fn labels(&self) -> Vec<&str> {
+        vec![&self.name, &self.pool]
+    }
+}
+
+/// The times of one operation on a volume.
+#[derive(Debug)]
+pub(super) struct RequestRow {
+    pub(super) volume: String,
+    pub(super) pool: String,
+    pub(super) operation: &'static str,
+    pub(super) took: Histogram,
+}
+
+impl Row for RequestRow {
+    const LABELS: &'static [&'static str] = &["volume", "pool", "operation"];
+    const FAMILIES: &'static [Family<Self>] = &[histogram(
+        "request_seconds",
+        "From taking a request over NBD to its answer handed to the socket: read, write, flush, discard",
+        |r| &r.took,
+    )];
+    fn labels(&self) -> Vec<&str> {
+        vec![&self.volume, &self.pool, self.operation]
+    }
+}
+
+/// A pool's numbers.
+#[derive(Debug)]
+pub(super) struct PoolRow {
+    pub(super) name: String,
+    pub(super) ok: bool,
+    pub(super) counts: StoreCounts,
+}
+
+impl Row for PoolRow {
+    const LABELS: &'static [&'static str] = &["pool"];
+    const FAMILIES: &'static [Family<Self>] = &[
+        gauge("store_ok", "Whether the store answers and has room", |p| u64::from(p.ok)),
+        counter("store_puts", "Objects put", |p| p.counts.puts),
+        counter("store_put_bytes", "Bytes of the objects put", |p| p.counts.put_bytes),
+        counter("store_gets", "Reads of objects", |p| p.counts.gets),
+        counter("store_get_bytes", "Bytes read of objects", |p| p.counts.get_bytes),
+        counter("store_deletes", "Objects deleted", |p| p.counts.deletes),
+        counter("store_errors", "Operations that failed, tries included", |p| p.counts.errors),
+    ];
+    fn labels(&self) -> Vec<&str> {
+        vec![&self.name]
+    }
+}
+
+/// The times of one operation on a store.
+#[derive(Debug)]
+pub(super) struct StoreRow {
+    pub(super) pool: String,
+    pub(super) operation: &'static str,
+    pub(super) took: Histogram,
+}
+
+impl Row for StoreRow {
+    const LABELS: &'static [&'static str] = &["pool", "operation"];
+    const FAMILIES: &'static [Family<Self>] = &[histogram(
+        "store_seconds",
+        "How long the store took for a try, successful or not: put, get, head, list, delete",
+        |s| &s.took,
+    )];
+    fn labels(&self) -> Vec<&str> {
+        vec![&self.pool, self.operation]
+    }
+}
