@@ -79,13 +79,15 @@ impl BlockCache {
         &self.slabs[frame / SLAB_FRAMES][at..at + BLOCK_LEN]
     }
 
+    /// Counts blocks that were looked for: each once, though a read may look again when it has waited.
+    pub fn count(&mut self, hits: u64, misses: u64) {
+        self.counts.hits += hits;
+        self.counts.misses += misses;
+    }
+
     /// The block and its checksum, if it is there and whole.
     pub fn get(&mut self, key: &CacheKey) -> Option<(&[u8], u32)> {
-        let Some(&frame) = self.index.get(key) else {
-            self.counts.misses += 1;
-            return None;
-        };
-        let frame = frame as usize;
+        let frame = *self.index.get(key)? as usize;
         let sum = self.frames[frame].sum;
         if crc(self.bytes(frame)) != sum && !planted(Mutant::TrustCachedBlocks) {
             reached(Branch::CacheDamaged);
@@ -93,7 +95,6 @@ impl BlockCache {
             self.index.remove(key);
             return None;
         }
-        self.counts.hits += 1;
         self.frames[frame].used = true;
         Some((self.bytes(frame), sum))
     }

@@ -106,7 +106,9 @@ impl Timeline {
         let keys: Vec<_> = (first..first + count as u32).map(|block| self.key(timeline, ordinal, block)).collect();
         let mut blocks: Vec<Option<Block>> = vec![None; keys.len()];
         self.look_in_ram(&keys, &mut blocks);
-        if missing(&blocks).is_some() {
+        let hits = blocks.iter().flatten().count() as u64;
+        self.context.cache.borrow_mut().count(hits, count - hits);
+        if hits < count {
             self.look_on_devices(&keys, &mut blocks, taken).await;
         }
         let mut has_waited = false;

@@ -69,7 +69,7 @@ impl Timeline {
     fn read_from_ram(&self, offset: u64, len: u64, out: &mut BytesMut) -> bool {
         let data = self.data.borrow();
         let end = offset + len;
-        let mut block = offset / BLOCK;
+        let (mut block, mut hits) = (offset / BLOCK, 0);
         while block * BLOCK < end {
             let (found, run) = data.find(block, end.div_ceil(BLOCK) - block);
             let (skip, take) = window(block, run, offset, end);
@@ -88,9 +88,13 @@ impl Timeline {
                         let (skip, take) = window(block + i, 1, offset, end);
                         out.extend_from_slice(&bytes[skip..skip + take]);
                     }
+                    hits += run;
                 }
             }
             block += run;
+        }
+        if hits > 0 {
+            self.context.cache.borrow_mut().count(hits, 0);
         }
         true
     }

@@ -77,7 +77,7 @@ fn fixed(label: &str) -> Option<Vec<&'static str>> {
         "stage" => Some(Stage::ALL.map(Stage::name).to_vec()),
         // Operations on stores are not asked for by name.
         "operation" => Some(Operation::ALL.map(Operation::name).to_vec()),
-        "level" => Some(vec!["ram"]),
+        "level" => Some(vec!["ram", "ssd"]),
         _ => None,
     }
 }

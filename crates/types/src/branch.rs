@@ -256,7 +256,7 @@ crate::catalogue::catalogue! {
     ScrubFinding = "scrub-finding",
 
     // The cache on devices.
-    /// A block was found on a cache device.
+    /// A block was found on a cache device, verified, and the store not asked.
     SsdHit = "ssd-hit",
     /// What a cache device gave for a block was another's, or damaged.
     SsdDamaged = "ssd-damaged",

@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn pairs_are_what_set_takes() {
         let mut all = Overrides::default();
-        let values = ["ram", "zstd", "8M", "1500ms", "2d", "500", "none", "0s"];
+        let values = ["ram", "zstd", "8M", "1500ms", "2d", "500", "none", "0s", "write", "1G"];
         assert_eq!(values.len(), Overrides::KEYS.len());
         Overrides::KEYS.into_iter().zip(values).for_each(|(key, value)| all.set(key, value).unwrap());
         let mut copy = Overrides::default();
@@ -397,6 +397,8 @@ mod tests {
             ("iops-limit", "1k"),
             ("bandwidth-limit", "1K"),
             ("limit-burst", "2h"),
+            ("cache", "always"),
+            ("cache-quota", "4K"),
         ] {
             let error = o.set(key, value).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

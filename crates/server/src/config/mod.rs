@@ -55,10 +55,10 @@ pub struct FileConfig {
     pub journal_size: Option<Bytes>,
     /// Bound of the read cache.
     pub ram_cache: Option<Bytes>,
-    /// Bound of what is written and not yet in the store, as far as it is in RAM.
-    pub layer_ram: Option<Bytes>,
     /// Devices of the read cache.
     pub cache: Option<Vec<CacheSpec>>,
+    /// Bound of what is written and not yet in the store, as far as it is in RAM.
+    pub layer_ram: Option<Bytes>,
     /// Of a hundred stored blocks of a volume, how many are to be alive.
     pub clean_occupancy: Option<u64>,
     /// What cleaning may read and put in a second.
@@ -313,13 +313,18 @@ mod tests {
             "scrub-rate = '1K'",
             "api-listen = '0.0.0.0:7420'",
             "volumes = ['a:1G', 'a:2G']",
-            "cache = ['cache:1G']",
-            "cache = ['/cache:1M']",
             "cache = ['/cache:1G', '/cache:2G']",
         ] {
             let error = FileConfig::default().resolve(parse(text).unwrap()).unwrap_err().to_string();
             let key = text.split(' ').next().unwrap().trim_end_matches('s');
             assert!(error.contains(key), "{text}: {error}");
         }
+        for text in ["cache = ['cache:1G']", "cache = ['/cache:1M']", "cache = ['/cache:much']"] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("key cache"), "{text}: {error}");
+        }
+        let caches = parse("cache = ['/a:b:64M', '/dev/sdx']").unwrap().cache.unwrap();
+        assert_eq!((caches[0].path.as_path(), caches[0].size_bytes), (Path::new("/a:b"), Some(64 << 20)));
+        assert_eq!(caches[1].size_bytes, None);
     }
 }

@@ -24,7 +24,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 use rows::{CacheRow, NodeRow, PoolRow, RequestRow, StageRow, StoreRow, VolumeRow};
 use std::fmt;
-use varve_engine::Limits;
+use varve_engine::{CacheCounts, Limits, ShardCounts, SsdCounts};
 
 /// What there is to know of a metric.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +123,7 @@ fn of_shard(local: &Local, limits: Limits, uptime_s: f64) -> Moment {
     let unserved = local.unopened().len() as u64;
     Moment {
         node: NodeRow { shard, limits, volumes: volumes.len() as u64, unserved, uptime_s },
-        caches: vec![CacheRow { level: "ram", limit_bytes: limits.cache_ram, counts: shard.cache }],
+        caches: caches(&limits, &shard),
         stages: local.shard.stages().map(|(stage, times)| StageRow { stage: stage.name(), times }).collect(),
         volumes,
         requests,
@@ -151,6 +151,14 @@ pub(super) async fn metrics(node: &Node) -> Result<String, ControlError> {
     text(moment).map_err(failed)
 }
 
+/// The levels of the read cache.
+fn caches(limits: &Limits, shard: &ShardCounts) -> Vec<CacheRow> {
+    let SsdCounts { hits, misses, damaged, blocks, bytes, .. } = shard.ssd;
+    let ram = CacheRow { level: "ram", limit_bytes: limits.cache_ram, counts: shard.cache };
+    let counts = CacheCounts { hits, misses, damaged, blocks };
+    vec![ram, CacheRow { level: "ssd", limit_bytes: bytes, counts }]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,7 +176,7 @@ mod tests {
         let (shard, limits) = (varve_engine::ShardCounts::default(), Limits::default());
         Moment {
             node: NodeRow { shard, limits, volumes: 1, unserved: 0, uptime_s: 1.5 },
-            caches: vec![CacheRow { level: "ram", limit_bytes: 7, counts: shard.cache }],
+            caches: caches(&Limits { cache_ram: 7, ..Limits::default() }, &shard),
             stages: Vec::new(),
             volumes: Vec::new(),
             requests: vec![request("read", &[]), request("write", &[1, 3, 3, 20_000_000])],

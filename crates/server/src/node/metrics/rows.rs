@@ -34,6 +34,13 @@ impl Row for NodeRow {
         gauge("journal_failed", "Whether the journal has failed", |n| u64::from(n.shard.journal_failed)),
         gauge("layer_ram_bytes", "RAM for what the store does not have yet", |n| n.shard.layer_ram_bytes),
         gauge("layer_ram_limit_bytes", "RAM that it may take: then writes wait", |n| n.limits.layer_ram),
+        gauge("cache_devices", "Devices of the read cache", |n| n.shard.ssd.devices),
+        gauge("cache_devices_resting", "Those that failed or hung a moment ago and are let be", |n| {
+            n.shard.ssd.resting
+        }),
+        counter("cache_device_errors", "Calls of cache devices that failed or took too long", |n| n.shard.ssd.errors),
+        counter("cache_device_refused", "Blocks that cache devices did not take fast enough", |n| n.shard.ssd.refused),
+        counter("cache_device_written_bytes", "Bytes written to cache devices", |n| n.shard.ssd.written),
         gauge("clean_paused", "Whether cleaning is paused", |n| u64::from(n.shard.clean.paused)),
         gauge("clean_rate_bytes", "Bytes that cleaning may read and put in a second; 0 for no bound", |n| {
             n.shard.clean.rate
