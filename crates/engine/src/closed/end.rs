@@ -35,11 +35,29 @@ impl Volume {
             Err(error) if error.kind() == ErrorKind::Corrupt && self.is_past(id) => {
                 // Only a timeline of which nothing but manifests is left has ended (one that a fenced writer had sent may land late); else the one
                 // that is named is lost.
+                // Nor does one end while another leads through it, which may be all that it is there for.
                 let missing = newest_manifest_if_there(&self.context, &self.pool.store, id).await?.is_err();
-                if missing && !self.has_objects(id).await? { Ok(None) } else { Err(error) }
+                let is_over = missing && !self.has_objects(id).await? && !self.has_child(id).await?;
+                if is_over { Ok(None) } else { Err(error) }
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a timeline of this volume that has not ended was born from one.
+    async fn has_child(&self, id: TimelineId) -> Result<bool> {
+        let is_child = |manifest: &Manifest| {
+            manifest.state != TimelineState::Tombstone && manifest.birth.is_some_and(|birth| birth.origin == id)
+        };
+        if is_child(&self.shown().data.borrow().manifest) {
+            return Ok(true);
+        }
+        for other in self.closed_ids().into_iter().filter(|other| *other != id) {
+            if is_child(&*self.closed_manifest(other).await?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the store has anything of a timeline but manifests.

@@ -5,6 +5,7 @@
 
 use varve_sim::node;
 
+mod links;
 mod sweep;
 
 use node::{Node, name};
