@@ -43,6 +43,8 @@ pub(crate) struct Fetches {
     ended: Signal,
     /// Whether a segment that was written goes to the cache devices.
     keeping: Cell<bool>,
+    /// Parts that are read ahead at this moment.
+    pub ahead: Cell<usize>,
 }
 
 /// Ends when dropped.

@@ -9,6 +9,7 @@
 //! sealed, put as a segment, counts, moves to the overlay, and is merged into the map by a checkpoint. The way of a
 //! read: layer → overlay → map → cache in RAM → cache devices → store.
 
+mod ahead;
 mod birth;
 mod cache;
 mod check;

@@ -58,6 +58,7 @@ impl Timeline {
         if let Err(error) = self.check_range(offset, u64::from(len)) {
             return Submit::Done(Err(error));
         }
+        self.note_read(offset, u64::from(len));
         if self.read_from_ram(offset, u64::from(len), out) {
             return Submit::Done(Ok(Bytes::new()));
         }
@@ -149,6 +150,25 @@ impl Timeline {
             tries = 0;
         }
         Ok(out.freeze())
+    }
+
+    /// Fetches what of a range is in segments into RAM, as far as that goes at this moment.
+    pub async fn warm(&self, offset: u64, len: u64) -> Result<()> {
+        let (mut block, end) = (offset / BLOCK, (offset + len).div_ceil(BLOCK));
+        while block < end {
+            self.data.borrow().check()?;
+            let (found, run) = self.data.borrow().find(block, (end - block).min(MAX_FETCH_BLOCKS));
+            match found {
+                Found::Cold(path) => {
+                    self.load_node(path).await?;
+                    continue;
+                }
+                Found::Stored(pointer) => drop(self.fetch(pointer, run, Taken::Asked).await?),
+                Found::Layer(_) | Found::Nothing => {}
+            }
+            block += run;
+        }
+        Ok(())
     }
 
     /// Forgets where the blocks of a segment are: its object is gone.

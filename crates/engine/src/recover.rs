@@ -10,6 +10,7 @@
 //! flushed-through or a cut is `Corrupt` and nothing is served; a change behind the cut of its epoch is never
 //! looked at again.
 
+use crate::ahead::Streams;
 use crate::context::{Context, Turn, damaged};
 use crate::journal::Replayed;
 use crate::layer::{Layer, Piece, Sums};
@@ -126,6 +127,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         writer,
         own: manifest.own,
         lineages: Lineages::new(manifest.ancestors),
+        streams: Streams::default(),
         data: RefCell::new(data),
         changed: Signal::default(),
         manifests: Turn::default(),

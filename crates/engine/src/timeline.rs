@@ -12,6 +12,7 @@
 //!
 //! A crash leaves the manifest, the segments and the journal; [`crate::recover`] builds the rest again.
 
+use crate::ahead::Streams;
 use crate::context::{Context, Turn};
 use crate::extent::At;
 use crate::journal::Stamp;
@@ -130,6 +131,8 @@ pub(crate) struct Timeline {
     pub writer: WriterId,
     pub own: Lineage,
     pub lineages: Lineages,
+    /// Who reads it from front to back.
+    pub streams: Streams,
     pub data: RefCell<Data>,
     /// Rings whenever something in `data` changes that somebody may wait for.
     pub changed: Signal,

@@ -268,6 +268,8 @@ crate::catalogue::catalogue! {
     SsdKept = "ssd-kept",
     /// A start found what an earlier process had left on a cache device.
     SsdFound = "ssd-found",
+    /// What a stream of reads will want next is fetched.
+    ReadAhead = "read-ahead",
     /// A node of the map came from another timeline's RAM.
     NodeOfAnother = "node-of-another",
     /// A read waited for another one that was fetching the same blocks.

@@ -63,6 +63,10 @@ impl Open {
 #[derive(Default)]
 pub(super) struct State {
     index: Option<Index>,
+    /// While it is read: sequence and kind of the regions that were found.
+    found: Vec<Option<(u64, bool)>>,
+    /// Whether all of it was read, so that blocks may be taken in.
+    ready: bool,
     free: VecDeque<u32>,
     /// Full regions, oldest first: probation's and main's.
     full: [VecDeque<u32>; 2],
@@ -110,30 +114,51 @@ impl Ssd {
         (self.device.len() / REGION).min(u64::from(u32::MAX) / FRAMES as u64) as u32
     }
 
-    /// Takes over what was found on the device: the heads of its regions. Now it takes blocks.
-    pub fn begin(&self, mut heads: Vec<RegionHead>) {
-        let mut index = Index::new(self.regions() as usize * self.frames);
+    /// Begins to take over what is on the device: it gives what is known of it, and takes nothing yet.
+    pub fn begin(&self) {
+        let index = Index::new(self.regions() as usize * self.frames);
         let mut state = self.state.borrow_mut();
-        let mut is_full = vec![false; self.regions() as usize];
-        heads.retain(|head| !head.entries.is_empty());
-        heads.sort_by_key(|head| head.sequence);
-        for head in heads {
-            state.last_sequence = head.sequence;
-            state.full[usize::from(head.main)].push_back(head.number);
-            is_full[head.number as usize] = true;
-            for (at, entry) in head.entries.iter().take(self.frames).enumerate() {
-                let Some(entry) = entry else { continue };
-                let key = CacheKey { timeline: entry.timeline, ordinal: entry.ordinal, block: entry.block };
-                // The newer one.
-                if let Some(older) = index.find(&key) {
-                    index.drop_frame(older);
+        state.index = Some(index);
+        state.found = vec![None; self.regions() as usize];
+    }
+
+    /// Takes over a region that was found.
+    pub fn found(&self, head: &RegionHead) {
+        let mut state = self.state.borrow_mut();
+        let State { index: Some(index), found, .. } = &mut *state else { return };
+        found[head.number as usize] = Some((head.sequence, head.main));
+        for (at, entry) in head.entries.iter().take(self.frames).enumerate() {
+            let Some(entry) = entry else { continue };
+            let key = CacheKey { timeline: entry.timeline, ordinal: entry.ordinal, block: entry.block };
+            if let Some(other) = index.find(&key) {
+                let newer = |(sequence, _): (u64, bool)| sequence > head.sequence;
+                if found[other as usize / self.frames].is_some_and(newer) {
+                    continue;
                 }
-                index.put(self.frame_of(head.number, at), &key, entry.sum);
+                index.drop_frame(other);
+            }
+            index.put(self.frame_of(head.number, at), &key, entry.sum);
+        }
+    }
+
+    /// All regions were looked at: from now on it takes blocks too.
+    pub fn ready(&self) {
+        let mut state = self.state.borrow_mut();
+        let found = std::mem::take(&mut state.found);
+        let mut full: Vec<(u64, u32, bool)> = Vec::new();
+        for (number, found) in (0..).zip(found) {
+            match found {
+                Some((sequence, main)) => full.push((sequence, number, main)),
+                None => state.free.push_back(number),
             }
         }
-        state.free = (0..self.regions()).filter(|region| !is_full[*region as usize]).collect();
-        state.index = Some(index);
+        full.sort_unstable();
+        for (sequence, number, main) in full {
+            state.last_sequence = sequence;
+            state.full[usize::from(main)].push_back(number);
+        }
         state.may_keep = self.most_kept();
+        state.ready = true;
     }
 
     fn is_resting(&self) -> bool {
@@ -274,7 +299,7 @@ impl Ssd {
         }
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let Some(index) = &mut state.index else { return false };
+        let Some(index) = state.index.as_mut().filter(|_| state.ready) else { return false };
         if index.find(key).is_some() {
             return true;
         }

@@ -74,7 +74,7 @@ pub const KEYS: &[Key] = &[
         default: "none",
         flag: None,
         about: "Devices of the read cache behind the one in RAM, which clones share and restarts keep. What is read from stores is written there; what else the device \
-                holds is refused. Each takes RAM for 0.5 % of its size. One that fails costs speed and nothing else.",
+                holds is refused. Each takes RAM for 0.6 % of its size. One that fails costs speed and nothing else.",
     },
     Key {
         name: "layer-ram",
