@@ -20,6 +20,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use varve_format::Pointer;
 use varve_format::chunk::Block;
+use varve_format::segment::{CHUNK_BLOCKS, Codec};
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, CacheMode, ErrorKind, Ordinal, TimelineId};
@@ -115,7 +116,7 @@ impl Timeline {
         }
         let mut has_waited = false;
         while let Some(places) = missing(&blocks) {
-            let span = (timeline, ordinal, first + places.start as u32..first + places.end as u32);
+            let span = self.span(timeline, ordinal, first + places.start as u32..first + places.end as u32);
             if !has_waited && self.context.fetches.wait(&span).await {
                 reached(Branch::FetchShared);
                 has_waited = true;
@@ -126,6 +127,16 @@ impl Timeline {
             self.fetch_from_store(timeline, ordinal, first, places, &mut blocks, taken).await?;
         }
         Ok(blocks.into_iter().flatten().collect())
+    }
+
+    /// What comes along with some blocks: where they may be packed, the rest of their chunks.
+    fn span(&self, timeline: TimelineId, ordinal: Ordinal, blocks: Range<u32>) -> Span {
+        let head = self.context.heads.borrow().get(timeline, ordinal);
+        if head.is_some_and(|head| head.codec == Codec::Raw) {
+            return (timeline, ordinal, blocks);
+        }
+        let begin = blocks.start / CHUNK_BLOCKS * CHUNK_BLOCKS;
+        (timeline, ordinal, begin..blocks.end.next_multiple_of(CHUNK_BLOCKS))
     }
 
     fn look_in_ram(&self, keys: &[CacheKey], blocks: &mut [Option<Block>]) {

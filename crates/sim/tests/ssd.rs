@@ -250,16 +250,25 @@ fn a_flatten_leaves_nothing_in_it() {
 }
 
 #[test]
-fn two_who_want_the_same_blocks_fetch_them_once() {
-    let (node, device) = start(16, 500);
-    let before = segment_gets(&node);
-    let (one, other, third) = (device.clone(), device.clone(), device);
-    let both = async move {
-        let read = async |device: Rc<Device>| node::read(&device, 0, (STEP * BLOCK) as u32).await;
-        let (one, other, third) = futures_util::join!(read(one), read(other), read(third));
-        Ok((one?, other?, third?))
-    };
-    let (one, other, third) = node.must("reads", both);
-    assert!(one == other && other == third);
-    assert_eq!(segment_gets(&node) - before, 1);
+fn who_wants_the_same_blocks_or_what_is_packed_with_them_fetches_them_once() {
+    for compression in [Compression::None, Compression::Zstd] {
+        let (node, device) = start(16, 500);
+        node.shard().set_pool(&name("default"), Overrides { compression: Some(compression), ..node.pool });
+        fill(&node, &device, 1);
+        let before = segment_gets(&node);
+        // Of a chunk of eight, each the whole of it, or, where chunks are, a block of it.
+        let read = async move |device: Rc<Device>, block: u64| match compression {
+            Compression::None => node::read(&device, 0, 8 * BLOCK as u32).await,
+            _ => node::read(&device, block * BLOCK, BLOCK as u32).await,
+        };
+        let all = async move {
+            let reads = futures_util::future::join_all((0..8).map(|block| read(Rc::clone(&device), block))).await;
+            reads.into_iter().collect::<Result<Vec<_>, _>>()
+        };
+        for (block, bytes) in (0..8).zip(node.must("reads", all)) {
+            let first = if compression == Compression::None { 0 } else { block };
+            assert!(bytes[..BLOCK as usize].iter().all(|found| *found == byte(first, 1)), "block {block}");
+        }
+        assert_eq!(segment_gets(&node) - before, 1, "{compression:?}");
+    }
 }
