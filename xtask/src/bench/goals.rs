@@ -50,7 +50,7 @@ const fn absolute(key: &'static str, row: &'static str, limit: f64) -> Goal {
 }
 
 /// Every goal.
-pub const GOALS: [Goal; 15] = [
+pub const GOALS: [Goal; 16] = [
     ratio("write_qd1_by_memory", "write_qd1", ("write_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("read_hit_qd1_by_memory", "read_hit_qd1", ("read_hit_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("write_qd32_by_memory", "write_qd32", ("write_qd32", MEMORY), Bound::AtLeast, 1.0),
@@ -59,6 +59,7 @@ pub const GOALS: [Goal; 15] = [
     ratio("write_flush_by_disk", "write_flush_qd1", ("write_flush_qd1", "disk"), Bound::AtLeast, 0.7),
     ratio("flush_16_by_1_volume", "flush_16_volumes", ("flush_1_volume", OURS), Bound::AtLeast, 3.0),
     ratio("cpu_write_by_memory", "cpu_write_qd32", ("cpu_write_qd32", MEMORY), Bound::AtMost, 1.5),
+    ratio("read_ssd_by_disk", "read_ssd_qd32", ("read_ssd_qd32", "disk"), Bound::AtLeast, 0.5),
     ratio("sequential_by_disk", "write_sequential", ("write_sequential", "disk"), Bound::AtLeast, 0.4),
     absolute("restart_s", "restart_first_read", 2.0),
     absolute("snapshot_ms", "snapshot_full_map", 10.0),

@@ -58,6 +58,17 @@ impl Ground {
         Ok(path)
     }
 
+    /// The path of a file that is not there: the last turn's is removed.
+    pub fn fresh_file(&self, name: &str) -> Result<PathBuf> {
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", path.display()))
+            }
+            _ => Ok(path),
+        }
+    }
+
     /// The raw file, every byte written.
     pub fn raw_file(&self) -> Result<PathBuf> {
         let path = self.directory.join("raw");

@@ -27,13 +27,14 @@ const fn row(key: &'static str, title: &'static str, unit: &'static str, more_is
 }
 
 /// Every row.
-pub const ROWS: [Row; 24] = [
+pub const ROWS: [Row; 25] = [
     row("write_qd1", "4 KiB random write, QD1", "IOPS", true),
     row("write_qd1_p99", "4 KiB random write, QD1, 99th percentile", "µs", false),
     row("read_hit_qd1", "4 KiB random read from RAM, QD1", "IOPS", true),
     row("read_hit_qd1_p99", "4 KiB random read from RAM, QD1, 99th percentile", "µs", false),
     row("write_qd32", "4 KiB random write, QD32", "IOPS", true),
     row("read_hit_qd32", "4 KiB random read from RAM, QD32", "IOPS", true),
+    row("read_ssd_qd32", "4 KiB random read from the cache on SSD, QD32", "IOPS", true),
     row("cpu_write_qd32", "server CPU a write, QD32, background work included", "µs", false),
     row("cpu_read_hit_qd32", "server CPU a read from RAM, QD32", "µs", false),
     row("write_flush_qd1", "4 KiB random write + flush, QD1", "IOPS", true),
@@ -73,7 +74,7 @@ pub const ENGINE: &str = "map";
 const SERVERS: &[Kind] = &[Kind::Varve, Kind::NbdkitMemory, Kind::NbdkitFile, Kind::QemuStorageDaemon];
 
 /// Every group.
-pub const GROUPS: [Group; 7] = [
+pub const GROUPS: [Group; 8] = [
     Group { name: "qd1", targets: SERVERS, measure: qd1 },
     Group { name: "qd32", targets: SERVERS, measure: qd32 },
     Group {
@@ -82,6 +83,7 @@ pub const GROUPS: [Group; 7] = [
         measure: flush,
     },
     Group { name: "volumes", targets: &[Kind::Varve], measure: volumes },
+    Group { name: "ssd", targets: &[Kind::Varve, Kind::Disk], measure: ssd },
     Group { name: "sequential", targets: &[Kind::Varve, Kind::Disk], measure: sequential },
     Group { name: "restart", targets: &[Kind::Varve], measure: restart },
     Group { name: ENGINE, targets: &[], measure: |_, _, _| Ok(Vec::new()) },
@@ -89,6 +91,9 @@ pub const GROUPS: [Group; 7] = [
 
 /// What the reads that hit RAM read: smaller than any cache here.
 const HIT_BYTES: u64 = 128 << 20;
+/// What the reads that hit the cache on SSD read: far more than the cache in RAM has then. And what is written behind it, so that all of it is in the store.
+const SSD_BYTES: u64 = 2 << 30;
+const BEHIND_BYTES: u64 = 256 << 20;
 /// The restart's volumes, and what is written to each: less than a segment, so that nothing is sealed by its size.
 const RESTART_VOLUMES: u32 = 20;
 const RESTART_BYTES: u64 = 52 << 20;
@@ -167,6 +172,28 @@ fn qd32(ground: &Ground, kind: Kind, round: u32) -> Result<Values> {
         ("cpu_write_qd32", write_cpu_us),
         ("cpu_read_hit_qd32", read_cpu_us),
     ])
+}
+
+fn ssd(ground: &Ground, kind: Kind, round: u32) -> Result<Values> {
+    let volumes = names(1);
+    let config = format!("ram-cache = '1M'\ncache = ['{}:4G']\n", ground.fresh_file("ssd")?.display());
+    let target = kind.start_with(ground, &volumes, &config)?;
+    let write = Load {
+        access: Access::Write,
+        block_bytes: 1 << 20,
+        depth: 4,
+        range_bytes: SSD_BYTES + BEHIND_BYTES,
+        seconds: None,
+        ..load(ground, Access::Write, 4, round)
+    };
+    if target.is_served() {
+        run(&write, &target, &volumes)?;
+        target.settle()?;
+        run(&Load { access: Access::Read, range_bytes: SSD_BYTES, ..write }, &target, &volumes)?;
+    }
+    let read = Load { range_bytes: SSD_BYTES, ..load(ground, Access::RandomRead, 32, round) };
+    let (read, _) = load_and_cpu(&read, &target, &volumes)?;
+    Ok(vec![("read_ssd_qd32", read.iops)])
 }
 
 fn flush(ground: &Ground, kind: Kind, round: u32) -> Result<Values> {

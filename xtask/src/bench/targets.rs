@@ -30,6 +30,8 @@ pub enum Kind {
 }
 
 const START: Duration = Duration::from_secs(60);
+/// The configuration of our server, in its directory, where it has one.
+const CONFIG: &str = "bench.toml";
 const SETTLE: Duration = Duration::from_secs(120);
 
 impl Kind {
@@ -49,7 +51,16 @@ impl Kind {
 
     /// Starts it with empty volumes of these names; only our server has more than one.
     pub fn start(self, ground: &Ground, volumes: &[String]) -> Result<Running> {
+        self.start_with(ground, volumes, "")
+    }
+
+    /// The same, our server with lines of configuration.
+    pub fn start_with(self, ground: &Ground, volumes: &[String], config: &str) -> Result<Running> {
         let directory = ground.scratch(self)?;
+        if !config.is_empty() {
+            let file = directory.join(CONFIG);
+            std::fs::write(&file, config).with_context(|| format!("writing {}", file.display()))?;
+        }
         let socket = directory.join("nbd.sock");
         let command = match self {
             Self::Varve => varve(ground, &directory, volumes),
@@ -76,6 +87,10 @@ fn varve(ground: &Ground, directory: &Path, volumes: &[String]) -> Command {
     let mut command = Command::new(&ground.varve);
     // The API's port is another than a person's own server would have.
     command.args(["up", "--api-listen", "127.0.0.1:0", "--data"]).arg(directory);
+    let config = directory.join(CONFIG);
+    if config.exists() {
+        command.arg("--config").arg(config);
+    }
     for volume in volumes {
         command.arg("--volume").arg(format!("{volume}:{}G", ground.size >> 30));
     }
