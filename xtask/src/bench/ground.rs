@@ -2,7 +2,8 @@
 //! Where it is measured: the directory, the raw file that the peers and the bare disk share, quiet before each turn.
 //!
 //! The raw file is written through once, so that no target pays for the file system's first allocation of a block. The
-//! directory is made by the run and removed with it, also when the run is ended from outside.
+//! directory is made by the run and removed with it, also when the run is ended from outside. Other files of a turn lie in it
+//! too, and each turn begins without those of the one before.
 
 use super::targets::Kind;
 use crate::guard;
