@@ -20,15 +20,15 @@ mod verify;
 use crate::lineage::{load_table_page, table_object};
 use crate::overlay::Stratum;
 use crate::proof::Proved;
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, is_kept};
 use crate::volume::Volume;
 use crate::{EngineError, Result};
 use objects::Objects;
 use reach::Reach;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use varve_format::manifest::Manifest;
-use varve_format::table::{Kill, TableEntry, decode_kills};
+use varve_format::manifest::{Manifest, NodeWait};
+use varve_format::table::{Kill, NodeKill, TableEntry, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::{ErrorKind, Ordinal, TimelineId};
 
@@ -117,6 +117,13 @@ struct Subject {
     table: BTreeMap<Ordinal, TableEntry>,
     /// Kills that wait.
     kills: Vec<Kill>,
+    /// Those of them that nothing but the rewind window keeps: some are seen between its roots only.
+    past: Vec<Kill>,
+    /// Those that a clone of a past moment may keep though it does not see them: a checkpoint tells of what died in its time that the last segment that wrote
+    /// there took it, and such a moment lies in between.
+    over_kept: Vec<Kill>,
+    /// The same of nodes.
+    past_nodes: Vec<NodeKill>,
     /// Whether all that waited was freed: then the kept trees reach exactly what is live.
     settled: bool,
     /// Nothing is kept above this boundary: where not all was freed yet, what lies there goes whole.
@@ -174,10 +181,12 @@ impl Timeline {
             let table = data.table.iter().map(|(ordinal, entry)| (ordinal, entry.clone())).collect();
             (data.manifest.clone(), table)
         };
-        let kills = self.load_kills(&manifest, report).await?;
+        let (kills, past) = self.load_kills(&manifest, report).await?;
+        let past_nodes = self.load_past_nodes(&manifest, report).await?;
         // The table in RAM is what counts; what is stored of it has to say the same.
         let stored = self.load_pages(&manifest, report).await?;
-        let subject = Subject { manifest, table, kills, settled: true, newest: ALL };
+        let over_kept = over_kept(&manifest, &kills);
+        let subject = Subject { manifest, table, kills, past, over_kept, past_nodes, settled: true, newest: ALL };
         let mut below = subject.table.range(..subject.manifest.boundary);
         if !below.by_ref().eq(stored.iter()) {
             let name = subject.manifest.object_name();
@@ -194,8 +203,10 @@ impl Timeline {
         report: &mut CheckReport,
     ) -> Result<Subject> {
         let table = self.load_pages(&manifest, report).await?;
-        let kills = self.load_kills(&manifest, report).await?;
-        Ok(Subject { manifest, table, kills, settled, newest })
+        let (kills, past) = self.load_kills(&manifest, report).await?;
+        let past_nodes = self.load_past_nodes(&manifest, report).await?;
+        let over_kept = over_kept(&manifest, &kills);
+        Ok(Subject { manifest, table, kills, past, over_kept, past_nodes, settled, newest })
     }
 
     async fn load_pages(&self, manifest: &Manifest, report: &mut CheckReport) -> Result<BTreeMap<Ordinal, TableEntry>> {
@@ -207,8 +218,9 @@ impl Timeline {
         Ok(table)
     }
 
-    async fn load_kills(&self, manifest: &Manifest, report: &mut CheckReport) -> Result<Vec<Kill>> {
-        let mut kills = Vec::new();
+    /// All kills that wait, and those that wait for the rewind window alone.
+    async fn load_kills(&self, manifest: &Manifest, report: &mut CheckReport) -> Result<(Vec<Kill>, Vec<Kill>)> {
+        let (mut kills, mut past) = (Vec::new(), Vec::new());
         for run in &manifest.kills {
             let load = async {
                 let name = table_object(manifest, run.object)?;
@@ -219,9 +231,26 @@ impl Timeline {
             if loaded.len() as u64 != run.count {
                 report.problem(manifest.object_name(), "a run of kills is not as long as the manifest says");
             }
+            if run.window {
+                past.extend_from_slice(&loaded);
+            }
             kills.extend(loaded);
         }
-        Ok(kills)
+        Ok((kills, past))
+    }
+
+    /// Nodes that nothing but the rewind window keeps, or kept.
+    async fn load_past_nodes(&self, manifest: &Manifest, report: &mut CheckReport) -> Result<Vec<NodeKill>> {
+        let mut nodes = Vec::new();
+        for run in manifest.node_kills.iter().filter(|run| matches!(run.waits, NodeWait::Window { .. })) {
+            let load = async {
+                let name = table_object(manifest, run.object)?;
+                let bytes = crate::lineage::load_record(&self.pool.store, &name, run.index).await?;
+                decode_node_kills(&bytes).map_err(crate::context::damaged(name))
+            };
+            nodes.extend(report.note(manifest.object_name(), load.await)?.unwrap_or_default());
+        }
+        Ok(nodes)
     }
 
     async fn check_subject(
@@ -286,6 +315,14 @@ fn next_range(table: &BTreeMap<Ordinal, TableEntry>, from: Ordinal) -> Option<Or
         end = Some(ordinal.next());
     }
     end
+}
+
+/// Kills that are kept by boundaries which need not be those of a checkpoint.
+fn over_kept(manifest: &Manifest, kills: &[Kill]) -> Vec<Kill> {
+    let past = manifest.holds.iter().filter(|hold| hold.may_be_inside());
+    let mut boundaries: Vec<Ordinal> = past.map(|hold| hold.boundary).collect();
+    boundaries.sort_unstable();
+    kills.iter().filter(|kill| is_kept(&boundaries, kill)).copied().collect()
 }
 
 impl Subject {

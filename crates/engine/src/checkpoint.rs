@@ -19,8 +19,10 @@ mod free;
 mod merge;
 mod reclaim;
 mod runs;
+mod window;
 
 pub(crate) use reclaim::covered_bytes;
+pub(crate) use window::current_window;
 
 pub(crate) use runs::{kill_runs, node_kill_runs};
 
@@ -82,6 +84,7 @@ impl Timeline {
             let quiet = self.context.env.now().saturating_sub(data.touched) >= QUIET;
             // What a clone took over in its overlay is no reason: each would write nodes that it could share.
             let waiting = data.reconsider
+                || self.is_window_over(&data)
                 || data.table.has_left()
                 || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)
                 || (since_last(&data) > 0 && data.sealed.is_empty() && data.open.is_empty());
@@ -165,7 +168,7 @@ impl Timeline {
             let root = self.merge(stratum, &mut gathered).await?;
             gathered.roots.push(root);
         }
-        let freed = self.free(&mut gathered).await?;
+        let freed = self.free(&mut gathered, point).await?;
         self.put_checkpoint(strata, point, gathered, freed).await
     }
 
@@ -198,9 +201,10 @@ impl Timeline {
         let boundary = point.boundary;
         let turn = self.manifests.take().await;
         // In the turn: a hold that was accepted before it is seen, and none is accepted before this manifest.
-        let dead_segments = self.take_dead_segments(&mut self.data.borrow_mut(), boundary);
+        let dead_segments = self.take_dead_segments(&mut self.data.borrow_mut(), boundary, &freed.window);
         let tables = self.put_tables(boundary, &freed).await?;
         let head = gathered.roots.last().copied();
+        let rewind = freed.window.with(point, head, self.context.now_ms(), self.root_spacing_ms());
         let edit = |manifest: &mut Manifest, data: &mut Data| {
             manifest.boundary = boundary;
             manifest.merged = point.merged;
@@ -210,6 +214,7 @@ impl Timeline {
                 manifest.root_number = head.number;
             }
             manifest.last_root = data.last_root;
+            manifest.rewind = rewind.clone();
             note_roots(&mut manifest.snapshots, &gathered.roots);
             if !strata.is_empty() {
                 manifest.inherited.clear();

@@ -55,6 +55,8 @@ pub struct Limits {
     pub reclaim_level: u8,
     /// Nodes of such subtrees that are worked off for one manifest: 512 blocks each.
     pub reclaim_nodes: usize,
+    /// Runs of kills of each kind that wait for a volume's rewind window; beyond that small ones become one.
+    pub rewind_runs: usize,
     /// Sparse segments are cleaned while less than so many of a hundred stored blocks of a volume are alive; 0: never.
     pub occupancy: u64,
     /// Bytes that cleaning may read and put in a second; 0: as many as can be.
@@ -77,6 +79,7 @@ impl Default for Limits {
             puts: 4,
             reclaim_level: 1,
             reclaim_nodes: 2048,
+            rewind_runs: 512,
             occupancy: 80,
             clean_rate: 0,
             scrub_rate: 0,

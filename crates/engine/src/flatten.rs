@@ -68,6 +68,7 @@ enum Keeper {
     Head,
     Snapshot(Name),
     Clone(VolumeId),
+    Past,
 }
 
 impl Timeline {
@@ -168,7 +169,8 @@ impl Timeline {
             Some(Kept { root, keeper })
         });
         let holds = holds.iter().map(|hold| Kept { root: hold.base_root, keeper: Keeper::Clone(hold.volume) });
-        std::iter::once(head).chain(snapshots).chain(holds).filter(|kept| !kept.root.is_absent()).collect()
+        let past = data.manifest.rewind.roots.iter().map(|root| Kept { root: root.root, keeper: Keeper::Past });
+        std::iter::once(head).chain(snapshots).chain(holds).chain(past).filter(|kept| !kept.root.is_absent()).collect()
     }
 
     /// Whether a root leads to an ancestor. Nodes in `seen` do not, and are not looked into again.
@@ -248,7 +250,12 @@ impl Volume {
         };
         let blocks = timeline.write_inherited(&progress).await?;
         timeline.drain().await?;
-        timeline.checkpoint().await?;
+        {
+            let turn = timeline.checkpoints.take().await;
+            // Roots of the past lead to ancestors for as long as they are kept. In the turn: a checkpoint that began before would make one more.
+            timeline.data.borrow_mut().rewind_ends = true;
+            timeline.checkpoint_in_turn(&turn, true).await?;
+        }
         let clean_from = timeline.data.borrow().manifest.root_number;
         let mut clean = BTreeSet::new();
         let mut seen = BTreeSet::new();
@@ -303,6 +310,10 @@ impl Volume {
                     Keeper::Head => {
                         let what = format!("volume {}: its map leads to an ancestor still", self.name());
                         return Err(EngineError::new(ErrorKind::Internal, what));
+                    }
+                    Keeper::Past => {
+                        let what = format!("volume {}: its past leads to an ancestor still", self.name());
+                        return Err(EngineError::new(ErrorKind::Busy, what));
                     }
                     Keeper::Snapshot(name) => done.snapshots.push(name),
                     Keeper::Clone(volume) if done.clones.contains(&volume) => {}

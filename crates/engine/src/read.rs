@@ -21,6 +21,7 @@ use std::rc::Rc;
 use varve_format::bundle::{BUNDLE_HEADER, BundleHeader, Share};
 use varve_format::chunk::{Block, RAW_BLOCK, raw_block};
 use varve_format::crc::crc;
+use varve_format::mark::Mark;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, IndexExtent, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
 use varve_format::{NodePointer, ObjectKind, ObjectName, Pointer};
 use varve_types::branch::{Branch, reached};
@@ -378,19 +379,30 @@ pub(crate) fn heads_of(name: &ObjectName, header: &BundleHeader, shares: &[Share
     shares.iter().map(head).collect()
 }
 
-/// What a segment has changed, from the object that has its blocks.
+/// What a segment has changed of blocks, from the object that has its blocks.
 pub(crate) async fn load_history(
     store: &dyn varve_env::ObjectStore,
     name: &ObjectName,
     ordinal: Ordinal,
 ) -> Result<Vec<IndexExtent>> {
+    Ok(load_changes(store, name, ordinal).await?.0)
+}
+
+/// The same, with its marks.
+pub(crate) async fn load_changes(
+    store: &dyn varve_env::ObjectStore,
+    name: &ObjectName,
+    ordinal: Ordinal,
+) -> Result<(Vec<IndexExtent>, Vec<Mark>)> {
     if name.kind != ObjectKind::Bundle {
-        return Ok(load_segment_head(store, name).await?.1.extents);
+        let index = load_segment_head(store, name).await?.1;
+        return Ok((index.extents, index.marks));
     }
     let (_, shares) = load_bundle_head(store, name).await?;
     let history = shares.into_iter().find(|share| share.ordinal == ordinal).and_then(|share| share.history);
     let missing = || EngineError::corrupt(format!("{name}: it does not say what segment {ordinal} has changed"));
-    Ok(history.ok_or_else(missing)?.extents)
+    let history = history.ok_or_else(missing)?;
+    Ok((history.extents, history.marks))
 }
 
 /// Loads header and index of a bundle and checks that it is the one that was asked for.

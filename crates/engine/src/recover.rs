@@ -31,7 +31,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use varve_coord::{ManifestRef, VolumeRecord};
 use varve_format::journal::Body;
-use varve_format::manifest::{Cut, Manifest};
+use varve_format::manifest::{Cut, Manifest, NodeWait};
 use varve_format::mark::Mark;
 use varve_format::page::{PageTable, table_len};
 use varve_format::segment::IndexExtent;
@@ -102,7 +102,9 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         pending: Vec::new(),
         manifest_number: manifest.number,
         last_root: manifest.last_root,
-        reconsider: !manifest.kills.is_empty() || manifest.node_kills.iter().any(|run| !run.passing),
+        reconsider: manifest.kills.iter().any(|run| !run.window)
+            || manifest.node_kills.iter().any(|run| run.waits == NodeWait::Kept),
+        rewind_ends: false,
         touched: context.env.now(),
         counted_bytes: 0,
         stopped: None,

@@ -16,6 +16,7 @@ use crate::timeline::{Data, PutState, Sealed, Timeline};
 use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::rc::Rc;
+use std::time::Duration;
 use varve_env::{Payload, PutOutcome, compute};
 use varve_format::chunk::{Block, SealBlock, pack};
 use varve_format::journal::MAX_RECORD_BLOCKS;
@@ -30,6 +31,9 @@ use varve_types::{BLOCK, Compression, MAX_SEGMENT_BLOCKS, Ordinal};
 
 /// A layer that was overwritten again and again is sealed when so many times its size came in.
 const MAX_OVERWRITE: u64 = 2;
+/// With a rewind window a layer that has taken so much is sealed at this age: its end is a moment to go back to.
+const POINT_BYTES: u64 = 4 << 20;
+const POINT_AGE: Duration = Duration::from_secs(10);
 /// Blocks gathered between two looks at other tasks.
 const SLICE: usize = 1024;
 
@@ -76,7 +80,9 @@ impl Timeline {
     pub fn seal_if_old(self: &Rc<Self>) {
         let old = {
             let data = self.data.borrow();
-            !data.open.is_empty() && self.context.env.now().saturating_sub(data.open.opened) >= data.settings.seal_age()
+            let age = self.context.env.now().saturating_sub(data.open.opened);
+            let is_point = data.settings.rewind_window_ms > 0 && data.open.taken() >= POINT_BYTES && age >= POINT_AGE;
+            !data.open.is_empty() && (age >= data.settings.seal_age() || is_point)
         };
         if old {
             reached(Branch::SealByAge);

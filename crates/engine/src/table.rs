@@ -253,7 +253,7 @@ impl SegmentTable {
     }
 
     /// Entries of a range of ordinals, in order.
-    pub fn range(&self, range: std::ops::Range<Ordinal>) -> impl Iterator<Item = (Ordinal, &TableEntry)> {
+    pub fn range(&self, range: std::ops::Range<Ordinal>) -> impl DoubleEndedIterator<Item = (Ordinal, &TableEntry)> {
         self.entries.range(range).map(|(ordinal, entry)| (*ordinal, entry))
     }
 

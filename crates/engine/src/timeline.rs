@@ -96,6 +96,8 @@ pub(crate) struct Data {
     pub last_root: RootNumber,
     /// Kills in kept runs are to be asked again at the next checkpoint: a snapshot or a hold has gone.
     pub reconsider: bool,
+    /// The next checkpoint ends the rewind window: what it keeps leads where nothing may lead any more.
+    pub rewind_ends: bool,
     /// When the last write came.
     pub touched: Duration,
     /// Bytes counted since the last checkpoint.

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::Manifest;
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, ErrorKind, Name, Overrides, Settings, SnapshotId, TimelineId, VolumeId, WriterId};
+use varve_types::{BLOCK, ErrorKind, Name, Overrides, Sequence, Settings, SnapshotId, TimelineId, VolumeId, WriterId};
 
 /// Somebody who uses a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,12 @@ pub struct VolumeCounts {
     pub limits: LimitCounts,
     /// Blocks of its own that were replaced, and that snapshots and clones alone keep: as of the last checkpoint.
     pub kept_blocks: u64,
+    /// The same of what nothing but the rewind window keeps.
+    pub rewind_blocks: u64,
+    /// The last change that was made.
+    pub last_change: Sequence,
+    /// Whether it is in a layer that is sealed.
+    pub is_sealed: bool,
     /// Bytes of dead blocks that cleaning has to give back until the volume is as full as it should be, before compression.
     pub clean_debt_bytes: u64,
     /// Histories that it does not show: what rollbacks and undos have left behind, and is not gone yet.
@@ -235,7 +241,10 @@ impl Volume {
             dead_objects: data.manifest.dead.iter().filter(|dead| !data.deleted.contains(&dead.name)).count(),
             reclaim_bytes: crate::checkpoint::covered_bytes(&data.manifest.reclaim),
             limits: self.rate.counts(),
-            kept_blocks: data.manifest.kills.iter().map(|run| run.count).sum(),
+            kept_blocks: data.manifest.kills.iter().filter(|run| !run.window).map(|run| run.count).sum(),
+            rewind_blocks: data.manifest.kills.iter().filter(|run| run.window).map(|run| run.count).sum(),
+            last_change: data.last,
+            is_sealed: data.open.is_empty(),
             clean_debt_bytes: timeline.clean_debt_bytes(&data.table.totals()),
             hidden_timelines: self.record.borrow().timelines.iter().filter(|t| t.id != timeline.id).count() as u64,
         }

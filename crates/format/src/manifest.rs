@@ -27,6 +27,8 @@ const PLAIN: u32 = 1;
 const VERSION: u32 = 2;
 /// Pages of its table, and what it names as dead, may lead to bundles.
 const NEEDS_BUNDLES: u64 = 1;
+/// Moments of the past are kept: who does not know of them would free what they need.
+const NEEDS_REWIND: u64 = 2;
 /// Longest manifest.
 pub const MAX_MANIFEST: u64 = 256 << 20;
 
@@ -129,6 +131,15 @@ pub struct Hold {
     pub epoch: Epoch,
 }
 
+impl Hold {
+    /// Whether its boundary may lie inside what one checkpoint has merged, as that of a moment of the past can: what died in there is told to have died with
+    /// the last segment that wrote its place, so the hold may keep what it does not see.
+    #[must_use]
+    pub fn may_be_inside(&self) -> bool {
+        self.base_boundary < self.boundary
+    }
+}
+
 /// Where a page of the segment table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRef {
@@ -153,6 +164,8 @@ pub struct RunRef {
     pub last_death: Ordinal,
     /// Number of kills.
     pub count: u64,
+    /// Whether nothing but the rewind window keeps them: they are asked again once its last death has left it.
+    pub window: bool,
 }
 
 /// Where a run of node kills is.
@@ -164,8 +177,54 @@ pub struct NodeRunRef {
     pub index: u32,
     /// Number of kills.
     pub count: u64,
-    /// Whether nothing but the root of the manifest before keeps them: the next checkpoint asks them again.
-    pub passing: bool,
+    /// Until when they wait.
+    pub waits: NodeWait,
+}
+
+/// What the kills of a run of nodes wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeWait {
+    /// For a snapshot or a hold to go.
+    Kept,
+    /// For the next checkpoint: nothing but the root of the manifest before keeps them.
+    Passing,
+    /// For the rewind window: nothing else keeps them.
+    Window {
+        /// The latest death in the run.
+        last_death: RootNumber,
+    },
+}
+
+/// A root that the rewind window keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RewindRoot {
+    /// Segments below are in it.
+    pub boundary: Ordinal,
+    /// Its number; 0 where the timeline has merged nothing of its own yet.
+    pub number: RootNumber,
+    /// The root; absent for an empty map.
+    pub root: NodePointer,
+    /// Size of the volume there, in bytes.
+    pub size: u64,
+    /// When its manifest was written, in milliseconds since 1970.
+    pub written_ms: u64,
+}
+
+/// What of the past is kept though no snapshot sees it. A block is kept for it iff it died in or behind segment `from`, a node iff a root in the list holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewind {
+    /// Every boundary from here on can be brought back.
+    pub from: Ordinal,
+    /// Roots to begin at, by boundary: the first at or before `from`. None: nothing is kept.
+    pub roots: Vec<RewindRoot>,
+}
+
+impl Rewind {
+    /// The first segment whose index is kept for it.
+    #[must_use]
+    pub fn first_index(&self) -> Option<Ordinal> {
+        self.roots.first().map(|root| root.boundary)
+    }
 }
 
 /// A map object: the nodes of one root, or a part of them.
@@ -309,6 +368,8 @@ pub struct Manifest {
     pub reclaim: Vec<Reclaim>,
     /// Whether its table has ever led to bundles.
     pub bundles: bool,
+    /// What of the past can be brought back.
+    pub rewind: Rewind,
 }
 
 impl Manifest {
@@ -328,7 +389,7 @@ impl Manifest {
     /// Its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let needs = if self.bundles { NEEDS_BUNDLES } else { 0 };
+        let needs = if self.bundles { NEEDS_BUNDLES } else { 0 } | if self.needs_rewind() { NEEDS_REWIND } else { 0 };
         let version = if needs == 0 { PLAIN } else { VERSION };
         let mut e = Encoder::new();
         e.raw(MAGIC);
@@ -340,6 +401,9 @@ impl Manifest {
         self.encode_identity(&mut e);
         self.encode_map(&mut e);
         self.encode_lists(&mut e);
+        if needs & NEEDS_REWIND != 0 {
+            self.encode_rewind(&mut e);
+        }
         let mut bytes = e.finish();
         let sum = if version > PLAIN { crc(&bytes) } else { crc(&bytes[16..]) };
         bytes[12..16].copy_from_slice(&sum.to_le_bytes());
@@ -365,7 +429,7 @@ impl Manifest {
             return Err(d.corrupt("its checksum does not match"));
         }
         let needs = if found > PLAIN { d.varint()? } else { 0 };
-        let unknown = needs & !NEEDS_BUNDLES;
+        let unknown = needs & !(NEEDS_BUNDLES | NEEDS_REWIND);
         if unknown != 0 {
             return Err(FormatError::Feature { what: "a manifest", unknown });
         }
@@ -373,9 +437,31 @@ impl Manifest {
         this.bundles = needs & NEEDS_BUNDLES != 0;
         this.decode_map(&mut d)?;
         this.decode_lists(&mut d)?;
+        if needs & NEEDS_REWIND != 0 {
+            this.decode_rewind(&mut d)?;
+        }
         d.end()?;
         this.validate()?;
         Ok(this)
+    }
+
+    /// Whether anything is kept for the rewind window, or waits for its end.
+    fn needs_rewind(&self) -> bool {
+        !self.rewind.roots.is_empty()
+            || self.kills.iter().any(|run| run.window)
+            || self.node_kills.iter().any(|run| matches!(run.waits, NodeWait::Window { .. }))
+    }
+
+    /// Whether a clone needs the index of a segment, whatever lives of its blocks: it reads what lies between its base root and its boundary.
+    #[must_use]
+    pub fn is_index_held(&self, ordinal: Ordinal) -> bool {
+        self.holds.iter().any(|hold| hold.base_boundary <= ordinal && ordinal < hold.boundary)
+    }
+
+    /// The same, or whether it is needed to bring back a moment of the past.
+    #[must_use]
+    pub fn needs_index(&self, ordinal: Ordinal) -> bool {
+        self.is_index_held(ordinal) || self.rewind.first_index().is_some_and(|first| first <= ordinal)
     }
 
     fn validate(&self) -> Result<(), FormatError> {
@@ -401,6 +487,13 @@ impl Manifest {
         let runs = self.kills.iter().map(|run| run.object).chain(self.node_kills.iter().map(|run| run.object));
         if runs.into_iter().any(|object| !self.tables.iter().any(|t| t.number == object)) {
             return corrupt("a run of kills is in an object that it does not name");
+        }
+        let roots = &self.rewind.roots;
+        if roots.windows(2).any(|w| w[0].boundary >= w[1].boundary || w[0].number > w[1].number) {
+            return corrupt("its roots for rewinding are out of order");
+        }
+        if roots.first().is_some_and(|first| first.boundary > self.rewind.from) || self.rewind.from > self.boundary {
+            return corrupt("its rewind window begins before its first root, or behind its boundary");
         }
         if self.reclaim.iter().any(|r| r.node.is_absent() || r.node.lineage() != self.own || !r.is_aligned()) {
             return corrupt("a subtree to be worked off is none of its own map");

@@ -31,6 +31,7 @@ pub fn small_limits() -> Limits {
         puts: 2,
         reclaim_level: 0,
         reclaim_nodes: 3,
+        rewind_runs: 4,
         occupancy: 80,
         clean_rate: 0,
         scrub_rate: 0,
@@ -38,9 +39,9 @@ pub fn small_limits() -> Limits {
     }
 }
 
-/// Settings of the pool: small segments. They are the pool's because a manifest takes only what a person may set.
+/// Settings of the pool: small segments, and no past, so that what is overwritten is free. They are the pool's because a manifest takes only what a person may set.
 pub fn small_segments() -> Overrides {
-    Overrides { segment_size: Some(64 << 10), ..Overrides::default() }
+    Overrides { segment_size: Some(64 << 10), rewind_window_ms: Some(0), ..Overrides::default() }
 }
 
 /// See the module.

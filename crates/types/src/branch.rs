@@ -275,6 +275,22 @@ crate::catalogue::catalogue! {
     /// A read waited for another one that was fetching the same blocks.
     FetchShared = "fetch-shared",
 
+    // Rewinding.
+    /// A block died that nothing but the rewind window keeps: its kill waits for the window to pass.
+    RewindKillsKept = "rewind-kills-kept",
+    /// A checkpoint moves the beginning of the rewind window: what died before it is asked again.
+    RewindMoved = "rewind-moved",
+    /// The rewind window would take more room than it may: its oldest part ends early.
+    RewindFull = "rewind-full",
+    /// Too many runs of kills wait for the rewind window: small ones become one.
+    RewindRunsJoined = "rewind-runs-joined",
+    /// The rewind window was turned off: what it kept is asked again.
+    RewindClosed = "rewind-closed",
+    /// A moment of the past is held for a clone.
+    Rewound = "rewound",
+    /// A moment lies behind its root: the segments between the two are replayed.
+    RewindReplays = "rewind-replays",
+
     // What is deleted.
     /// A volume was made, or cloned, and coordination did not take its record: its first manifest is deleted again.
     BirthTakenBack = "birth-taken-back",

@@ -263,6 +263,20 @@ crate::catalogue::catalogue! {
     /// A subtree is cut out though a discard begins inside it: what is in front is lost.
     DetachUnaligned = "detach-unaligned",
 
+    // Rewinding.
+    /// What died inside the rewind window is freed: moments between two roots have lost blocks.
+    RewindFreesAtOnce = "rewind-frees-at-once",
+    /// Nodes that only a root of the rewind window holds are freed: it leads to what is gone.
+    RewindDropsRoots = "rewind-drops-roots",
+    /// The index of a segment in the rewind window goes when nothing of it lives: its holes and sizes are forgotten.
+    RewindDropsIndexes = "rewind-drops-indexes",
+    /// The walk of a sweep begins at no root of a rewind window: what only the past reaches is freed.
+    SweepIgnoresRewind = "sweep-ignores-rewind",
+    /// A moment is brought back without a hold in its origin: what it needs goes with the window.
+    RewindWithoutHold = "rewind-without-hold",
+    /// A volume that is brought back has the size of the root before the moment: what was resized since is wrong.
+    RewindIgnoresSize = "rewind-ignores-size",
+
     // Manifests, and what is deleted.
     /// Objects go after the manifest that stopped needing them, before the second: the one before it is no way back.
     DeleteBeforeSecondManifest = "delete-before-second-manifest",

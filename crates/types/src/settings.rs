@@ -57,6 +57,10 @@ pub struct Settings {
     pub seal_age_ms: u64,
     /// Milliseconds for which a deleted volume, or the history that a rollback hid, can be brought back.
     pub undelete_window_ms: u64,
+    /// Milliseconds of its past of which any moment can be brought back; 0: none.
+    pub rewind_window_ms: u64,
+    /// Most of its size, in percent, that what only this past needs may take: the window is shorter where it would take more.
+    pub rewind_space: u64,
     /// Requests a second that it answers, reads, writes and discards together; 0: no bound.
     pub iops_limit: u64,
     /// Bytes a second that it reads and writes, together; 0: no bound.
@@ -77,6 +81,8 @@ impl Default for Settings {
             segment_size: 64 << 20,
             seal_age_ms: 60_000,
             undelete_window_ms: 3_600_000,
+            rewind_window_ms: 3_600_000,
+            rewind_space: 20,
             iops_limit: 0,
             bandwidth_limit: 0,
             limit_burst_ms: 1000,
@@ -105,6 +111,12 @@ pub struct Overrides {
     /// See [`Settings::undelete_window_ms`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undelete_window_ms: Option<u64>,
+    /// See [`Settings::rewind_window_ms`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewind_window_ms: Option<u64>,
+    /// See [`Settings::rewind_space`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewind_space: Option<u64>,
     /// See [`Settings::iops_limit`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iops_limit: Option<u64>,
@@ -219,15 +231,19 @@ settings! {
     "How data are compressed that go to the store from now on.";
     segment_size, "segment-size", parse_segment_size, number, format_size, "4M to 128M, a multiple of 1M",
     "Bytes of data that go to the store as one object.";
-    seal_age_ms, "seal-age", |text| parse_duration(text, 1_000, HOUR_MS), format_duration_ms, format_duration_ms, "1s to 1h",
+    seal_age_ms, "seal-age", |text| parse_duration_ms(text, 1_000, HOUR_MS), format_duration_ms, format_duration_ms, "1s to 1h",
     "After so long data go to the store though they do not fill a segment.";
-    undelete_window_ms, "undelete-window", |text| parse_duration(text, 0, 365 * 24 * HOUR_MS), format_duration_ms, format_duration_ms, "0s to 365d",
+    undelete_window_ms, "undelete-window", |text| parse_duration_ms(text, 0, 365 * 24 * HOUR_MS), format_duration_ms, format_duration_ms, "0s to 365d",
     "For how long a deleted volume, or what a rollback hid, can be brought back.";
+    rewind_window_ms, "rewind-window", |text| parse_duration_ms(text, 0, 30 * 24 * HOUR_MS), format_duration_ms, format_duration_ms, "0s to 30d",
+    "Of how much of its past any moment can be brought back.";
+    rewind_space, "rewind-space", parse_percent, format_percent, format_percent, "1% to 100%",
+    "How much of the volume's size the past that only the rewind window keeps may take: the window is shorter where it would take more.";
     iops_limit, "iops-limit", parse_iops, format_bound, format_bound, "1 to 100000000, or none",
     "Reads, writes and discards that are answered in a second, of all who are attached together.";
     bandwidth_limit, "bandwidth-limit", parse_bandwidth, format_bound, show_bandwidth, "bytes a second, 64K to 1T, or none",
     "Bytes that are read and written in a second, of all who are attached together.";
-    limit_burst_ms, "limit-burst", |text| parse_duration(text, 0, HOUR_MS), format_duration_ms, format_duration_ms, "0s to 1h",
+    limit_burst_ms, "limit-burst", |text| parse_duration_ms(text, 0, HOUR_MS), format_duration_ms, format_duration_ms, "0s to 1h",
     "What the limits allow in so long can be had at once, after as long without requests.";
     cache, "cache", parse_cache, write_cache, write_cache, "read, write or none",
     "What of the volume goes into the node's read cache: what is read from the store; that, and what is written; nothing.";
@@ -236,6 +252,14 @@ settings! {
 }
 
 const HOUR_MS: u64 = 3_600_000;
+
+fn parse_percent(text: &str) -> Option<u64> {
+    text.strip_suffix('%')?.parse().ok().filter(|percent| (1..=100).contains(percent))
+}
+
+fn format_percent(percent: u64) -> String {
+    format!("{percent}%")
+}
 
 fn parse_ack(text: &str) -> Option<Ack> {
     match text {
@@ -295,7 +319,9 @@ fn number(number: u64) -> String {
 }
 
 /// Parses a duration such as `500ms`, `10s`, `5m`, `1h`, `2d` into milliseconds, within bounds.
-fn parse_duration(text: &str, least_ms: u64, most_ms: u64) -> Option<u64> {
+/// A duration as people write it (`90s`, `5m`, `2h`, `1d`), in milliseconds, where it lies between two bounds.
+#[must_use]
+pub fn parse_duration_ms(text: &str, least_ms: u64, most_ms: u64) -> Option<u64> {
     let split = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(split);
     let scale: u64 = match unit {
@@ -376,7 +402,7 @@ mod tests {
     #[test]
     fn pairs_are_what_set_takes() {
         let mut all = Overrides::default();
-        let values = ["ram", "zstd", "8M", "1500ms", "2d", "500", "none", "0s", "write", "1G"];
+        let values = ["ram", "zstd", "8M", "1500ms", "2d", "3h", "35%", "500", "none", "0s", "write", "1G"];
         assert_eq!(values.len(), Overrides::KEYS.len());
         Overrides::KEYS.into_iter().zip(values).for_each(|(key, value)| all.set(key, value).unwrap());
         let mut copy = Overrides::default();
@@ -393,6 +419,10 @@ mod tests {
             ("segment-size", "4.5M"),
             ("seal-age", "0s"),
             ("size", "1"),
+            ("rewind-window", "31d"),
+            ("rewind-space", "20"),
+            ("rewind-space", "0%"),
+            ("rewind-space", "101%"),
             ("iops-limit", "0"),
             ("iops-limit", "1k"),
             ("bandwidth-limit", "1K"),

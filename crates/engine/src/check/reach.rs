@@ -19,7 +19,7 @@ use crate::timeline::Timeline;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use varve_format::manifest::{Hold, Manifest, Reclaim};
+use varve_format::manifest::{Manifest, Reclaim};
 use varve_format::table::{LiveBits, TableEntry};
 use varve_format::{Lineage, NodePointer, Pointer};
 use varve_types::branch::{Branch, reached};
@@ -87,30 +87,35 @@ impl Reach {
             let top = NodePath { level: *level, first_block: *first_block, pointer: *node };
             self.walk_tree(&Tree::below(top), &nothing, m, objects, report).await?;
         }
-        for hold in &m.holds {
-            let entries = self.entries_of(timeline, hold, subject, report).await?;
+        // Of what the first root of the window sees, only what still lives where the window begins is kept.
+        let past = m.rewind.roots.iter().map(|root| (root.root, root.boundary, root.boundary.max(m.rewind.from)));
+        let past = past.enumerate().map(|(at, (root, base, from))| (root, base, if at == 0 { from } else { base }));
+        let holds = m.holds.iter().map(|hold| (hold.base_root, hold.base_boundary, hold.boundary));
+        for (root, base, boundary) in holds.chain(past) {
+            let entries = self.entries_of(timeline, base, boundary, subject, report).await?;
             for (_, len, pointer) in entries.map.iter() {
                 self.take(*pointer, len, m, report);
             }
-            self.walk(hold.base_root, &entries, m, objects, report).await?;
+            self.walk(root, &entries, m, objects, report).await?;
         }
         Ok(())
     }
 
-    /// Entries of the segments between a hold's base and its boundary.
+    /// Entries of the segments between a base and a boundary.
     async fn entries_of(
         &self,
         timeline: &Timeline,
-        hold: &Hold,
+        base: Ordinal,
+        boundary: Ordinal,
         subject: &Subject,
         report: &mut CheckReport,
     ) -> Result<Entries> {
         let mut entries = Entries::default();
-        if hold.base_boundary >= hold.boundary {
+        if base >= boundary {
             return Ok(entries);
         }
         let map = Arc::make_mut(&mut entries.map);
-        for (ordinal, entry) in subject.table.range(hold.base_boundary..hold.boundary) {
+        for (ordinal, entry) in subject.table.range(base..boundary) {
             let name = subject.segment(*ordinal, entry);
             let extents = load_history(&*timeline.pool.store, &name, *ordinal).await;
             let Some(extents) = report.note(name, extents)? else { continue };
@@ -218,12 +223,9 @@ impl Reach {
     pub fn compare_blocks(&mut self, subject: &Subject, report: &mut CheckReport) {
         let boundary = subject.manifest.boundary;
         let mut kept = std::mem::take(&mut self.blocks);
-        if !subject.settled {
-            // Nobody has asked again since snapshots have gone: what waits is live as well.
-            for kill in &subject.kills {
-                if let Some(bits) = kept.get_mut(&kill.ordinal) {
-                    bits.set(usize::from(kill.block));
-                }
+        for kill in subject.kills.iter().filter(|_| !subject.settled).chain(&subject.past).chain(&subject.over_kept) {
+            if let Some(bits) = kept.get_mut(&kill.ordinal) {
+                bits.set(usize::from(kill.block));
             }
         }
         for (ordinal, entry) in subject.table.range(self.range.clone()) {
@@ -252,6 +254,9 @@ impl Reach {
     /// Compares the nodes that are reached with the counts of map objects.
     pub fn compare_nodes(&mut self, subject: &Subject, report: &mut CheckReport) {
         let m = &subject.manifest;
+        for node in &subject.past_nodes {
+            self.nodes.entry((node.node.root(), node.node.part())).or_default().set(usize::from(node.node.record()));
+        }
         for map in &m.maps {
             report.counts_compared += 1;
             let found = self.nodes.remove(&(map.root, map.part)).map_or(0, |bits| bits.count());

@@ -5,8 +5,10 @@
 //! A kill that some boundary keeps goes into a run in the store; runs are asked again when a snapshot or a hold has
 //! gone. Every kill is asked, and freed, once: counts are changed in the same manifest that drops it from its run.
 
+use super::Point;
 use super::merge::Gathered;
 use super::runs::{KillRun, NodeKillRun, kill_runs, node_kill_runs};
+use super::window::{Window, too_many};
 use crate::Result;
 use crate::context::damaged;
 use crate::lineage::{load_record, table_object};
@@ -16,7 +18,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use varve_env::compute;
-use varve_format::manifest::{MapObject, NodeRunRef, PageRef, RunRef, TableObject};
+use varve_format::manifest::{MapObject, NodeRunRef, NodeWait, PageRef, RunRef, TableObject};
 use varve_format::page::PageBuilder;
 use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
@@ -39,6 +41,8 @@ pub(super) struct Freed {
     pub kept_node_runs: Vec<NodeRunRef>,
     pub maps: Vec<MapObject>,
     pub dead: Vec<ObjectName>,
+    /// The rewind window from now on.
+    pub window: Window,
 }
 
 /// What was put for the table.
@@ -65,19 +69,22 @@ fn kept_roots(data: &Data, gathered: &Gathered) -> Vec<RootNumber> {
 
 impl Timeline {
     /// Decides what of the gathered kills, and of those that waited, is free.
-    pub(super) async fn free(self: &Rc<Self>, gathered: &mut Gathered) -> Result<Freed> {
+    pub(super) async fn free(self: &Rc<Self>, gathered: &mut Gathered, point: Point) -> Result<Freed> {
+        let (window, reconsider, runs, node_runs) = {
+            let mut data = self.data.borrow_mut();
+            let window = self.next_window(&mut data, gathered, point);
+            let reconsider = std::mem::take(&mut data.reconsider);
+            (window, reconsider, data.manifest.kills.clone(), data.manifest.node_kills.clone())
+        };
         let mut kills = std::mem::take(&mut gathered.kills);
         let mut nodes = std::mem::take(&mut gathered.node_kills);
-        let (reconsider, runs, node_runs) = {
-            let mut data = self.data.borrow_mut();
-            let reconsider = std::mem::take(&mut data.reconsider);
-            (reconsider, data.manifest.kills.clone(), data.manifest.node_kills.clone())
-        };
+        let (joined, joined_nodes) = too_many(&runs, &node_runs, self.context.limits.rewind_runs);
         let (mut kept_runs, mut kept_node_runs) = (Vec::new(), Vec::new());
         let asked_again = reconsider && !runs.is_empty();
         reached_if(asked_again, Branch::KillsReconsidered);
         for run in runs {
-            if !reconsider {
+            let is_asked = window.asks(&run) || (reconsider && !run.window);
+            if !is_asked && !joined.contains(&(run.object, run.index)) {
                 kept_runs.push(run);
                 continue;
             }
@@ -88,22 +95,27 @@ impl Timeline {
             }
         }
         for run in node_runs {
-            if !reconsider && !run.passing {
+            let is_asked = window.asks_nodes(&run) || (reconsider && run.waits == NodeWait::Kept);
+            if !is_asked && !joined_nodes.contains(&(run.object, run.index)) {
                 kept_node_runs.push(run);
                 continue;
             }
             let bytes = self.persist("a get", async || self.load_run(run.object, run.index).await).await?;
             nodes.extend(decode_node_kills(&bytes).map_err(damaged("a run of node kills"))?);
         }
-        let mut waiting = self.free_blocks(kills).await?;
+        let (mut waiting, mut past) = self.free_blocks(kills, &window).await?;
         reached_if(!waiting.is_empty(), Branch::KillsKept);
+        reached_if(!past.is_empty(), Branch::RewindKillsKept);
         reached_if(asked_again && waiting.is_empty(), Branch::RunsDropped);
         let sorted = move || {
             waiting.sort_unstable();
-            kill_runs(&waiting)
+            past.sort_unstable();
+            let mut runs = kill_runs(&waiting, false);
+            runs.append(&mut kill_runs(&past, true));
+            runs
         };
         let runs = compute(&*self.context.env, sorted).await;
-        let (node_runs, maps) = self.free_nodes(nodes, gathered).await;
+        let (node_runs, maps) = self.free_nodes(nodes, gathered, &window).await;
         let (maps, dead): (Vec<_>, Vec<_>) = maps.into_iter().partition(|map| map.live > 0);
         let dead = dead.into_iter().map(|m| ObjectName {
             timeline: self.id,
@@ -113,7 +125,7 @@ impl Timeline {
             epoch: m.epoch,
             writer: m.writer,
         });
-        Ok(Freed { runs, kept_runs, node_runs, kept_node_runs, maps, dead: dead.collect() })
+        Ok(Freed { runs, kept_runs, node_runs, kept_node_runs, maps, dead: dead.collect(), window })
     }
 
     async fn load_run(&self, object: u64, index: u32) -> Result<Bytes> {
@@ -121,17 +133,19 @@ impl Timeline {
         load_record(&self.pool.store, &name, index).await
     }
 
-    /// Frees blocks that no boundary keeps, in slices; gives the others. Boundaries that come meanwhile
-    /// lie behind every death.
-    async fn free_blocks(&self, kills: Vec<Kill>) -> Result<Vec<Kill>> {
+    /// Frees blocks that nothing keeps, in slices; gives those that a boundary keeps, and those that only the rewind window does. Boundaries that
+    /// come meanwhile lie behind every death, but for moments that are brought back, which wait until no checkpoint runs.
+    async fn free_blocks(&self, kills: Vec<Kill>, window: &Window) -> Result<(Vec<Kill>, Vec<Kill>)> {
         let kept = self.data.borrow().kept_boundaries();
-        let mut waiting = Vec::new();
+        let (mut waiting, mut past) = (Vec::new(), Vec::new());
         for slice in kills.chunks(SLICE) {
             {
                 let mut data = self.data.borrow_mut();
                 for kill in slice {
                     if is_kept(&kept, kill) {
                         waiting.push(*kill);
+                    } else if window.keeps(kill) {
+                        past.push(*kill);
                     } else {
                         data.table.clear(kill.ordinal, kill.block)?;
                     }
@@ -139,12 +153,18 @@ impl Timeline {
             }
             breathe().await;
         }
-        Ok(waiting)
+        Ok((waiting, past))
     }
 
     /// Frees nodes that no root keeps, in slices; gives runs of the others, and the map objects with what is live
     /// in them now.
-    async fn free_nodes(&self, nodes: Vec<NodeKill>, gathered: &Gathered) -> (Vec<NodeKillRun>, Vec<MapObject>) {
+    async fn free_nodes(
+        &self,
+        nodes: Vec<NodeKill>,
+        gathered: &Gathered,
+        window: &Window,
+    ) -> (Vec<NodeKillRun>, Vec<MapObject>) {
+        let in_window = window.roots();
         let (kept, passing, old) = {
             let data = self.data.borrow();
             (kept_roots(&data, gathered), [data.manifest.root_number], data.manifest.maps.clone())
@@ -153,11 +173,13 @@ impl Timeline {
         let mut maps: BTreeMap<_, _> = maps.map(|map| ((map.root, map.part), map)).collect();
         // Most nodes go at the checkpoint after the one that replaced them. They stand apart, so that the runs of
         // snapshots are let be.
-        let (mut long, mut short) = (Vec::new(), Vec::new());
+        let (mut long, mut past, mut short) = (Vec::new(), Vec::new(), Vec::new());
         for slice in nodes.chunks(SLICE) {
             for kill in slice {
                 if node_is_kept(&kept, kill) {
                     long.push(*kill);
+                } else if node_is_kept(&in_window, kill) {
+                    past.push(*kill);
                 } else if node_is_kept(&passing, kill) {
                     short.push(*kill);
                 } else if let Some(map) = maps.get_mut(&(kill.node.root(), kill.node.part())) {
@@ -168,19 +190,30 @@ impl Timeline {
         }
         reached_if(!short.is_empty(), Branch::KillsPassing);
         let sorted = move || {
-            long.sort_unstable();
-            short.sort_unstable();
-            let mut runs = node_kill_runs(&long, false);
-            runs.append(&mut node_kill_runs(&short, true));
+            let mut runs = Vec::new();
+            let past_waits = NodeWait::Window { last_death: RootNumber(0) };
+            for (mut kills, waits) in [(long, NodeWait::Kept), (past, past_waits), (short, NodeWait::Passing)] {
+                kills.sort_unstable();
+                runs.append(&mut node_kill_runs(&kills, waits));
+            }
             runs
         };
         (compute(&*self.context.env, sorted).await, maps.into_values().collect())
     }
 
-    pub(super) fn take_dead_segments(&self, data: &mut Data, boundary: Ordinal) -> BTreeSet<ObjectName> {
-        // Between a hold's base root and its boundary a clone still reads indexes, of holes and marks too.
+    pub(super) fn take_dead_segments(
+        &self,
+        data: &mut Data,
+        boundary: Ordinal,
+        window: &Window,
+    ) -> BTreeSet<ObjectName> {
+        // Between a hold's base root and its boundary a clone still reads indexes, of holes and marks too; so does who brings a moment back.
         let holds = data.manifest.holds.clone();
         let held = |ordinal| {
+            let is_past = window.rewind.first_index().is_some_and(|first| first <= ordinal);
+            if is_past && !planted(Mutant::RewindDropsIndexes) {
+                return true;
+            }
             let is_held = holds.iter().any(|h| h.base_boundary <= ordinal && ordinal < h.boundary);
             reached_if(is_held, Branch::HeldIndexKept);
             is_held && !planted(Mutant::DropHeldIndexes)

@@ -99,7 +99,8 @@ impl Timeline {
         let mut done = 0usize;
         let mut runs = stratum.map.iter().map(|(start, len, pointer)| (start, len, *pointer)).peekable();
         while let Some((start, mut len, mut pointer)) = runs.next() {
-            // A large discard comes in pieces. No boundary lies within a stratum, so it is all one which of its segments a block died by.
+            // A large discard comes in pieces. No boundary lies within a stratum but those of moments that may be brought back, so it is all one which of its
+            // segments a block died by: with the last of them such a moment keeps a little more than it sees.
             let is_next = |at, end| at == end || planted(Mutant::JoinHolesAcrossGap);
             while let Some((_, more, next)) =
                 runs.next_if(|(at, _, next)| is_next(*at, start + len) && is_same_hole(pointer, *next))

@@ -102,8 +102,7 @@ impl Timeline {
 /// What a job has to know of a segment; `None` where nothing of it lives.
 fn source(timeline: &Timeline, data: &Data, ordinal: Ordinal) -> Option<Source> {
     let entry = data.table.get(ordinal)?;
-    let is_held = data.manifest.holds.iter().any(|hold| hold.base_boundary <= ordinal && ordinal < hold.boundary);
-    let history = is_held && !planted(Mutant::CleanWithoutHistory);
+    let history = data.manifest.needs_index(ordinal) && !planted(Mutant::CleanWithoutHistory);
     reached_if(history, Branch::CleanHistory);
     if entry.live.live() == 0 && !history {
         return None;

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use varve_env::{ObjectStore, Payload, PutOutcome};
-use varve_format::manifest::{Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, TableObject};
+use varve_format::manifest::{Manifest, MapObject, NodeRunRef, NodeWait, PageRef, Reclaim, RunRef, TableObject};
 use varve_format::page::PageBuilder;
 use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
@@ -192,8 +192,8 @@ async fn build(builder: &mut PageBuilder, number: u64, old: &Manifest, pages: &P
     }
     let (mut kills, mut node_kills) = (old.kills.clone(), old.node_kills.clone());
     if let Some(runs) = runs {
-        kills = kill_runs(&runs.kills).iter().map(|run| run.push(number, builder)).collect();
-        node_kills = node_kill_runs(&runs.nodes, false).iter().map(|run| run.push(number, builder)).collect();
+        kills = kill_runs(&runs.kills, false).iter().map(|run| run.push(number, builder)).collect();
+        node_kills = node_kill_runs(&runs.nodes, NodeWait::Kept).iter().map(|run| run.push(number, builder)).collect();
     }
     Parts { pages: places.into_values().collect(), kills, node_kills, objects: old.tables.clone(), dead: Vec::new() }
 }
@@ -209,6 +209,5 @@ impl Waiting {
 
 /// Tells whether a hold needs the index of a segment, whatever is live in it: its clone reads what lies between base root and boundary.
 pub(super) fn is_index_held(manifest: &Manifest, ordinal: Ordinal) -> bool {
-    let holds = |hold: &Hold| hold.base_boundary <= ordinal && ordinal < hold.boundary;
-    manifest.holds.iter().any(holds) && !planted(Mutant::DropHeldIndexes)
+    manifest.is_index_held(ordinal) && !planted(Mutant::DropHeldIndexes)
 }

@@ -61,7 +61,9 @@ impl Pinned {
             let mut data = timeline.data.borrow_mut();
             let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));
             let holds = data.manifest.holds.iter().map(|hold| hold.base_number);
-            let pins: Vec<RootNumber> = snapshots.chain(holds).chain([data.manifest.root_number]).collect();
+            let past = data.manifest.rewind.roots.iter().map(|root| root.number);
+            let pins = snapshots.chain(holds).chain(past).chain([data.manifest.root_number]);
+            let pins: Vec<RootNumber> = pins.collect();
             data.pins = pins;
         }
         Self(timeline)
@@ -254,9 +256,11 @@ fn ancestors(member: &Member) -> impl Iterator<Item = TimelineId> {
     member.manifest.ancestors.iter().map(|ancestor| ancestor.timeline)
 }
 
-/// Roots that a manifest keeps, the head's too where it can be shown.
+/// Roots that a manifest keeps, also for its rewind window, the head's too where it can be shown.
 fn kept_roots(manifest: &Manifest, head: bool) -> Vec<NodePointer> {
     let snapshots = manifest.snapshots.iter().filter_map(|s| s.root.map(|(_, root)| root));
     let holds = manifest.holds.iter().map(|hold| hold.base_root);
-    snapshots.chain(holds).chain(head.then_some(manifest.root)).collect()
+    let past = manifest.rewind.roots.iter().map(|root| root.root);
+    let past = past.filter(|_| !planted(Mutant::SweepIgnoresRewind));
+    snapshots.chain(holds).chain(past).chain(head.then_some(manifest.root)).collect()
 }

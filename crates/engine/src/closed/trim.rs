@@ -5,7 +5,8 @@
 //! the newest kept boundary B, segments at or above B go whole, and so do map objects of roots above the newest kept
 //! root: no walk is needed. Kills are asked again below them. One with a death at or above B says nothing any more:
 //! its block is seen by B itself, and should B go, then either the block lies above the next boundary or that one
-//! sees it too. The same is true of nodes and roots.
+//! sees it too. The same is true of nodes and roots. But where B is that of a past moment which lies inside what one checkpoint has merged, a death
+//! is only known to that checkpoint: then the kills of it wait until B goes.
 //!
 //! All of it is one manifest: a crash before it is accepted leaves everything as it was.
 
@@ -19,7 +20,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use varve_coord::TimelineState as RecordState;
 use varve_format::NodePointer;
-use varve_format::manifest::{Birth, DeadObject, Manifest, MapObject, TimelineState};
+use varve_format::manifest::{Birth, DeadObject, Hold, Manifest, MapObject, Rewind, TimelineState};
 use varve_format::table::{Kill, NodeKill};
 use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
@@ -123,7 +124,8 @@ impl Volume {
         let mut pages = Pages::load(&self.pool.store, manifest).await?;
         pages.table.drop_from(boundary);
         let Waiting { kills, nodes } = load_waiting(&self.context, &self.pool.store, manifest).await?;
-        let mut kills = free_blocks(&mut pages, kills, &kept.boundaries, boundary).await?;
+        let is_inside = manifest.holds.iter().any(Hold::may_be_inside);
+        let mut kills = free_blocks(&mut pages, kills, &kept.boundaries, boundary, is_inside).await?;
         let (mut nodes, maps) = free_nodes(nodes, &manifest.maps, &kept.roots, root).await;
         kills.sort_unstable();
         nodes.sort_unstable();
@@ -158,6 +160,8 @@ impl Volume {
 pub(super) fn become_held(manifest: &mut Manifest, swept: bool) {
     manifest.state = TimelineState::Held { swept };
     manifest.root = NodePointer::absent();
+    // Its window is over, and with it whatever only that has kept.
+    manifest.rewind = Rewind::default();
 }
 
 /// Puts what was written into a manifest, and lists what it does not need any more.
@@ -170,11 +174,17 @@ pub(super) fn put_parts_into(m: &mut Manifest, parts: &Parts, dead: &[varve_form
     m.dead.extend(dead.iter().chain(&parts.dead).map(|name| DeadObject { name: *name, since }));
 }
 
-/// Frees blocks below `newest` that no boundary keeps; gives the kills that still wait.
-async fn free_blocks(pages: &mut Pages, kills: Vec<Kill>, kept: &[Ordinal], newest: Ordinal) -> Result<Vec<Kill>> {
+/// Frees blocks below `newest` that no boundary keeps; gives the kills that still wait, with those behind it where `late` is.
+async fn free_blocks(
+    pages: &mut Pages,
+    kills: Vec<Kill>,
+    kept: &[Ordinal],
+    newest: Ordinal,
+    late: bool,
+) -> Result<Vec<Kill>> {
     let mut waiting = Vec::new();
     for slice in kills.chunks(SLICE) {
-        for kill in slice.iter().filter(|kill| kill.ordinal < newest && kill.death < newest) {
+        for kill in slice.iter().filter(|kill| kill.ordinal < newest && (kill.death < newest || late)) {
             if is_kept(kept, kill) || planted(Mutant::TrimForgetsKills) {
                 waiting.push(*kill);
             } else {

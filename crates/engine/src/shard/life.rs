@@ -6,10 +6,11 @@
 //! coordination; the hold in its origin.
 
 use super::Shard;
-use crate::birth::start;
+use crate::birth::{Source, start};
 use crate::closed::{edit_closed, has_objects, remove_named};
 use crate::lineage::{manifest_name, newest_manifest_if_there};
 use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest, remove_objects};
+use crate::rewind::RewindPoint;
 use crate::timeline::Data;
 use crate::volume::{Volume, raise};
 use crate::{EngineError, Result};
@@ -172,14 +173,39 @@ impl Shard {
             Some(name) => origin.find_snapshot(name).await?,
             None => origin.take_snapshot(self.hidden_name()?, true).await?,
         };
-        let mut record = self.new_record(new, origin.record().pool, settings);
-        record.timelines[0].parent = Some(info.timeline);
+        let record = self.new_record(new, origin.record().pool, settings);
         let held = origin.hold(&info, record.shown, record.id).await?;
+        self.bear(&origin, record, held).await
+    }
+
+    /// Makes a volume of what another one was at a rewind point.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown volume, or a point that has left the window; `Conflict` when the name is taken or the volume has too many ancestors.
+    pub async fn rewind_volume(
+        self: &Rc<Self>,
+        source: &Name,
+        point: &RewindPoint,
+        new: Name,
+        settings: Overrides,
+    ) -> Result<Rc<Volume>> {
+        let origin = self.find(source)?;
+        let _making = self.begin_making(&origin.record().pool)?;
+        self.check_name_free(&new).await?;
+        let _turn = origin.changes.take().await;
+        let record = self.new_record(new, origin.record().pool, settings);
+        let held = origin.hold_point(point, record.shown, record.id).await?;
+        self.bear(&origin, record, held).await
+    }
+
+    /// Makes the volume of `record` from what is held for it. The caller has the turn of the origin.
+    async fn bear(&self, origin: &Volume, mut record: VolumeRecord, held: Source) -> Result<Rc<Volume>> {
+        record.timelines[0].parent = Some(held.origin);
         let mut manifest = self.first_manifest(&record);
         held.shape(&mut manifest)?;
         put_manifest(&*origin.pool.store, &manifest).await?;
         record.timelines[0].manifest = Some(reference(&manifest));
-        if let Err(error) = self.record_clone(&origin, &record).await {
+        if let Err(error) = self.record_clone(origin, &record).await {
             return Err(forget_unmade(&origin.pool, &record, error).await);
         }
         let timeline = start(&self.context, &origin.pool, manifest, &origin.pool_settings(), Some(&held));

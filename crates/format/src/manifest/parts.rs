@@ -6,8 +6,8 @@
 //! or belongs to a feature that the manifest says it needs: nothing here is optional, so that a manifest cut short is never taken for an older one.
 
 use super::{
-    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, SnapshotEntry,
-    TableObject, TimelineState,
+    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, NodeWait, PageRef, Reclaim, Rewind,
+    RewindRoot, RunRef, SnapshotEntry, TableObject, TimelineState,
 };
 use crate::codec::{Decoder, Encoder};
 use crate::mark::decode_name;
@@ -144,6 +144,7 @@ impl Manifest {
             dead: Vec::new(),
             reclaim: Vec::new(),
             bundles: false,
+            rewind: Rewind::default(),
         }
     }
 
@@ -236,7 +237,7 @@ impl Manifest {
             e.varint(r.object);
             e.varint(u64::from(r.index));
             e.varint(r.count);
-            e.u8(u8::from(r.passing));
+            e.u8(u8::from(r.waits == NodeWait::Passing));
         });
         e.list(&self.maps, |e, m| {
             e.varint(u64::from(m.root.0));
@@ -278,11 +279,13 @@ impl Manifest {
                 first_birth: d.ordinal()?,
                 last_death: d.ordinal()?,
                 count: d.varint()?,
+                window: false,
             })
         })?;
         self.node_kills = d.list(|d| {
             let (object, index, count) = (d.varint()?, d.varint32()?, d.varint()?);
-            Ok(NodeRunRef { object, index, count, passing: d.flag()? })
+            let waits = if d.flag()? { NodeWait::Passing } else { NodeWait::Kept };
+            Ok(NodeRunRef { object, index, count, waits })
         })?;
         self.maps = d.list(get_map)?;
         self.tables = d.list(|d| {
@@ -301,6 +304,53 @@ impl Manifest {
                 death_root: d.root_number()?,
             })
         })?;
+        Ok(())
+    }
+}
+
+impl Manifest {
+    /// The window, and which runs wait for it: their places in the lists before.
+    pub(super) fn encode_rewind(&self, e: &mut Encoder) {
+        e.varint(self.rewind.from.0);
+        e.list(&self.rewind.roots, |e, r| {
+            e.varint(r.boundary.0);
+            e.varint(u64::from(r.number.0));
+            e.u64(r.root.raw());
+            e.varint(r.size);
+            e.varint(r.written_ms);
+        });
+        let runs = self.kills.iter().enumerate().filter(|(_, run)| run.window);
+        e.list(&runs.map(|(at, _)| at as u64).collect::<Vec<_>>(), |e, at| e.varint(*at));
+        let runs = self.node_kills.iter().enumerate().filter_map(|(at, run)| match run.waits {
+            NodeWait::Window { last_death } => Some((at as u64, last_death)),
+            NodeWait::Kept | NodeWait::Passing => None,
+        });
+        e.list(&runs.collect::<Vec<_>>(), |e, (at, last_death)| {
+            e.varint(*at);
+            e.varint(u64::from(last_death.0));
+        });
+    }
+
+    pub(super) fn decode_rewind(&mut self, d: &mut Decoder<'_>) -> Result<(), FormatError> {
+        self.rewind.from = d.ordinal()?;
+        self.rewind.roots = d.list(|d| {
+            Ok(RewindRoot {
+                boundary: d.ordinal()?,
+                number: d.root_number()?,
+                root: get_node(d)?,
+                size: d.varint()?,
+                written_ms: d.varint()?,
+            })
+        })?;
+        let beyond = |d: &Decoder<'_>| d.corrupt("a run that waits for the rewind window is none of its runs");
+        for at in d.list(Decoder::varint)? {
+            let run = usize::try_from(at).ok().and_then(|at| self.kills.get_mut(at));
+            run.ok_or_else(|| beyond(d))?.window = true;
+        }
+        for (at, last_death) in d.list(|d| Ok((d.varint()?, d.root_number()?)))? {
+            let run = usize::try_from(at).ok().and_then(|at| self.node_kills.get_mut(at));
+            run.ok_or_else(|| beyond(d))?.waits = NodeWait::Window { last_death };
+        }
         Ok(())
     }
 }

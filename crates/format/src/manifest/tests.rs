@@ -48,13 +48,44 @@ fn full() -> Manifest {
     }];
     m.tables = vec![TableObject { number: 11, epoch, writer, bytes: 10 }];
     m.table = vec![PageRef { page: 0, object: 11, index: 0 }, PageRef { page: 1024, object: 11, index: 1 }];
-    m.kills = vec![RunRef { object: 11, index: 2, first_birth: Ordinal(1), last_death: Ordinal(9), count: 3 }];
-    m.node_kills = vec![NodeRunRef { object: 11, index: 3, count: 5, passing: true }];
+    m.kills =
+        vec![RunRef { object: 11, index: 2, first_birth: Ordinal(1), last_death: Ordinal(9), count: 3, window: false }];
+    m.node_kills = vec![NodeRunRef { object: 11, index: 3, count: 5, waits: NodeWait::Passing }];
     m.maps = vec![MapObject { root: RootNumber(3), part: 0, epoch, writer, records: 10, live: 4, bytes: 999 }];
     let name = ObjectName { timeline, kind: ObjectKind::Segment, number: 4, part: 0, epoch, writer };
     m.dead = vec![DeadObject { name, since: 11 }];
     m.reclaim = vec![Reclaim { node, level: 2, first_block: 0, death: Ordinal(5), death_root: RootNumber(4) }];
     m
+}
+
+/// One that keeps something of the past.
+fn rewinding() -> Manifest {
+    let mut m = full();
+    let node = NodePointer::new(Lineage(1), RootNumber(3), 9);
+    m.boundary = Ordinal(20);
+    let root = |boundary, number, root| RewindRoot { boundary, number, root, size: 1 << 30, written_ms: 7 };
+    m.rewind = Rewind {
+        from: Ordinal(12),
+        roots: vec![root(Ordinal(10), RootNumber(0), NodePointer::absent()), root(Ordinal(15), RootNumber(3), node)],
+    };
+    m.kills.push(RunRef { window: true, index: 7, ..m.kills[0] });
+    m.node_kills.push(NodeRunRef { waits: NodeWait::Window { last_death: RootNumber(3) }, ..m.node_kills[0] });
+    m.node_kills.push(NodeRunRef { waits: NodeWait::Kept, ..m.node_kills[0] });
+    m
+}
+
+#[test]
+fn what_waits_for_the_rewind_window_comes_back_and_has_to_make_sense() {
+    let m = rewinding();
+    assert_eq!(Manifest::decode(&m.encode()).unwrap(), m);
+    let late = |m: &Manifest| Manifest::decode(&m.encode()).unwrap_err().to_string();
+    let behind = Manifest { rewind: Rewind { from: Ordinal(21), ..m.rewind.clone() }, ..m.clone() };
+    assert!(late(&behind).contains("rewind window"), "it begins behind the boundary");
+    let before = Manifest { rewind: Rewind { from: Ordinal(9), ..m.rewind.clone() }, ..m.clone() };
+    assert!(late(&before).contains("rewind window"), "it begins before its first root");
+    let mut order = m.clone();
+    order.rewind.roots.reverse();
+    assert!(late(&order).contains("out of order"));
 }
 
 #[test]

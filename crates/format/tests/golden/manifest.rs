@@ -7,8 +7,8 @@ use crate::dump::{Field, Form, field};
 use crate::journal::{SNAPSHOT, TIMELINE};
 use crate::{Golden, PLAIN};
 use varve_format::manifest::{
-    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, SnapshotEntry,
-    TableObject, TimelineState,
+    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, NodeWait, PageRef, Reclaim, Rewind,
+    RewindRoot, RunRef, SnapshotEntry, TableObject, TimelineState,
 };
 use varve_format::{FormatError, Lineage, NodePointer, ObjectKind, ObjectName};
 use varve_types::{
@@ -159,8 +159,9 @@ fn full() -> Manifest {
             first_birth: Ordinal(131_072),
             last_death: Ordinal(131_099),
             count: 70_000,
+            window: false,
         }],
-        node_kills: vec![NodeRunRef { object: 12, index: 3, count: 5, passing: true }],
+        node_kills: vec![NodeRunRef { object: 12, index: 3, count: 5, waits: NodeWait::Passing }],
         maps: maps(),
         tables: vec![
             TableObject { number: 11, epoch: Epoch(3), writer: OLDER, bytes: 4_321 },
@@ -169,6 +170,7 @@ fn full() -> Manifest {
         dead: dead(),
         reclaim: reclaim(),
         bundles: false,
+        rewind: Rewind::default(),
     }
 }
 
@@ -177,6 +179,27 @@ fn bundled() -> Manifest {
     let bundle =
         ObjectName { timeline: TIMELINE, kind: ObjectKind::Bundle, number: 3, part: 0, epoch: EPOCH, writer: WRITER };
     Manifest { bundles: true, dead: vec![DeadObject { name: bundle, since: 12 }], ..full() }
+}
+
+/// One that keeps something of the past, and runs of kills that wait for it.
+fn rewinding() -> Manifest {
+    let root = |boundary, number, root| RewindRoot {
+        boundary: Ordinal(boundary),
+        number: RootNumber(number),
+        root,
+        size: 1 << 41,
+        written_ms: 1_700_000_200_000 + boundary,
+    };
+    let (mut kills, mut node_kills) = (full().kills, full().node_kills);
+    kills.push(RunRef { index: 4, window: true, ..kills[0] });
+    let waits = NodeWait::Window { last_death: RootNumber(5) };
+    node_kills.push(NodeRunRef { object: 12, index: 5, count: 9, waits });
+    node_kills.push(NodeRunRef { object: 12, index: 6, count: 2, waits: NodeWait::Kept });
+    let rewind = Rewind {
+        from: Ordinal(131_075),
+        roots: vec![root(131_072, 0, NodePointer::absent()), root(131_080, 5, node(1, 5, 0x05_0007))],
+    };
+    Manifest { rewind, kills, node_kills, ..full() }
 }
 
 fn empty() -> Manifest {
@@ -258,6 +281,15 @@ pub fn goldens() -> Vec<Golden> {
             since: 2,
             encode: || bundled().encode(),
             read: |bytes| read(bytes, &bundled()),
+            version: Some(8),
+            versions: (2, 2),
+            ..PLAIN
+        },
+        Golden {
+            file: "manifest-rewind",
+            since: 2,
+            encode: || rewinding().encode(),
+            read: |bytes| read(bytes, &rewinding()),
             version: Some(8),
             versions: (2, 2),
             ..PLAIN

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What an operation on volumes and snapshots does to the engine: the calls, and their names in the table of a run.
 //!
-//! Each call stands for a person's: where an earlier try was refused it looks first whether that was done all the same.
+//! Each call stands for a person's: where an earlier try was refused it looks first whether that was done all the same. What is refused for good, and
+//! why that may be, is for the model to say; nothing is compared here.
+//!
+//! An operation that a death cuts off is dropped like any future: what is left of it is seen by the next process.
 
 use super::admin::Kind;
 use super::disk::Change;
@@ -10,7 +13,7 @@ use crate::Rng;
 use std::cell::RefCell;
 use std::rc::Rc;
 use varve_engine::{Device, EngineError, NewVolume, Volume};
-use varve_types::{Ack, CacheMode, Compression, ErrorKind, Overrides};
+use varve_types::{Ack, CacheMode, Compression, ErrorKind, Overrides, Sequence};
 
 /// Settings that change nothing that is compared.
 pub(super) fn settings(ram: bool, rng: &mut Rng) -> Overrides {
@@ -23,6 +26,8 @@ pub(super) fn settings(ram: bool, rng: &mut Rng) -> Overrides {
         limit_burst_ms: rng.chance(300).then(|| rng.below(2000)),
         cache: [None, None, Some(CacheMode::Write), Some(CacheMode::None)][rng.below(4) as usize],
         cache_quota: rng.chance(200).then_some(1 << 20),
+        rewind_window_ms: rng.chance(300).then(|| rng.below(3) * 20_000),
+        rewind_space: rng.chance(300).then(|| 1 + rng.below(100)),
         ..Overrides::default()
     }
 }
@@ -65,11 +70,16 @@ pub(super) async fn act(
                 done => done,
             }
         }
-        Kind::Clone { name, .. } | Kind::Create { name, .. } if again && is_there(&name) => Ok(()),
+        Kind::Clone { name, .. } | Kind::Rewind { name, .. } | Kind::Create { name, .. }
+            if again && is_there(&name) =>
+        {
+            Ok(())
+        }
         Kind::Clone { snap, name } => {
             let snap = snap.map(|snap| known(&snap.borrow().name));
             shard.clone_volume(&known(&volume), snap.as_ref(), known(&name), Overrides::default()).await.map(drop)
         }
+        Kind::Rewind { last, name, .. } => rewind(&shard, &volume, last, &name).await,
         Kind::Create { name, size, ram } => create(Rc::clone(&shard), name, size, ram).await,
         Kind::Rollback { shown, .. } | Kind::Undo { shown } if again && open()?.record().shown != shown => Ok(()),
         Kind::Rollback { snap, .. } => {
@@ -94,18 +104,35 @@ pub(super) async fn act(
         Kind::Rename { name } if again && is_there(&name) => Ok(()),
         Kind::Rename { name } => open()?.rename(known(&name)).await,
         Kind::Set { settings, times } => set(&*open()?, settings, times).await,
+        Kind::View { snap } => {
+            let snapshot = known(&snap.borrow().name);
+            view(&open()?, &snapshot, &device).await
+        }
         Kind::Flatten => shard.flatten(&known(&volume), |_, _| ()).await.map(drop),
         Kind::Seal => open()?.seal().await,
         Kind::Checkpoint => open()?.checkpoint().await,
-        Kind::View { snap } => {
-            let name = snap.borrow().name.clone();
-            let attached = open()?.snapshot_device(&known(&name), "swarm".to_owned()).await?;
-            *device.borrow_mut() = Some(Rc::new(attached));
-            Ok(())
-        }
         Kind::Show => show(&*open()?).await,
         Kind::Check => super::prove::check(&*open()?).await,
     }
+}
+
+/// Attaches a snapshot.
+async fn view(
+    volume: &Rc<Volume>,
+    snapshot: &varve_types::Name,
+    device: &RefCell<Option<Rc<Device>>>,
+) -> Result<(), EngineError> {
+    let attached = volume.snapshot_device(snapshot, "swarm".to_owned()).await?;
+    *device.borrow_mut() = Some(Rc::new(attached));
+    Ok(())
+}
+
+/// Brings back what a volume was behind the change `last`.
+async fn rewind(shard: &Rc<varve_engine::Shard>, volume: &str, last: Sequence, new: &str) -> Result<(), EngineError> {
+    let points = shard.find(&known(volume))?.rewind_points(usize::MAX).latest;
+    let point = points.iter().rev().find(|point| point.last == last);
+    let point = point.ok_or_else(|| EngineError::new(ErrorKind::NotFound, "the moment has left the window"))?;
+    shard.rewind_volume(&known(volume), point, known(new), Overrides::default()).await.map(drop)
 }
 
 async fn set(volume: &Volume, settings: Overrides, times: u64) -> Result<(), EngineError> {
@@ -128,6 +155,7 @@ pub(super) const fn name_of(kind: &Kind) -> &'static str {
         Kind::Forget { .. } => "op: delete a snapshot",
         Kind::Clone { snap: Some(_), .. } => "op: clone a snapshot",
         Kind::Clone { snap: None, .. } => "op: clone a volume",
+        Kind::Rewind { .. } => "op: rewind",
         Kind::Rollback { .. } => "op: rollback",
         Kind::Undo { .. } => "op: undo a rollback",
         Kind::Create { .. } => "op: create",

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{Device, EngineError};
 use varve_env::{Env, LocalFuture};
-use varve_types::{Ack, ErrorKind, Overrides, TimelineId};
+use varve_types::{Ack, ErrorKind, Overrides, Sequence, TimelineId};
 
 const MOST_VOLUMES: usize = 5;
 const MOST_SNAPSHOTS: usize = 6;
@@ -41,6 +41,7 @@ pub(super) enum Kind {
     Snapshot { name: String },
     Forget { snap: Shared },
     Clone { snap: Option<Shared>, name: String },
+    Rewind { last: Sequence, disk: Rc<Disk>, name: String },
     Rollback { snap: Shared, shown: TimelineId },
     Undo { shown: TimelineId },
     Create { name: String, size: u64, ram: bool },
@@ -136,7 +137,12 @@ impl Run {
         let Some(kind) = self.choose(op, vol, rng) else { return };
         let alone = matches!(
             kind,
-            Kind::Clone { .. } | Kind::Rollback { .. } | Kind::Undo { .. } | Kind::Delete | Kind::Template
+            Kind::Clone { .. }
+                | Kind::Rewind { .. }
+                | Kind::Rollback { .. }
+                | Kind::Undo { .. }
+                | Kind::Delete
+                | Kind::Template
         );
         if matches!(kind, Kind::Resize { change: Change::Resize { to, .. } } if !batch.takes_size(vol, to)) {
             return;
@@ -190,6 +196,12 @@ impl Run {
             Op::Clone if self.vols.len() < MOST_VOLUMES => {
                 let snap = if rng.chance(700) { any(rng) } else { None };
                 Kind::Clone { snap, name: self.fresh_name("v") }
+            }
+            Op::Rewind if self.vols.len() < MOST_VOLUMES => {
+                let moments = &self.vols[vol].line.moments;
+                let moment = moments.get(rng.below(moments.len().max(1) as u64) as usize)?;
+                let (last, disk) = (moment.last, Rc::clone(&moment.disk));
+                Kind::Rewind { last, disk, name: self.fresh_name("v") }
             }
             Op::Rollback if self.vols[vol].hidden.len() < 4 && !template => Kind::Rollback { snap: any(rng)?, shown },
             Op::Undo
@@ -347,6 +359,11 @@ impl Run {
                 self.cover.count("op: refused, as its window has ended meanwhile");
                 done
             }
+            // What the window keeps is the engine's to say; what it says that it has must be right.
+            Some(Err(error)) if matches!(admin.kind, Kind::Rewind { .. }) && error.kind() == ErrorKind::NotFound => {
+                self.cover.count("op: rewind, refused as the moment is gone or not stored yet");
+                done
+            }
             // It reads every byte, and begins anew at each refusal.
             Some(Err(error)) if matches!(admin.kind, Kind::Check) && error.kind() == ErrorKind::Unavailable => done,
             Some(Err(error)) => self.fail(&format!("{:?}: {error} ({:?})", admin.kind, error.kind())),
@@ -416,6 +433,7 @@ impl Run {
                 self.views.retain(|view| view.snapshot != name);
             }
             Kind::Clone { snap, name } => self.was_cloned(vol, snap, name),
+            Kind::Rewind { disk, name, .. } => self.was_born(vol, Disk::clone(&disk), name),
             Kind::Rollback { snap, .. } => self.was_rolled_back(vol, &snap, at_ms),
             Kind::Undo { .. } => {
                 let back = self.vols[vol].hidden.pop().expect("there is one");
@@ -475,6 +493,12 @@ impl Run {
                 origin.line.now.clone()
             }
         };
+        self.was_born(vol, disk, name);
+    }
+
+    /// A volume was made of what another one was; it is used where that one is.
+    fn was_born(&mut self, vol: usize, disk: Disk, name: String) {
+        let origin = &self.vols[vol];
         let regions = if origin.regions.len() == 1 { vec![(0, disk.size)] } else { origin.regions.clone() };
         self.adopt(name, disk, regions, false);
     }

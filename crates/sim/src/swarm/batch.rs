@@ -347,7 +347,21 @@ impl Run {
         }
         // A deletion last: it moves the places of other volumes.
         let (last, first): (Vec<_>, Vec<_>) = batch.admins.into_iter().partition(Admin::is_deletion);
-        first.into_iter().chain(last).fold(done, |done, admin| self.take_admin(admin, &before, &made, done))
+        let done = first.into_iter().chain(last).fold(done, |done, admin| self.take_admin(admin, &before, &made, done));
+        if done.is_ok() {
+            self.remember_moments();
+        }
+        done
+    }
+
+    /// What volumes hold now can be brought back, where it is the end of a segment.
+    fn remember_moments(&mut self) {
+        for vol in &mut self.vols {
+            let counts = self.node.volume(&vol.name).counts();
+            if counts.is_sealed {
+                vol.line.remember(counts.last_change);
+            }
+        }
     }
 
     /// Whether bytes that were read may be what they are: of each block what it was, with any of the changes that were under way.

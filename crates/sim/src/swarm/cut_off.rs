@@ -34,7 +34,10 @@ impl Run {
         let done = match &kind {
             Kind::Snapshot { name } => self.lists(vol, name),
             Kind::Forget { snap } => !self.lists(vol, &snap.borrow().name.clone()),
-            Kind::Clone { name, .. } | Kind::Create { name, .. } | Kind::Rename { name } => is_open(self, name),
+            Kind::Clone { name, .. }
+            | Kind::Rewind { name, .. }
+            | Kind::Create { name, .. }
+            | Kind::Rename { name } => is_open(self, name),
             Kind::Rollback { shown, .. } | Kind::Undo { shown } => {
                 self.node.volume(&self.vols[vol].name).record().shown != *shown
             }

@@ -13,6 +13,7 @@ use super::stamp::Block;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use varve_types::Sequence;
 
 /// A snapshot.
 pub(super) struct Snap {
@@ -26,6 +27,17 @@ impl std::fmt::Debug for Snap {
         f.write_str(&self.name)
     }
 }
+
+/// What a timeline held at a moment at which everything that was asked for was answered and sealed.
+#[derive(Clone, Debug)]
+pub(super) struct Moment {
+    /// The last change before it.
+    pub(super) last: Sequence,
+    pub(super) disk: Rc<Disk>,
+}
+
+/// Moments that are remembered, at most.
+const MOST_MOMENTS: usize = 12;
 
 /// A change of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +60,10 @@ pub(super) struct Line {
     pub(super) snaps: Vec<Rc<RefCell<Snap>>>,
     /// Wall-clock time at which it was hidden, in milliseconds.
     pub(super) hidden_ms: u64,
+    /// Moments that may be brought back, oldest first.
+    pub(super) moments: Vec<Moment>,
+    /// Whether everything of it was answered since it was last compared: else nobody knows what it holds.
+    pub(super) exact: bool,
     /// Whether flushes count for nothing: only what the store has will be there.
     pub(super) frozen_base: bool,
 }
@@ -85,7 +101,25 @@ impl Vol {
 
 impl Line {
     pub(super) fn new(disk: Disk) -> Self {
-        Self { base: disk.clone(), log: Vec::new(), now: disk, snaps: Vec::new(), hidden_ms: 0, frozen_base: false }
+        let (base, log, snaps) = (disk.clone(), Vec::new(), Vec::new());
+        Self { base, log, now: disk, snaps, hidden_ms: 0, moments: Vec::new(), exact: true, frozen_base: false }
+    }
+
+    /// Remembers what it holds now, behind the change `last`.
+    pub(super) fn remember(&mut self, last: Sequence) {
+        if !self.exact || last == Sequence(0) || self.moments.last().is_some_and(|moment| moment.last >= last) {
+            return;
+        }
+        if self.moments.len() == MOST_MOMENTS {
+            // The old ones thin out.
+            self.moments.remove(1);
+        }
+        self.moments.push(Moment { last, disk: Rc::new(self.now.clone()) });
+    }
+
+    /// Nothing behind the change `last` has ever happened.
+    pub(super) fn forget_behind(&mut self, last: Sequence) {
+        self.moments.retain(|moment| moment.last <= last);
     }
 
     /// Adds a batch: its answered changes are made.
@@ -93,6 +127,7 @@ impl Line {
         for made in batch.iter().filter(|made| made.answered) {
             self.now.apply(&made.change);
         }
+        self.exact &= batch.iter().all(|made| made.answered);
         if !batch.is_empty() {
             self.log.push(batch);
         }
@@ -133,6 +168,7 @@ impl Line {
     /// Takes what was found after a crash, if the promises allow it. `all`: every answered change must be there.
     pub(super) fn recover(&mut self, found: Disk, all: bool) -> Result<(), String> {
         self.cut_of(&found, all && !self.frozen_base)?;
+        self.exact = true;
         self.base = found.clone();
         self.now = found;
         self.log.clear();

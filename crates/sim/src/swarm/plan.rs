@@ -26,6 +26,7 @@ pub(super) enum Op {
     Snapshot,
     Forget,
     Clone,
+    Rewind,
     Rollback,
     Undo,
     Create,
@@ -46,7 +47,7 @@ pub(super) enum Op {
 }
 
 /// Every kind with its usual weight.
-const WEIGHTS: [(Op, u32); 28] = [
+const WEIGHTS: [(Op, u32); 29] = [
     (Op::Write, 400),
     (Op::Burst, 30),
     (Op::Partials, 40),
@@ -58,6 +59,7 @@ const WEIGHTS: [(Op, u32); 28] = [
     (Op::Snapshot, 30),
     (Op::Forget, 24),
     (Op::Clone, 10),
+    (Op::Rewind, 12),
     (Op::Rollback, 16),
     (Op::Undo, 10),
     (Op::Create, 3),
@@ -185,6 +187,8 @@ impl Plan {
                     _ => None,
                 },
                 undelete_window_ms: Some(120_000 << rng.below(3)),
+                rewind_window_ms: Some(if rng.chance(400) { 0 } else { 500 << rng.below(10) }),
+                rewind_space: rng.chance(600).then(|| 1 + rng.below(100)),
                 ..Overrides::default()
             },
             journal: (9 << 20) + rng.below(4) * (2 << 20),
@@ -225,6 +229,7 @@ fn limits(rng: &mut Rng) -> Limits {
         delete_grace_ms: 10,
         puts: 1 + rng.below(4) as usize,
         reclaim_level: rng.below(3) as u8,
+        rewind_runs: 2 + rng.below(8) as usize,
         reclaim_nodes: 1 + rng.below(7) as usize,
         occupancy: if rng.chance(500) { 0 } else { 40 + rng.below(50) },
         clean_rate: if rng.chance(200) { 64 << 10 } else { 0 },

@@ -129,6 +129,8 @@ impl Run {
             if let Err(text) = self.vols[vol].line.recover(found, all) {
                 self.fail(&format!("volume {volume} after a crash: {text}"));
             }
+            let last = self.node.volume(&volume).counts().last_change;
+            self.vols[vol].line.forget_behind(last);
             self.vols[vol].size_changed();
             self.compare_list(vol);
             let alive = self.vols[vol].line.alive();

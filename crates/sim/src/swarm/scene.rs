@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_format::chunk::RAW_BLOCK;
 use varve_format::segment::{Codec, SegmentHeader};
+use varve_types::Overrides;
 
 /// Within so much time of its end, in milliseconds, what a window kept is gone.
 const GONE_MS: u64 = 60_000;
@@ -139,6 +140,9 @@ impl Run {
         let name = self.fresh_name("v");
         self.do_one(Kind::Create { name, size: SPARSE * BLOCK, ram: false }, 0);
         let vol = self.vols.len() - 1;
+        // What is dead is garbage at once.
+        let settings = Overrides { rewind_window_ms: Some(0), ..Overrides::default() };
+        self.do_one(Kind::Set { settings, times: 1 }, vol);
         self.write_one(vol, 0, SPARSE * BLOCK);
         self.checkpoint(vol);
         let part = format!("{}/seg/", self.node.volume(&self.vols[vol].name).record().shown);
