@@ -5,7 +5,9 @@
 //!
 //! Commands with many forms of their own have their arguments beside what they do, in `commands`.
 
-use crate::commands::{check::Check, pool::PoolCommand, snapshot::SnapshotCommand, up::Up, volume::VolumeCommand};
+use crate::commands::{
+    check::Check, pool::PoolCommand, rewind::Rewind, snapshot::SnapshotCommand, up::Up, volume::VolumeCommand,
+};
 use crate::copy::{export::Export, import::Import};
 use crate::reference::Reference;
 use clap::{Parser, Subcommand};
@@ -52,6 +54,8 @@ pub enum Command {
         /// Name of the new volume
         new: Name,
     },
+    /// Make a volume of what another one was at a moment of its recent past; or list the moments that can be had
+    Rewind(Rewind),
     /// Copy what a clone shares, so that it needs its origin no more
     Flatten {
         /// The clone

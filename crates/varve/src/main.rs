@@ -69,6 +69,7 @@ async fn ask(command: Command, client: &Client, json: bool) -> Result<()> {
         Command::Pool(command) => commands::pool::run(command, client, json).await,
         Command::Snapshot(command) => commands::snapshot::run(command, client, json).await,
         Command::Clone { origin, new } => commands::volume::clone(origin, new, client, json).await,
+        Command::Rewind(rewind) => commands::rewind::run(rewind, client, json).await,
         Command::Flatten { volume } => commands::volume::flatten(&volume, client, json).await,
         Command::Import(import) => copy::import::run(import, client, json).await,
         Command::Export(export) => copy::export::run(export, client, json).await,

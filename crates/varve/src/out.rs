@@ -93,6 +93,36 @@ pub fn moment(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)
 }
 
+/// A moment as people write it, in UTC, in milliseconds since 1970: `2026-01-02 03:04:05`, with a `T` between, seconds left out, or a `Z` or `UTC` behind it.
+pub fn parse_moment(text: &str) -> Option<u64> {
+    let text = text.trim().trim_end_matches("UTC").trim_end_matches('Z').trim_end();
+    let (date, time) = text.split_once(['T', ' '])?;
+    let numbers = |text: &str, by: char| text.split(by).map(|part| part.parse().ok()).collect::<Option<Vec<u64>>>();
+    let (date, time) = (numbers(date, '-')?, numbers(time, ':')?);
+    let (&[year, month, day], &[hour, minute, ref second @ ..]) = (&date[..], &time[..]) else { return None };
+    let second = match *second {
+        [] => 0,
+        [second] => second,
+        _ => return None,
+    };
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let day_number = day_of(year, month, day);
+    // A day that its month does not have comes out as one of the next.
+    (civil(day_number) == (year, month, day)).then_some(((day_number * 24 + hour) * 3600 + minute * 60 + second) * 1000)
+}
+
+/// The day counted from 1 January 1970, by the same source as [`civil`].
+const fn day_of(year: u64, month: u64, day: u64) -> u64 {
+    let year = year - (month <= 2) as u64;
+    let (era, of_era) = (year / 400, year % 400);
+    let month_from_march = (month + 9) % 12;
+    let of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    let of_era = of_era * 365 + of_era / 4 - of_era / 100 + of_year;
+    (era * 146_097 + of_era).saturating_sub(719_468)
+}
+
 /// Year, month and day of a day counted from 1 January 1970 (H. Hinnant, "chrono-compatible low-level date algorithms").
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
@@ -139,6 +169,33 @@ mod tests {
         table.row(vec!["a".to_owned(), "10 GiB".to_owned()]);
         table.row(vec!["longer".to_owned(), "1 B".to_owned()]);
         assert_eq!(table.render(""), "NAME      SIZE\na       10 GiB\nlonger     1 B\n");
+    }
+
+    #[test]
+    fn a_moment_is_read_as_it_is_written() {
+        for ms in [0, 951_782_400_000, 1_767_323_045_000, 4_107_542_399_000] {
+            assert_eq!(parse_moment(&moment(ms)), Some(ms), "{}", moment(ms));
+        }
+        let at = Some(1_767_323_045_000);
+        for text in ["2026-01-02 03:04:05", "2026-01-02T03:04:05Z", " 2026-01-02T03:04:05 ", "2026-01-02 03:04:05 UTC"]
+        {
+            assert_eq!(parse_moment(text), at, "{text}");
+        }
+        assert_eq!(parse_moment("2026-01-02 03:04"), Some(1_767_323_040_000));
+        for text in [
+            "",
+            "yesterday",
+            "2026-01-02",
+            "2026-13-02 03:04",
+            "2026-02-30 03:04",
+            "2026-01-00 03:04",
+            "1969-12-31 23:59",
+            "2026-01-02 24:00",
+            "2026-01-02 03:04:05:06",
+            "2026-01-02 03:-4",
+        ] {
+            assert_eq!(parse_moment(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ fn bytes(state: &Value, key: &str) -> u64 {
 fn what_is_dead_goes_and_what_lives_stays() {
     let mut node = Node::start(&[]);
     node.varve(&["volume", "create", "disk", "--size", "64M", "--segment-size", "4M", "--compression", "none"]).ok();
+    node.varve(&["volume", "set", "disk", "rewind-window=0s"]).ok();
     node.varve(&["clean", "--pause"]).ok();
     node.qemu_io("disk", &["write -P 1 0 32M", "flush"]);
     let discards: Vec<String> = (0..16).map(|part| format!("discard {}M 1472K", part * 2)).collect();

@@ -14,8 +14,8 @@
 
 use super::jobs::ProgressHandle;
 use super::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Scrub,
-    SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
+    RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -111,6 +111,10 @@ pub trait Control: Send + Sync + 'static {
     fn undo_rollback(&self, volume: Name) -> Answer<'_, Volume>;
     /// Makes a volume of a snapshot or of the present state of `volume`.
     fn clone_volume(&self, volume: Name, clone: CloneVolume) -> Answer<'_, Volume>;
+    /// Moments of the recent past that can be brought back, the latest `most` of them one by one.
+    fn rewind_points(&self, volume: Name, most: u32) -> Answer<'_, RewindPoints>;
+    /// Makes a volume of what `volume` was at a moment.
+    fn rewind(&self, volume: Name, rewind: Rewind) -> Answer<'_, Rewound>;
     /// Copies what a clone shares with its origin.
     fn flatten(&self, volume: Name, progress: ProgressHandle) -> Answer<'_, Volume>;
 

@@ -10,8 +10,8 @@ use super::pools::Pools;
 use super::thread::ShardHandle;
 use super::{cleaning, job_control, metrics, pool_control, scrub, sessions, status, volume_control};
 use crate::api::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, RollbackReport, Scrub,
-    SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
+    RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use crate::api::{Answer, Control, ControlError, ProgressHandle};
 use bytes::Bytes;
@@ -128,6 +128,12 @@ impl Control for Node {
     }
     fn clone_volume(&self, volume: Name, clone: CloneVolume) -> Answer<'_, Volume> {
         self.on_shard(move |local| Box::pin(async move { volume_control::clone(&local, &volume, clone).await }))
+    }
+    fn rewind_points(&self, volume: Name, most: u32) -> Answer<'_, RewindPoints> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::rewind_points(&local, &volume, most) }))
+    }
+    fn rewind(&self, volume: Name, rewind: Rewind) -> Answer<'_, Rewound> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::rewind(&local, &volume, rewind).await }))
     }
     fn flatten(&self, volume: Name, progress: ProgressHandle) -> Answer<'_, Volume> {
         self.on_shard(move |local| Box::pin(async move { job_control::flatten(&local, &volume, &progress).await }))

@@ -113,6 +113,7 @@ pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, Con
             stored_bytes: counts.table.bytes,
             dirty_bytes: counts.unsealed_bytes,
             reclaim_bytes: counts.reclaim_bytes,
+            rewind_bytes: counts.rewind_blocks * BLOCK,
             segments: counts.table.segments,
         },
         created_ms: open.created_ms(),

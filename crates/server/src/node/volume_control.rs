@@ -8,7 +8,7 @@
 use super::local::Local;
 use super::{coord_error, describe, engine_error};
 use crate::api::ControlError;
-use crate::api::model::{CloneVolume, NewVolume, RollbackReport, Snapshot, Volume};
+use crate::api::model::{CloneVolume, NewVolume, Rewind, RewindPoints, Rewound, RollbackReport, Snapshot, Volume};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use varve_coord::TimelineState;
@@ -165,4 +165,24 @@ pub(super) async fn clone(local: &Rc<Local>, origin: &Name, clone: CloneVolume) 
     local.find(origin)?;
     let new = local.shard.clone_volume(origin, clone.snapshot.as_ref(), clone.name, Overrides::default()).await?;
     describe::volume(local, &new).await
+}
+
+pub(super) fn rewind_points(local: &Local, name: &Name, most: u32) -> std::result::Result<RewindPoints, ControlError> {
+    let volume = local.find(name)?;
+    let points = volume.rewind_points(most as usize);
+    Ok(RewindPoints {
+        window_ms: points.window_ms,
+        count: points.count,
+        oldest_ms: points.oldest.map(|point| point.at_ms),
+        latest_ms: points.latest.iter().map(|point| point.at_ms).collect(),
+        held_bytes: points.held_bytes,
+    })
+}
+
+pub(super) async fn rewind(local: &Rc<Local>, name: &Name, rewind: Rewind) -> Answer<Rewound> {
+    let volume = local.find(name)?;
+    let ago = |ms| super::pools::now_ms().saturating_sub(ms);
+    let point = volume.rewind_point_at(rewind.to_ms.unwrap_or_else(|| ago(rewind.ago_ms.unwrap_or_default())))?;
+    let new = local.shard.rewind_volume(name, &point, rewind.name, Overrides::default()).await?;
+    Ok(Rewound { at_ms: point.at_ms, volume: describe::volume(local, &new).await? })
 }

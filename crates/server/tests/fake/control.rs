@@ -5,8 +5,8 @@ use super::{CREATED_MS, Fake, FakePool, State, snapshot_id};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit,
-    RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume, VolumeCheck,
+    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit, Rewind,
+    RewindPoints, Rewound, RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume, VolumeCheck,
 };
 use varve_server::api::{Answer, Control, ControlError, ProgressHandle};
 use varve_types::{Name, Overrides};
@@ -202,6 +202,30 @@ impl Control for Fake {
             made.blocks = blocks;
             made.origin = Some(Origin { volume: Some(volume), snapshot: clone.snapshot });
             Ok(state.view(&clone.name))
+        })
+    }
+    fn rewind_points(&self, volume: Name, most: u32) -> Answer<'_, RewindPoints> {
+        self.now(|state| {
+            state.live(&volume)?;
+            let all: Vec<u64> = (0..5).map(|at| CREATED_MS + at * 1000).collect();
+            let latest_ms = all[all.len().saturating_sub(most as usize)..].to_vec();
+            let (count, oldest_ms) = (all.len() as u64, all.first().copied());
+            Ok(RewindPoints { window_ms: 3_600_000, count, oldest_ms, latest_ms, held_bytes: 0 })
+        })
+    }
+    fn rewind(&self, volume: Name, rewind: Rewind) -> Answer<'_, Rewound> {
+        self.now(|state| {
+            let at_ms = rewind.to_ms.unwrap_or(CREATED_MS);
+            if at_ms < CREATED_MS {
+                return Err(ControlError::not_found("moment", &volume));
+            }
+            let found = state.live(&volume)?;
+            let (pool, size, blocks) = (found.pool.clone(), found.size, found.blocks.clone());
+            state.make(&rewind.name, &pool, size)?;
+            let made = state.live(&rewind.name)?;
+            made.blocks = blocks;
+            made.origin = Some(Origin { volume: Some(volume), snapshot: None });
+            Ok(Rewound { at_ms, volume: state.view(&rewind.name) })
         })
     }
     fn flatten(&self, volume: Name, progress: ProgressHandle) -> Answer<'_, Volume> {

@@ -5,6 +5,7 @@ pub mod check;
 pub mod clean;
 pub mod job;
 pub mod pool;
+pub mod rewind;
 pub mod scrub;
 pub mod snapshot;
 pub mod status;

@@ -255,6 +255,9 @@ fn show(volume: &Volume) -> String {
         format!("{} in {}", format_size(space.stored_bytes), out::count(space.segments, "segment")),
     );
     table.pair("not in the store yet", format_size(space.dirty_bytes));
+    if space.rewind_bytes > 0 {
+        table.pair("of it for rewinding", format_size(space.rewind_bytes));
+    }
     if space.reclaim_bytes > 0 {
         table.pair("discarded, not freed yet", format!("up to {}", format_size(space.reclaim_bytes)));
     }

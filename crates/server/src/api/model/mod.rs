@@ -16,6 +16,7 @@ mod cleaning;
 mod data;
 mod job;
 mod pool;
+mod rewind;
 mod scrub;
 mod status;
 mod volume;
@@ -25,6 +26,7 @@ pub use cleaning::{Cleaning, SetCleaning};
 pub use data::{Extent, ExtentMap, RangeQuery, Target, WriteQuery};
 pub use job::{Job, JobKind, JobResult, JobState, Progress, ProgressUnit};
 pub use pool::{ImportPool, NewPool, Pool, PoolImport};
+pub use rewind::{Rewind, RewindPoints, RewindQuery, Rewound};
 pub use scrub::{Finding, Scrub, SetScrub};
 pub use status::{Fill, IoCounters, Journal, PoolStatus, Status, StoreState, Version, VolumeStatus};
 pub use volume::{

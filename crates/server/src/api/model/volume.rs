@@ -133,6 +133,9 @@ pub struct Space {
     /// Bytes of the volume that were discarded in large pieces and are still being looked through: at most so many of `live_bytes` are of them.
     #[serde(default)]
     pub reclaim_bytes: u64,
+    /// Those of `live_bytes` that nothing but the rewind window needs, as of the last checkpoint.
+    #[serde(default)]
+    pub rewind_bytes: u64,
     /// Segments in the store.
     pub segments: u64,
 }

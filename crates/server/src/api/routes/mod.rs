@@ -128,6 +128,8 @@ routes! {
     delete "/v1/volumes/{volume}/snapshots/{snapshot}" snapshots::delete;
     post "/v1/volumes/{volume}/rollback" snapshots::rollback;
     post "/v1/volumes/{volume}/rollback/undo" snapshots::undo;
+    get "/v1/volumes/{volume}/rewind" snapshots::rewind_points;
+    post "/v1/volumes/{volume}/rewind" snapshots::rewind;
     get "/v1/volumes/{volume}/data" data::read;
     put "/v1/volumes/{volume}/data" data::write;
     post "/v1/volumes/{volume}/data/zero" data::zero;

@@ -20,6 +20,7 @@ use utoipa::{Modify, OpenApi};
         volumes::list, volumes::create, volumes::show, volumes::delete, volumes::set, volumes::resize, volumes::rename,
         volumes::undelete, volumes::template, volumes::clone, volumes::flatten,
         snapshots::list, snapshots::create, snapshots::delete, snapshots::rollback, snapshots::undo,
+        snapshots::rewind_points, snapshots::rewind,
         data::read, data::write, data::zero, data::flush, data::extents,
         pools::list, pools::create, pools::show, pools::delete, pools::set, pools::import,
         node::status, node::version, node::check, node::cleaning, node::set_cleaning, node::scrub, node::set_scrub, node::jobs, node::job, node::metrics,

@@ -135,6 +135,11 @@ impl Row for VolumeRow {
             "Those of them that only snapshots and clones need, as of the last checkpoint",
             |v| v.counts.kept_blocks,
         ),
+        gauge(
+            "volume_rewind_blocks",
+            "Those of them that only the rewind window needs, as of the last checkpoint",
+            |v| v.counts.rewind_blocks,
+        ),
         gauge("volume_dead_blocks", "Blocks in the store that nobody needs", |v| {
             v.counts.table.blocks.saturating_sub(v.counts.table.live_blocks)
         }),
