@@ -18,6 +18,7 @@ use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object}
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
 use crate::overlay::{Overlay, Stratum};
+use crate::pressure::Throttle;
 use crate::read::{load_history, load_segment_head};
 use crate::seal::{PutSegment, seal};
 use crate::signal::Signal;
@@ -91,6 +92,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         open: Layer::new(epoch),
         open_epoch: epoch,
         sealed: VecDeque::new(),
+        sealed_taken: 0,
         next_ordinal,
         counted: manifest.merged,
         counted_end: next_ordinal,
@@ -129,6 +131,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         writer,
         own: manifest.own,
         lineages: Lineages::new(manifest.ancestors),
+        throttle: Throttle::default(),
         streams: Streams::default(),
         data: RefCell::new(data),
         changed: Signal::default(),

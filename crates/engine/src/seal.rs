@@ -156,10 +156,14 @@ impl Timeline {
 
     async fn put_until_answered(&self, name: &ObjectName, payload: Payload, header: &SegmentHeader) -> Result<()> {
         let text = name.to_string();
-        self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
-            PutOutcome::Created => Ok(()),
-            PutOutcome::Exists if planted(Mutant::TakeAnyObject) || self.is_ours(name, header).await? => Ok(()),
-            PutOutcome::Exists => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
+        self.persist("a put", async || {
+            match self.pool.store.put(&text, payload.clone()).await.inspect_err(|_| self.throttle.refused())? {
+                PutOutcome::Created => Ok(()),
+                PutOutcome::Exists if planted(Mutant::TakeAnyObject) || self.is_ours(name, header).await? => Ok(()),
+                PutOutcome::Exists => {
+                    Err(EngineError::corrupt(format!("{text}: another object stands under its name")))
+                }
+            }
         })
         .await
     }
@@ -265,6 +269,8 @@ impl Timeline {
             {
                 let Some(Sealed { layer, put: PutState::Done(put), .. }) = data.sealed.pop_front() else { break };
                 self.count(&mut data, &put);
+                data.sealed_taken -= layer.taken();
+                self.throttle.drained(layer.taken());
                 pins.extend(layer.pin);
                 freed += layer.ram();
             }
@@ -363,6 +369,7 @@ pub(crate) fn seal(data: &mut Data) -> Ordinal {
             data.pending.push(entry);
         }
     }
+    data.sealed_taken += layer.taken();
     data.sealed.push_back(Sealed { ordinal, layer, put: PutState::Waiting });
     data.next_ordinal
 }

@@ -5,7 +5,8 @@
 //! what it shows can not be changed for another timeline. Dropping it
 //! detaches.
 //!
-//! Reads, writes and discards take their turn under the limits of the volume, before anything of them begins.
+//! Reads, writes and discards take their turn under the limits of the volume, before anything of them begins; changes also that which is left to them while
+//! the store does not keep up.
 
 use crate::timeline::Timeline;
 use crate::volume::{Attachment, Volume};
@@ -13,7 +14,7 @@ use crate::{BlockDevice, Result, StatusExtent, Submit};
 use bytes::{Bytes, BytesMut};
 use std::rc::Rc;
 use std::time::Duration;
-use varve_types::Name;
+use varve_types::{BLOCK, Name};
 
 /// An attached volume, or a snapshot of one.
 pub struct Device {
@@ -55,35 +56,30 @@ impl Device {
         &self.volume
     }
 
-    /// Begins a change of so many bytes, or waits until the limits of the volume allow it.
+    /// Begins a change of so many bytes, or waits until the limits of the volume allow it, and the journal has what it needs without haste.
     fn limited(&self, bytes: u64, begin: impl FnOnce(&Rc<Timeline>) -> Submit<()> + 'static) -> Submit<()> {
-        let Some(wait) = self.held_back(bytes) else { return begin(&self.timeline) };
-        self.later(wait, bytes, move |timeline| match begin(timeline) {
-            Submit::Done(done) => Submit::Done(done.and_then(|()| timeline.commit())),
-            later => later,
-        })
+        let (held_back, slowed) = (self.held_back(bytes), self.timeline.slowed(bytes.max(BLOCK)));
+        if held_back.is_none() && slowed.is_none() {
+            return begin(&self.timeline);
+        }
+        let (volume, timeline) = (Rc::clone(&self.volume), Rc::clone(&self.timeline));
+        Submit::Later(Box::pin(async move {
+            if let Some(wait) = held_back {
+                volume.rate.wait(&*volume.context.env, wait, bytes).await;
+            }
+            if let Some(wait) = slowed {
+                timeline.wait_slowed(wait).await;
+            }
+            match begin(&timeline) {
+                Submit::Done(done) => done.and_then(|()| timeline.commit()),
+                Submit::Later(later) => later.await,
+            }
+        }))
     }
 
     /// For how long a request of so many bytes has to wait, if it has to.
     fn held_back(&self, bytes: u64) -> Option<Duration> {
         Some(self.volume.rate.take(&*self.volume.context.env, bytes)).filter(|wait| !wait.is_zero())
-    }
-
-    /// Begins a request once it has waited.
-    fn later<T: 'static>(
-        &self,
-        wait: Duration,
-        bytes: u64,
-        begin: impl FnOnce(&Rc<Timeline>) -> Submit<T> + 'static,
-    ) -> Submit<T> {
-        let (volume, timeline) = (Rc::clone(&self.volume), Rc::clone(&self.timeline));
-        Submit::Later(Box::pin(async move {
-            volume.rate.wait(&*volume.context.env, wait, bytes).await;
-            match begin(&timeline) {
-                Submit::Done(done) => done,
-                Submit::Later(later) => later.await,
-            }
-        }))
     }
 
     fn refuse<T>(&self) -> Option<Submit<T>> {
@@ -107,13 +103,15 @@ impl BlockDevice for Device {
     fn read(&self, offset: u64, len: u32, out: &mut BytesMut) -> Submit<Bytes> {
         let bytes = u64::from(len);
         let Some(wait) = self.held_back(bytes) else { return self.timeline.read(offset, len, out) };
-        self.later(wait, bytes, move |timeline| {
+        let (volume, timeline) = (Rc::clone(&self.volume), Rc::clone(&self.timeline));
+        Submit::Later(Box::pin(async move {
+            volume.rate.wait(&*volume.context.env, wait, bytes).await;
             let mut out = BytesMut::new();
             match timeline.read(offset, len, &mut out) {
-                Submit::Done(done) => Submit::Done(done.map(|_| out.freeze())),
-                later => later,
+                Submit::Done(done) => done.map(|_| out.freeze()),
+                Submit::Later(later) => later.await,
             }
-        })
+        }))
     }
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Submit<()> {
         let bytes = data.len() as u64;

@@ -21,6 +21,7 @@ use crate::lineage::Lineages;
 use crate::manifests::PoolStore;
 use crate::map::{Lookup, NodePath, Tree};
 use crate::overlay::Overlay;
+use crate::pressure::Throttle;
 use crate::signal::Signal;
 use crate::table::SegmentTable;
 use crate::{EngineError, Result};
@@ -73,6 +74,8 @@ pub(crate) struct Data {
     /// Epoch of the changes that come in.
     pub open_epoch: Epoch,
     pub sealed: VecDeque<Sealed>,
+    /// Bytes that came into them, overwritten ones too.
+    pub sealed_taken: u64,
     /// Ordinal of the next layer to be sealed.
     pub next_ordinal: Ordinal,
     /// The last change in a segment that counts.
@@ -133,6 +136,8 @@ pub(crate) struct Timeline {
     pub writer: WriterId,
     pub own: Lineage,
     pub lineages: Lineages,
+    /// How its writes are slowed while the store does not keep up.
+    pub throttle: Throttle,
     /// Who reads it from front to back.
     pub streams: Streams,
     pub data: RefCell<Data>,

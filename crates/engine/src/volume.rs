@@ -9,6 +9,7 @@ use crate::closed::Closed;
 use crate::context::{Context, Turn};
 use crate::journal::Replayed;
 use crate::manifests::PoolStore;
+use crate::pressure::SlowCounts;
 use crate::rate::{LimitCounts, RateLimiter};
 use crate::recover::{Opening, open};
 use crate::timeline::Timeline;
@@ -70,6 +71,8 @@ pub struct VolumeCounts {
     pub reclaim_bytes: u64,
     /// What its limits have held back.
     pub limits: LimitCounts,
+    /// What was slowed because the store did not keep up.
+    pub slowed: SlowCounts,
     /// Blocks of its own that were replaced, and that snapshots and clones alone keep: as of the last checkpoint.
     pub kept_blocks: u64,
     /// The same of what nothing but the rewind window keeps.
@@ -229,6 +232,7 @@ impl Volume {
     /// Numbers of it.
     pub fn counts(&self) -> VolumeCounts {
         let timeline = self.shown();
+        let slowed = timeline.slow_counts();
         let data = timeline.data.borrow();
         let layers = data.sealed.iter().map(|sealed| &sealed.layer).chain([&data.open]);
         VolumeCounts {
@@ -241,6 +245,7 @@ impl Volume {
             dead_objects: data.manifest.dead.iter().filter(|dead| !data.deleted.contains(&dead.name)).count(),
             reclaim_bytes: crate::checkpoint::covered_bytes(&data.manifest.reclaim),
             limits: self.rate.counts(),
+            slowed,
             kept_blocks: data.manifest.kills.iter().filter(|run| !run.window).map(|run| run.count).sum(),
             rewind_blocks: data.manifest.kills.iter().filter(|run| run.window).map(|run| run.count).sum(),
             last_change: data.last,

@@ -270,3 +270,65 @@ fn very_many_snapshots_between_two_checkpoints_are_no_end() {
     node.crash(CrashMode::Lost, InFlight::Lost);
     node.reopen();
 }
+
+/// Volumes of 48 MiB on a journal of 64 MiB, and a store that has gone.
+fn without_a_store(volumes: &[&str]) -> (Node, Vec<Rc<Device>>) {
+    let mut node = node(64 * MIB);
+    node.limits.layer_ram = 256 * MIB;
+    node.create().expect("the world runs").expect("the shard starts");
+    for volume in volumes {
+        node.create_volume(volume, 48 * MIB);
+    }
+    let devices = volumes.iter().map(|volume| node.device(volume)).collect();
+    node.server.away_for(Duration::from_secs(3600));
+    (node, devices)
+}
+
+/// How long a write takes.
+fn takes(node: &Node, device: &Rc<Device>, at: u64, len: usize) -> Duration {
+    let begun = node.world.now();
+    node.write(device, at % (48 * MIB), vec![7; len], false).expect("alive").expect("a write");
+    node.world.now() - begun
+}
+
+#[test]
+fn writes_get_slower_long_before_the_journal_is_full() {
+    let (node, devices) = without_a_store(&["v"]);
+    let times: Vec<Duration> = (0..50 * 16).map(|n| takes(&node, &devices[0], n << 16, 64 << 10)).collect();
+    let at = |mib: usize| times[mib * 16..mib * 16 + 16].iter().sum::<Duration>();
+    assert!(at(20) < Duration::from_millis(20), "no haste, and nothing is slowed: {:?}", at(20));
+    let steps: Vec<Duration> = [30, 36, 42, 48].into_iter().map(at).collect();
+    assert!(steps.windows(2).all(|two| two[0] < two[1]), "slower and slower: {steps:?}");
+    let longest = times.iter().max().expect("there are some");
+    assert!(*longest < Duration::from_secs(3), "{longest:?}");
+    assert!(times.iter().sum::<Duration>() > Duration::from_secs(30), "what is left is given out slowly");
+    let slowed = node.volume("v").counts().slowed;
+    assert!(slowed.requests > 100 && slowed.waited_us > 10_000_000 && slowed.rate > 0, "{slowed:?}");
+    node.server.away_for(Duration::ZERO);
+    node.world.run_for(Duration::from_secs(60)).expect("the world runs");
+    assert!(takes(&node, &devices[0], 0, 64 << 10) < Duration::from_millis(20), "and it heals by itself");
+    assert_eq!(node.volume("v").counts().slowed.rate, 0);
+}
+
+#[test]
+fn a_volume_that_writes_little_is_not_slowed_by_one_that_writes_much() {
+    let (node, devices) = without_a_store(&["loud", "quiet"]);
+    let [loud, quiet] = &devices[..] else { panic!("there are two") };
+    let env = Rc::clone(&node.env);
+    let busy = Rc::clone(loud);
+    let writes = async move {
+        let mut at = 0;
+        loop {
+            finish(&busy, busy.write(at % (48 * MIB), vec![9; 64 << 10].into(), false)).await.expect("a write");
+            at += 64 << 10;
+        }
+    };
+    env.spawn(Box::pin(writes));
+    for n in 0..200 {
+        node.world.run_for(Duration::from_secs(10)).expect("the world runs");
+        let took = takes(&node, quiet, (n % 8) << 16, 4096);
+        assert!(took < Duration::from_millis(50), "write {n} took {took:?}");
+    }
+    let (loud, quiet) = (node.volume("loud").counts().slowed, node.volume("quiet").counts().slowed);
+    assert!(loud.waiting == 1 && quiet.requests == 0, "{loud:?} {quiet:?}");
+}

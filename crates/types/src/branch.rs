@@ -275,6 +275,10 @@ crate::catalogue::catalogue! {
     /// A read waited for another one that was fetching the same blocks.
     FetchShared = "fetch-shared",
 
+    // Pressure.
+    /// The store takes less than is written: a write is slowed, long before the journal is full.
+    WriteSlowed = "write-slowed",
+
     // Rewinding.
     /// A block died that nothing but the rewind window keeps: its kill waits for the window to pass.
     RewindKillsKept = "rewind-kills-kept",

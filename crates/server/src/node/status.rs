@@ -47,6 +47,7 @@ async fn facts(local: &Local) -> Result<Facts, ControlError> {
             size_bytes: looked.map_or(0, |looked| looked.size),
             live_bytes: 0,
             dirty_bytes: 0,
+            write_rate_bytes: None,
             attached: 0,
             io: crate::api::model::IoCounters::default(),
         });
@@ -91,6 +92,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
     } else if counts.journal_used * 100 >= counts.journal_bytes * JOURNAL_FULL {
         warnings.push("The journal is nearly full: writers wait for the store.".to_owned());
     }
+    slow_warnings(&volumes, &mut warnings);
     cache_warnings(node.place.caches, &counts, &mut warnings);
     let (place, limits) = (&node.place, node.place.limits);
     Ok(Status {
@@ -118,6 +120,19 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
         cache_misses: counts.cache.misses,
         warnings,
     })
+}
+
+/// What is to be said of volumes whose store does not keep up.
+fn slow_warnings(volumes: &[VolumeStatus], warnings: &mut Vec<String>) {
+    for volume in volumes {
+        if let Some(rate) = volume.write_rate_bytes {
+            warnings.push(format!(
+                "Writes to {} are slowed to {} a second: its store takes less than is written. It passes by itself once the store keeps up.",
+                volume.name,
+                varve_types::format_size(rate)
+            ));
+        }
+    }
 }
 
 /// What is to be said of cache devices that take no part.

@@ -202,6 +202,7 @@ impl State {
             size_bytes: volume.size,
             live_bytes: volume.blocks.len() as u64 * BLOCK,
             dirty_bytes: 0,
+            write_rate_bytes: None,
             attached: attached(name).len() as u32,
             io: IoCounters { writes: volume.writes, written_bytes: volume.written, ..IoCounters::default() },
         };

@@ -3,6 +3,8 @@
 //!
 //! Counters only grow while the node runs; a watcher takes the difference of two answers. Fills are of bounded things, so `used_bytes` over
 //! `limit_bytes` always means something.
+//!
+//! What is wrong, or on its way to be, is said in `warnings` too, in whole sentences.
 
 use super::VolumeState;
 use serde::{Deserialize, Serialize};
@@ -128,6 +130,9 @@ pub struct VolumeStatus {
     pub live_bytes: u64,
     /// Bytes written that the store does not have yet.
     pub dirty_bytes: u64,
+    /// Bytes a second that it may write while its store takes less than is written; `null` while nothing is slowed.
+    #[serde(default)]
+    pub write_rate_bytes: Option<u64>,
     /// Clients that have it open.
     pub attached: u32,
     /// What was done with it since the node started.

@@ -164,6 +164,14 @@ impl Row for VolumeRow {
         gauge("volume_reclaim_bytes", "Bytes discarded in large pieces and not looked through yet, at most", |v| {
             v.counts.reclaim_bytes
         }),
+        gauge(
+            "volume_write_rate_bytes",
+            "Bytes a second that it may write while its store takes less than is written; 0 while nothing is slowed",
+            |v| v.counts.slowed.rate,
+        ),
+        gauge("volume_slowed_waiting", "Writes that are slowed for that at this moment", |v| v.counts.slowed.waiting),
+        counter("volume_slowed_requests", "Writes that were slowed for that", |v| v.counts.slowed.requests),
+        counter("volume_slowed_microseconds", "For how long, all together", |v| v.counts.slowed.waited_us),
         gauge("volume_limit_waiting", "Requests that its limits hold back at this moment", |v| v.counts.limits.waiting),
         counter("volume_limited_requests", "Requests that its limits have held back", |v| v.counts.limits.requests),
         counter("volume_limited_microseconds", "For how long, all together", |v| v.counts.limits.waited_us),
