@@ -12,6 +12,7 @@
 mod area;
 mod list;
 mod read;
+mod reserve;
 mod write;
 
 use crate::name::{check_name, check_prefix};
@@ -44,6 +45,8 @@ pub struct DirStore {
 
 struct Inner {
     area: Area,
+    /// Tells by its name what the reserve of the disk is not for.
+    is_bulk: fn(&str) -> bool,
     files: Files,
 }
 
@@ -60,6 +63,14 @@ impl DirStore {
     /// # Errors
     /// `Invalid` when the path is no directory that can be used, `NoSpace` when nothing fits into it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, |_| false)
+    }
+
+    /// The same, with a reserve on the disk that objects of which `is_bulk` holds do not touch.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with(path: &Path, is_bulk: fn(&str) -> bool) -> Result<Self, StoreError> {
         let shown = path.display().to_string();
         let url = StoreUrl::try_from(path)?.to_string();
         let area = Area::open(path).map_err(|(what, failure)| {
@@ -69,7 +80,7 @@ impl DirStore {
         let no_threads =
             |failure| error(StoreErrorKind::Unavailable, "open", &shown, format!("start threads: {failure}"));
         Ok(Self {
-            inner: Arc::new(Inner { area, files: Files::new() }),
+            inner: Arc::new(Inner { area, is_bulk, files: Files::new() }),
             reads: Pool::start("dir-read", READ_THREADS, READS_MAX).map_err(no_threads)?,
             writes: Pool::start("dir-write", WRITE_THREADS, WRITES_MAX).map_err(no_threads)?,
             url,
@@ -95,7 +106,10 @@ impl ObjectStore for DirStore {
         Box::pin(async move {
             check_name("put", name)?;
             let put = move |inner: &Inner, name: &str| {
-                inner.area.put(name, &payload).map_err(|failure| translate_write("put", name, &failure))
+                inner
+                    .area
+                    .put(name, &payload, (inner.is_bulk)(name))
+                    .map_err(|failure| translate_write("put", name, &failure))
             };
             self.run(&self.writes, "put", name, put).await
         })

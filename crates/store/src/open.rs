@@ -15,15 +15,20 @@ use varve_env::{ObjectStore, Payload, PutOutcome, StoreError, StoreErrorKind};
 
 /// Opens the store at `url` and proves that it can be read and written. A directory is made if its parent is there; a bucket is not.
 /// The requests of S3 run on the runtime of `handle`, which must have time and I/O enabled; the futures of the store may be polled
-/// anywhere.
+/// anywhere. A directory keeps a part of its disk in reserve for what is no bulk by its name: guests' data may fill the rest, and it can still be emptied.
 ///
 /// # Errors
 /// `Invalid` with what to mend, `Unavailable` when the server does not answer, `NoSpace` when nothing can be put.
-pub async fn open(url: &StoreUrl, limits: StoreLimits, handle: Handle) -> Result<Arc<dyn ObjectStore>, StoreError> {
+pub async fn open(
+    url: &StoreUrl,
+    limits: StoreLimits,
+    is_bulk: fn(&str) -> bool,
+    handle: Handle,
+) -> Result<Arc<dyn ObjectStore>, StoreError> {
     match url {
         StoreUrl::File { path } => {
             let path = path.clone();
-            let opened = handle.spawn_blocking(move || DirStore::open(&path)).await;
+            let opened = handle.spawn_blocking(move || DirStore::open_with(&path, is_bulk)).await;
             let opened = opened.map_err(|ended| {
                 error(StoreErrorKind::Unavailable, "open", url.to_string(), format!("cut short: {ended}"))
             })?;

@@ -35,7 +35,7 @@ impl Control {
 
     fn open(&self, url: &str, limits: StoreLimits) -> Result<Arc<dyn ObjectStore>, StoreError> {
         let url = StoreUrl::parse(url).unwrap();
-        suite::block_on(open(&url, limits, self.handle.clone()))
+        suite::block_on(open(&url, limits, |_| false, self.handle.clone()))
     }
 }
 

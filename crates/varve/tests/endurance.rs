@@ -61,6 +61,56 @@ fn a_full_store_is_told_and_heals() {
     drop(node);
 }
 
+/// Everything of a node on one disk, which guests fill: what is deleted then makes room, though nothing fits any more, and writers go on.
+#[test]
+fn a_full_disk_can_be_emptied() {
+    let mut node = Node::new(&[]);
+    let small = Small::mount(&node.data(), "320M");
+    node.up();
+    node.varve(&[
+        "pool",
+        "set",
+        "default",
+        "segment-size=4M",
+        "compression=none",
+        "undelete-window=0s",
+        "rewind-window=0s",
+    ])
+    .ok();
+    for volume in ["keep", "junk", "more"] {
+        node.varve(&["volume", "create", volume, "--size", "256M"]).ok();
+    }
+    node.qemu_io("keep", &["write -P 5 0 16M", "flush"]);
+    node.qemu_io("junk", &["write -P 6 0 128M", "flush"]);
+    node.varve(&["snapshot", "create", "junk", "s"]).ok();
+    let image = noise(128 << 20, 7);
+    let file = node.path("image");
+    std::fs::write(&file, &image).unwrap();
+    let export = node.uri("more");
+    let copy = std::thread::spawn(move || run("nbdcopy", "libnbd-bin", &["--flush", file.to_str().unwrap(), &export]));
+    node.until_status("the full disk to be told", |status| status["pools"][0]["state"] == "full");
+    node.qemu_io("keep", &["read -P 5 0 16M"]);
+    // Somebody else takes the rest, to the last byte.
+    let filler = small.0.join("filler");
+    run("dd", "coreutils", &["if=/dev/zero", &format!("of={}", filler.display()), "bs=4k", "status=none"]).fails(1);
+    // Both have to put manifests, and coordination has to take them.
+    node.varve(&["snapshot", "delete", "junk", "s"]).ok();
+    node.varve(&["volume", "delete", "junk"]).ok();
+    std::fs::remove_file(&filler).unwrap();
+    copy.join().unwrap().ok();
+    node.until_status("all to be stored", |status| {
+        status["pools"][0]["state"] == "ok"
+            && status["volumes"].as_array().unwrap().iter().all(|v| v["dirty_bytes"] == 0)
+    });
+    let back = node.path("back");
+    run("nbdcopy", "libnbd-bin", &[&node.uri("more"), back.to_str().unwrap()]).ok();
+    assert!(std::fs::read(&back).unwrap()[..image.len()] == image[..]);
+    node.qemu_io("keep", &["read -P 5 0 16M"]);
+    node.varve(&["check"]).ok();
+    node.stop();
+    drop(small);
+}
+
 #[test]
 fn a_pool_whose_store_is_away_keeps_no_other_from_being_served() {
     let mut node = Node::start(&["--volume", "here:64M"]);

@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use varve_coord::{Coord, PoolRecord, Record, Records};
 use varve_env::{ObjectStore, Payload, PutOutcome, StoreErrorKind};
 use varve_format::owner::OwnerRecord;
+use varve_format::{ObjectKind, ObjectName};
 use varve_store::{StoreLimits, StoreUrl};
 use varve_types::{ClusterId, ErrorKind, Name, Overrides};
 
@@ -53,6 +54,11 @@ pub(super) struct Opened {
     pub(super) owner: u64,
 }
 
+/// Whether an object by this name holds data that guests wrote. Bundles are none: they make room.
+fn is_bulk(name: &str) -> bool {
+    ObjectName::parse(name).is_some_and(|name| name.kind == ObjectKind::Segment)
+}
+
 /// Milliseconds since 1970, for people.
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -63,7 +69,7 @@ pub(super) fn now_ms() -> u64 {
 pub(super) async fn open_store(url: &str) -> Result<Arc<Watched>, ControlError> {
     let url = StoreUrl::parse(url).map_err(store_error)?;
     let handle = tokio::runtime::Handle::current();
-    Ok(Watched::new(varve_store::open(&url, StoreLimits::default(), handle).await.map_err(store_error)?))
+    Ok(Watched::new(varve_store::open(&url, StoreLimits::default(), is_bulk, handle).await.map_err(store_error)?))
 }
 
 /// The owner record with this number.

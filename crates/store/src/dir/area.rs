@@ -14,6 +14,7 @@
 //! Directories that a delete left empty are removed. `structure` keeps that from happening between 2 and 3 of a put of this process; a put
 //! that meets such a removal by another process makes the directories again.
 
+use super::reserve::{self, Reserve};
 use super::write::{release, write_payload};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
@@ -52,6 +53,7 @@ pub(super) struct Area {
     settled: Mutex<HashSet<String>>,
     /// Shared: names are made. Exclusive: empty directories are removed.
     structure: RwLock<()>,
+    reserve: Reserve,
 }
 
 /// What was tried, and how it failed.
@@ -77,8 +79,10 @@ impl Area {
         let lock = lock_and_clean(&temporary).map_err(tell(format!("lock and clean {}", temporary.display())))?;
         let nonce =
             getrandom::u64().map_err(|failure| ("ask for random bytes".to_owned(), io::Error::other(failure)))?;
+        let reserve = Reserve::open(&temporary);
         let area = Self {
             root: root.to_owned(),
+            reserve,
             temporary,
             _lock: lock,
             nonce,
@@ -97,7 +101,21 @@ impl Area {
         &self.root
     }
 
-    pub(super) fn put(&self, name: &str, payload: &Payload) -> io::Result<PutOutcome> {
+    /// Puts an object. `bulk` leaves alone what the reserve has given; all else may use it.
+    pub(super) fn put(&self, name: &str, payload: &Payload, bulk: bool) -> io::Result<PutOutcome> {
+        if bulk && !self.reserve.admits(payload.len()) {
+            self.reserve.refill();
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "what is left of the disk is its reserve"));
+        }
+        loop {
+            match self.put_once(name, payload) {
+                Err(failure) if is_full(&failure) && self.reserve.give() && !bulk => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn put_once(&self, name: &str, payload: &Payload) -> io::Result<PutOutcome> {
         let (dir, _) = split(name);
         // Spares writing the body; the rename below is what decides.
         if self.root.join(name).symlink_metadata().is_ok() {
@@ -215,6 +233,7 @@ impl Area {
             Err(failure) if failure.kind() == io::ErrorKind::IsADirectory => return Ok(()),
             Err(failure) => return Err(failure),
         }
+        self.reserve.refill();
         let mut dir = split(name).0;
         while !dir.is_empty() && is_empty(&self.root.join(dir)) {
             let _alone = self.structure.write().unwrap_or_else(PoisonError::into_inner);
@@ -269,7 +288,7 @@ fn lock_and_clean(temporary: &Path) -> io::Result<File> {
 fn clean(temporary: &Path) -> io::Result<()> {
     for entry in fs::read_dir(temporary)? {
         let entry = entry?;
-        if entry.file_name() != LOCK && entry.file_type()?.is_file() {
+        if entry.file_name() != LOCK && entry.file_name() != reserve::NAME && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
         }
     }
@@ -291,6 +310,11 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 
 fn is_empty(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Whether the system says that there is no room.
+fn is_full(failure: &io::Error) -> bool {
+    matches!(failure.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Whether the system says that there is no such file.
