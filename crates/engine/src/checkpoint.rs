@@ -28,6 +28,7 @@ pub(crate) use runs::{kill_runs, node_kill_runs};
 
 use crate::context::Held;
 use crate::overlay::Stratum;
+use crate::proof::proved;
 use crate::signal::breathe;
 use crate::stages::Stage;
 use crate::timeline::{Data, Timeline};
@@ -179,13 +180,14 @@ impl Timeline {
         self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
             PutOutcome::Created => Ok(len),
             // Within one opening a number is used once, so only an earlier try of this very put can stand there: if it is the same.
-            PutOutcome::Exists
-                if planted(Mutant::TakeAnyObject) || is_same(&payload, &self.pool.store.get(&text, 0..len).await?) =>
-            {
-                reached(Branch::PageObjectWasPut);
-                Ok(len)
+            PutOutcome::Exists if planted(Mutant::TakeAnyObject) => Ok(len),
+            PutOutcome::Exists => {
+                let ask = async || match is_same(&payload, &self.pool.store.get(&text, 0..len).await?) {
+                    true => Ok(len),
+                    false => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
+                };
+                proved(ask).await.inspect(|_| reached(Branch::PageObjectWasPut))
             }
-            PutOutcome::Exists => Err(EngineError::corrupt(format!("{text}: another object stands under its name"))),
         })
         .await
     }

@@ -6,6 +6,7 @@
 //! page by page, and loaded anew when an object turns out to be gone.
 
 use crate::context::{Context, damaged};
+use crate::proof::proved;
 use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -206,12 +207,15 @@ pub(crate) async fn load_manifest(
 ) -> Result<Manifest> {
     let name = manifest_name(timeline, wanted);
     let text = name.to_string();
-    let bytes = store.get_head(&text, MAX_MANIFEST).await?;
-    let manifest = Manifest::decode(&bytes).map_err(damaged(&text))?;
-    if manifest.object_name() != name {
-        return Err(EngineError::corrupt(format!("{text}: it says that it is another object")));
-    }
-    Ok(manifest)
+    proved(async || {
+        let bytes = store.get_head(&text, MAX_MANIFEST).await?;
+        let manifest = Manifest::decode(&bytes).map_err(damaged(&text))?;
+        if manifest.object_name() != name {
+            return Err(EngineError::corrupt(format!("{text}: it says that it is another object")));
+        }
+        Ok(manifest)
+    })
+    .await
 }
 
 /// Loads a page of the segment table that a manifest refers to.
@@ -302,12 +306,24 @@ async fn load_page_table(store: &Arc<dyn ObjectStore>, name: &ObjectName) -> Res
 
 /// Loads one record of a page object, and proves it.
 pub(crate) async fn load_record(store: &Arc<dyn ObjectStore>, name: &ObjectName, index: u32) -> Result<Bytes> {
-    let (table, head) = load_page_table(store, name).await?;
-    record_of(store, name, &table, &head, index).await
+    let ask = async || {
+        let (table, head) = load_page_table(store, name).await?;
+        record_of(store, name, &table, &head, index).await
+    };
+    proved(ask).await
 }
 
 /// The same for an object of which other records are likely to be asked soon: a map's.
 pub(crate) async fn load_node_record(
+    context: &Context,
+    store: &Arc<dyn ObjectStore>,
+    name: &ObjectName,
+    index: u32,
+) -> Result<Bytes> {
+    proved(async || ask_node_record(context, store, name, index).await).await
+}
+
+async fn ask_node_record(
     context: &Context,
     store: &Arc<dyn ObjectStore>,
     name: &ObjectName,
@@ -330,6 +346,15 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// Loads several records of a map object, whose indexes grow, and proves them. Those that lie together come with one get.
 pub(crate) async fn load_node_records(
+    context: &Context,
+    store: &Arc<dyn ObjectStore>,
+    name: &ObjectName,
+    indexes: &[u32],
+) -> Result<Vec<Bytes>> {
+    proved(async || ask_node_records(context, store, name, indexes).await).await
+}
+
+async fn ask_node_records(
     context: &Context,
     store: &Arc<dyn ObjectStore>,
     name: &ObjectName,

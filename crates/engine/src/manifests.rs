@@ -10,6 +10,7 @@
 
 use crate::context::{Context, Held};
 use crate::lineage::manifest_name;
+use crate::proof::proved;
 use crate::timeline::{Data, Timeline, fenced};
 use crate::{EngineError, Result};
 use bytes::Bytes;
@@ -86,10 +87,14 @@ pub(crate) async fn put_manifest(store: &dyn ObjectStore, manifest: &Manifest) -
     let (name, bytes) = (manifest.object_name().to_string(), Bytes::from(manifest.encode()));
     let payload = Payload::from(bytes.clone());
     let is_taken = store.put(&name, payload).await? == PutOutcome::Exists && !planted(Mutant::TakeAnyObject);
-    if is_taken && store.get_head(&name, u64::MAX >> 1).await? != bytes {
-        return Err(EngineError::corrupt(format!("{name}: another object stands under its name")));
+    if !is_taken {
+        return Ok(());
     }
-    Ok(())
+    let ask = async || match store.get_head(&name, u64::MAX >> 1).await? == bytes {
+        true => Ok(()),
+        false => Err(EngineError::corrupt(format!("{name}: another object stands under its name"))),
+    };
+    proved(ask).await
 }
 
 /// Puts a manifest under the first number, behind its own, that an earlier try of this writer has not taken in vain.

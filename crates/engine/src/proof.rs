@@ -20,7 +20,9 @@ use varve_format::page::PageTable;
 use varve_format::segment::SEGMENT_HEADER;
 use varve_format::table::TableEntry;
 use varve_format::{ObjectKind, ObjectName};
-use varve_types::{BLOCK, Ordinal};
+use varve_types::branch::{Branch, reached};
+use varve_types::mutant::{Mutant, planted};
+use varve_types::{BLOCK, ErrorKind, Ordinal};
 
 /// Blocks read at a time: whole chunks.
 const STEP_BLOCKS: u32 = 256;
@@ -32,6 +34,26 @@ const MAX_OBJECT: u64 = 2 << 30;
 pub(crate) struct Proved {
     pub blocks: u64,
     pub bytes: u64,
+}
+
+/// How often a store is asked for what it does not answer right.
+const TRIES: u32 = 3;
+
+/// Asks again where an answer of a store does not prove: it may have gone wrong on its way. What is damaged in the store is so each time.
+pub(crate) async fn proved<T>(mut ask: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    let mut tries = 1;
+    loop {
+        match ask().await {
+            Err(error)
+                if error.kind() == ErrorKind::Corrupt && tries < TRIES && !planted(Mutant::BelieveFirstAnswer) =>
+            {
+                reached(Branch::AskedAgain);
+                tracing::warn!(%error, tries, "the store is asked again: its answer does not prove");
+                tries += 1;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Where objects are, and how fast they may be read.

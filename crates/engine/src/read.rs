@@ -14,6 +14,7 @@ use crate::fetch::Taken;
 use crate::layer::Piece;
 use crate::lineage::{get_range, load_node_record, map_object};
 use crate::map::NodePath;
+use crate::proof::proved;
 use crate::timeline::{Found, Timeline};
 use crate::{EngineError, Result, StatusExtent, Submit};
 use bytes::{Bytes, BytesMut};
@@ -329,6 +330,15 @@ pub(crate) async fn fetch_ranks(
     rank: u32,
     count: u32,
 ) -> Result<Vec<(u32, Block)>> {
+    proved(async || ask_ranks(store, head, rank, count).await).await
+}
+
+async fn ask_ranks(
+    store: &dyn varve_env::ObjectStore,
+    head: &Head,
+    rank: u32,
+    count: u32,
+) -> Result<Vec<(u32, Block)>> {
     let text = head.name.to_string();
     if head.codec == Codec::Raw {
         let begin = head.data_offset + u64::from(rank) * RAW_BLOCK as u64;
@@ -410,6 +420,10 @@ pub(crate) async fn load_bundle_head(
     store: &dyn varve_env::ObjectStore,
     name: &ObjectName,
 ) -> Result<(BundleHeader, Vec<Share>)> {
+    proved(async || ask_bundle_head(store, name).await).await
+}
+
+async fn ask_bundle_head(store: &dyn varve_env::ObjectStore, name: &ObjectName) -> Result<(BundleHeader, Vec<Share>)> {
     let text = name.to_string();
     let head = store.get_head(&text, FIRST_GET).await?;
     let header = BundleHeader::decode(&head).map_err(damaged(&text))?;
@@ -442,6 +456,13 @@ async fn index_of(
 
 /// Loads header and index of a segment and checks that it is the one that was asked for.
 pub(crate) async fn load_segment_head(
+    store: &dyn varve_env::ObjectStore,
+    name: &ObjectName,
+) -> Result<(SegmentHeader, SegmentIndex)> {
+    proved(async || ask_segment_head(store, name).await).await
+}
+
+async fn ask_segment_head(
     store: &dyn varve_env::ObjectStore,
     name: &ObjectName,
 ) -> Result<(SegmentHeader, SegmentIndex)> {

@@ -19,6 +19,7 @@ use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
 use crate::overlay::{Overlay, Stratum};
 use crate::pressure::Throttle;
+use crate::proof::proved;
 use crate::read::{load_history, load_segment_head};
 use crate::seal::{PutSegment, seal};
 use crate::signal::Signal;
@@ -152,12 +153,18 @@ impl Timeline {
         for page in &manifest.table {
             let (name, table) = match tables.entry(page.object) {
                 Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => new.insert(self.load_page_table(manifest, page.object).await?),
+                Entry::Vacant(new) => {
+                    new.insert(proved(async || self.load_page_table(manifest, page.object).await).await?)
+                }
             };
             let text = name.to_string();
             let range = table.range(page.index).map_err(damaged(&text))?;
-            let bytes = get_range(&*self.pool.store, &text, range).await?;
-            table.verify(page.index, &bytes).map_err(damaged(&text))?;
+            let ask = async || {
+                let bytes = get_range(&*self.pool.store, &text, range.clone()).await?;
+                table.verify(page.index, &bytes).map_err(damaged(&text))?;
+                Ok(bytes)
+            };
+            let bytes = proved(ask).await?;
             let entries = decode_page(page.page, &bytes).map_err(damaged(&text))?;
             self.data.borrow_mut().table.load(*page, entries);
         }

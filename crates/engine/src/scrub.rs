@@ -15,7 +15,7 @@ use crate::context::Turn;
 use crate::lineage::{load_table_page, newest_manifest_if_there};
 use crate::manifests::PoolStore;
 use crate::pace::Pace;
-use crate::proof::{Proved, Prover, page_objects};
+use crate::proof::{Proved, Prover, page_objects, proved};
 use crate::shard::Shard;
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
@@ -207,15 +207,15 @@ impl Shard {
                     continue;
                 }
                 self.check_scrubs()?;
-                let proved = look(async || prover.data(&name, &entries).await).await;
-                self.note(subject, name, proved, named).await?;
+                let found = proved(async || prover.data(&name, &entries).await).await;
+                self.note(subject, name, found, named).await?;
             }
         }
         for (name, bytes, records) in page_objects(&manifest) {
             self.check_scrubs()?;
             let name = name?;
-            let proved = look(async || prover.pages(&name, bytes, records).await).await;
-            self.note(subject, name, proved, named).await?;
+            let found = proved(async || prover.pages(&name, bytes, records).await).await;
+            self.note(subject, name, found, named).await?;
         }
         Ok(())
     }
@@ -288,14 +288,6 @@ impl Shard {
             }
         }
         Ok(false)
-    }
-}
-
-/// Looks again at what seems damaged: an answer may have gone wrong on its way.
-async fn look(mut prove: impl AsyncFnMut() -> Result<Proved>) -> Result<Proved> {
-    match prove().await {
-        Err(error) if error.kind() == ErrorKind::Corrupt => prove().await,
-        done => done,
     }
 }
 

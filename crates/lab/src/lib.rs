@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Real programs for the tests: servers, clients, guests; their ports, directories and lives.
 
+pub mod fault_proxy;
 pub mod guest;
 pub mod process;
 pub mod seaweedfs;

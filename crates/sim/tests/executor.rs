@@ -143,6 +143,7 @@ fn busy(seed: u64) -> (u64, u64, Vec<String>) {
         late_put_per_mille: 100,
         late_by: SECOND,
         crossed_per_mille: 0,
+        wrong_per_mille: 0,
     });
     let drawn = Rc::new(RefCell::new(0u64));
     for task in 0..8u64 {

@@ -275,6 +275,10 @@ crate::catalogue::catalogue! {
     /// A read waited for another one that was fetching the same blocks.
     FetchShared = "fetch-shared",
 
+    // What stores answer.
+    /// What a store has answered does not prove: it is asked again.
+    AskedAgain = "asked-again",
+
     // Pressure.
     /// The store takes less than is written: a write is slowed, long before the journal is full.
     WriteSlowed = "write-slowed",

@@ -263,6 +263,10 @@ crate::catalogue::catalogue! {
     /// A subtree is cut out though a discard begins inside it: what is in front is lost.
     DetachUnaligned = "detach-unaligned",
 
+    // What stores answer.
+    /// A wrong answer of a store is taken for damage in it: a read fails, though the object is whole.
+    BelieveFirstAnswer = "believe-first-answer",
+
     // Rewinding.
     /// What died inside the rewind window is freed: moments between two roots have lost blocks.
     RewindFreesAtOnce = "rewind-frees-at-once",

@@ -8,7 +8,7 @@
 use crate::Result;
 use crate::context::damaged;
 use crate::manifests::PoolStore;
-use crate::proof::record_of;
+use crate::proof::{proved, record_of};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -56,7 +56,16 @@ impl Objects {
 
     /// A record of a page object, proved.
     pub async fn record(&mut self, name: &ObjectName, index: u32) -> Result<Bytes> {
-        let object = self.object(name).await?;
-        record_of(name, &object.0, &object.1, index)
+        let ask = async || {
+            let object = self.object(name).await?;
+            record_of(name, &object.0, &object.1, index).inspect_err(|_| self.forget(name))
+        };
+        proved(ask).await
+    }
+
+    /// Forgets an object of which a record does not prove: the next look asks for it anew.
+    fn forget(&mut self, name: &ObjectName) {
+        self.bytes -= self.held.remove(name).map_or(0, |object| object.1.len() as u64);
+        self.order.retain(|held| held != name);
     }
 }

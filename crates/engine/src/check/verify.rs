@@ -4,7 +4,7 @@
 use super::{CheckReport, Progress, Subject};
 use crate::Result;
 use crate::pace::Pace;
-use crate::proof::{Prover, page_objects};
+use crate::proof::{Prover, page_objects, proved};
 use crate::timeline::Timeline;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -29,16 +29,16 @@ pub(super) async fn verify(
         objects.entry(subject.segment(*ordinal, entry)).or_default().push((*ordinal, entry));
     }
     for (name, entries) in objects {
-        if let Some(proved) = report.note(name, prover.data(&name, &entries).await)? {
-            report.proved(proved);
+        if let Some(found) = report.note(name, proved(async || prover.data(&name, &entries).await).await)? {
+            report.proved(found);
         }
         done += entries.iter().map(|(_, entry)| entry.bytes).sum::<u64>();
         progress(done, total);
     }
     for (name, bytes, records) in page_objects(&subject.manifest) {
         let Some(name) = report.note(subject.manifest.object_name(), name)? else { continue };
-        if let Some(proved) = report.note(name, prover.pages(&name, bytes, records).await)? {
-            report.proved(proved);
+        if let Some(found) = report.note(name, proved(async || prover.pages(&name, bytes, records).await).await)? {
+            report.proved(found);
         }
     }
     Ok(())

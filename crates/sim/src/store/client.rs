@@ -29,6 +29,8 @@ pub struct SimStore {
 struct Request {
     lost_answer: bool,
     crossed: bool,
+    /// Whether a bit of what a get gives is another one.
+    wrong: bool,
     half: Duration,
 }
 
@@ -76,8 +78,8 @@ impl SimStore {
             return self.refuse(op, name, takes, kind).await;
         }
         self.sleep(takes / 2).await;
-        let crossed = fault == Some(StoreFault::Crossed);
-        Ok(Request { lost_answer: fault.is_some() && !crossed, crossed, half: takes - takes / 2 })
+        let (crossed, wrong) = (fault == Some(StoreFault::Crossed), fault == Some(StoreFault::Wrong));
+        Ok(Request { lost_answer: fault.is_some() && !crossed && !wrong, crossed, wrong, half: takes - takes / 2 })
     }
 
     /// The way of its answer back.
@@ -95,7 +97,7 @@ impl SimStore {
             Some(StoreFault::Error(kind)) => return self.refuse(op, name, takes, kind).await,
             Some(StoreFault::Late(by)) => (Some(by), false),
             Some(StoreFault::Held) => (None, true),
-            Some(StoreFault::LostAnswer | StoreFault::Crossed) | None => (None, false),
+            Some(StoreFault::LostAnswer | StoreFault::Crossed | StoreFault::Wrong) | None => (None, false),
         };
         if late.is_some() || held {
             let number = self.shared.send(self.process, name, bytes, true, held);
@@ -129,7 +131,8 @@ impl SimStore {
                 return Err(format!("range {range:?} of an object of {len} bytes"));
             }
             let own = bytes.slice(range.start as usize..range.end as usize);
-            Ok(self.shared.answer(own, request.crossed))
+            let answer = self.shared.answer(own, request.crossed);
+            Ok(if request.wrong { flipped(&answer) } else { answer })
         });
         if let Some(Ok(bytes)) = &slice {
             self.shared.count_read(self.process, name, bytes.len() as u64);
@@ -140,6 +143,16 @@ impl SimStore {
             None => Err(self.error(StoreOp::Get, name, StoreErrorKind::NotFound, "there is no such object")),
         }
     }
+}
+
+/// The same bytes, but for a bit in the middle.
+fn flipped(bytes: &Bytes) -> Bytes {
+    let mut copy = bytes.to_vec();
+    let middle = copy.len() / 2;
+    if let Some(byte) = copy.get_mut(middle) {
+        *byte ^= 0x10;
+    }
+    Bytes::from(copy)
 }
 
 impl ObjectStore for SimStore {

@@ -52,6 +52,8 @@ pub enum StoreFault {
     /// A get of a range: it is answered with the bytes that the last get of the same length was answered with, if there was one. Anything else
     /// is let through.
     Crossed,
+    /// A get: a bit of the answer is another one. Anything else is let through.
+    Wrong,
 }
 
 /// Faults by chance, each so many times in a thousand requests.
@@ -67,6 +69,8 @@ pub struct Chaos {
     pub late_by: Duration,
     /// A get is answered with the bytes of another one.
     pub crossed_per_mille: u32,
+    /// A bit of the answer to a get is another one; never twice in a row for one object, records of owners aside.
+    pub wrong_per_mille: u32,
 }
 
 /// What becomes of the puts that a dead process had sent, whose effect had not yet come.
@@ -94,6 +98,8 @@ pub(super) struct Plan {
 #[derive(Default)]
 pub(super) struct Faults {
     plans: Vec<Plan>,
+    /// The object whose last get was answered wrongly by chance.
+    wronged: Option<String>,
     pub(super) chaos: Chaos,
 }
 
@@ -135,6 +141,16 @@ impl Faults {
         }
         if op == StoreOp::Get && rng.chance(chaos.crossed_per_mille) {
             return Some(StoreFault::Crossed);
+        }
+        if op == StoreOp::Get && chaos.wrong_per_mille > 0 && !name.starts_with("owner/") {
+            let again = self.wronged.as_deref() == Some(name);
+            if !again && rng.chance(chaos.wrong_per_mille) {
+                self.wronged = Some(name.to_owned());
+                return Some(StoreFault::Wrong);
+            }
+            if again {
+                self.wronged = None;
+            }
         }
         None
     }

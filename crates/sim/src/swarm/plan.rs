@@ -154,6 +154,7 @@ impl Plan {
             late_put_per_mille: rate(rng),
             late_by: Duration::from_secs(20),
             crossed_per_mille: 0,
+            wrong_per_mille: sometimes(rng, 600, 6),
         };
         let slow = rng.chance(200);
         let most = if slow { 400 } else { 5 };

@@ -302,6 +302,14 @@ impl Worker {
         }
     }
 
+    /// Verifies data that was read from `block` on.
+    pub fn is_now(&self, block: u64, data: &[u8]) {
+        for (block, bytes) in (block..).zip(data.chunks(BLOCK)) {
+            let content = decode(bytes, block).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(content, self.blocks[(block - self.first) as usize].now(), "block {block}");
+        }
+    }
+
     /// Verifies what a server that lives has.
     pub fn verify(&self, client: &mut Client) {
         compare(client, self.first, &self.picture(), "while serving");
