@@ -18,6 +18,7 @@ mod process;
 mod provision;
 mod repo;
 mod sim;
+mod soak;
 mod stage;
 mod test;
 mod tidy;
@@ -42,6 +43,8 @@ enum Chore {
     Test(test::Options),
     /// Runs the engine in the simulator, seed after seed.
     Sim(sim::Options),
+    /// Runs a node on an S3 server with everything at once: load, snapshots, kills, faults of the store; for as long as one likes.
+    Soak(soak::Options),
     /// Feeds every decoder with what a fuzzer makes up, for a set time.
     Fuzz(fuzz::Options),
     /// Measures the server beside its peers.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => test::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Sim(options) => sim::run(&options),
+        Chore::Soak(options) => soak::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Provision => provision::run(),
         Chore::Guard => guard::watch().map(|()| true),

@@ -279,6 +279,13 @@ impl Worker {
         }
     }
 
+    /// The volume was rolled back to what a picture shows, of which each block has one content.
+    pub fn becomes(&mut self, picture: &Picture) {
+        for (block, contents) in self.blocks.iter_mut().zip(picture) {
+            block.becomes(contents[contents.len() - 1]);
+        }
+    }
+
     /// What a read gives now.
     pub fn picture(&self) -> Picture {
         self.blocks.iter().map(|block| vec![block.now()]).collect()
