@@ -303,11 +303,11 @@ fn exchange(
     match before(shared) {
         Verdict::Silence => {
             until_gone(client, shared);
-            return Ok(false);
+            Ok(false)
         }
         Verdict::Refuse => {
             client.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")?;
-            return Ok(true);
+            Ok(true)
         }
         Verdict::Answer => {
             server.write_all(&request.head)?;

@@ -2,7 +2,8 @@
 //! What can go wrong with a request to an object store: planned, by chance, or because the store is away.
 //!
 //! A planned fault waits for the nth request that fits and is then used up. Chance is asked where no plan fits. Both are
-//! decided when the request is sent, so the same seed and the same requests meet the same faults.
+//! decided when the request is sent, so the same seed and the same requests meet the same faults. What a fault does to the
+//! answer, or to the object, is the business of client and server.
 
 use crate::rng::Rng;
 use std::time::Duration;
