@@ -31,8 +31,10 @@ const MOST: usize = 4;
 const PHASE: Duration = Duration::from_secs(2);
 /// Rounds between two checks.
 const CHECK_EVERY: u64 = 4;
-/// More RAM than the server may ever take: its bounds for layers, caches and maps, and what the program itself takes.
-const MOST_RAM_KIB: u64 = 420 << 10;
+/// The read cache in RAM.
+const CACHE_KIB: u64 = 32 << 10;
+/// More RAM than the server may ever take: its bounds for layers (64 MiB) and cache, and what is under way to and from the store.
+const MOST_RAM_KIB: u64 = 256 << 10;
 
 /// A volume, and what is known of it.
 struct Volume {
@@ -85,7 +87,12 @@ impl Soak {
         std::fs::write(&file, format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"))
             .unwrap();
         let store = format!("s3://disks/p?endpoint={}&credentials={}", proxy.endpoint(), file.display());
-        let node = Node::start(&["--store", &store]);
+        let mut node = Node::new(&["--store", &store]);
+        let config = node.path("varve.toml");
+        let mut lines = std::fs::read_to_string(&config).unwrap();
+        lines.push_str(&format!("ram-cache = '{}M'\n", CACHE_KIB >> 10));
+        std::fs::write(&config, lines).unwrap();
+        node.up();
         node.varve(&["pool", "set", "default", "segment-size=4M", "seal-age=1s", "undelete-window=0s"]).ok();
         node.varve(&["pool", "set", "default", "rewind-window=30s", "rewind-space=100%"]).ok();
         let mut soak = Self {
