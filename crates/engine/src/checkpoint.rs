@@ -84,12 +84,14 @@ impl Timeline {
             let data = self.data.borrow();
             let quiet = self.context.env.now().saturating_sub(data.touched) >= QUIET;
             // What a clone took over in its overlay is no reason: each would write nodes that it could share.
-            let waiting = data.reconsider
-                || self.is_window_over(&data)
-                || data.table.has_left()
-                || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)
-                || (since_last(&data) > 0 && data.sealed.is_empty() && data.open.is_empty());
-            data.stopped.is_none() && data.no_checkpoints.is_none() && quiet && waiting
+            let waiting = || {
+                data.reconsider
+                    || self.is_window_over(&data)
+                    || data.table.has_left()
+                    || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)
+                    || (since_last(&data) > 0 && data.sealed.is_empty() && data.open.is_empty())
+            };
+            data.stopped.is_none() && data.no_checkpoints.is_none() && quiet && waiting()
         };
         if due && !self.checkpoints.is_taken() {
             self.start_checkpoint();

@@ -200,7 +200,7 @@ impl Timeline {
     }
 
     /// Waits for so long, and for its share of the journal; or until nothing is slowed any more.
-    pub async fn wait_slowed(&self, wait: Duration) {
+    pub async fn wait_slowed(self: &Rc<Self>, wait: Duration) {
         reached(Branch::WriteSlowed);
         let (throttle, env) = (&self.throttle, &*self.context.env);
         let mut counts = throttle.counts.get();
@@ -212,6 +212,10 @@ impl Timeline {
             let left = until.saturating_sub(env.now());
             if self.is_stopped() || (left.is_zero() && !self.has_its_share()) {
                 return;
+            }
+            if left.is_zero() {
+                // All of its share may be in a layer that nobody would seal for long.
+                self.seal_now();
             }
             env.sleep(if left.is_zero() { LOOK } else { left.min(LOOK) }).await;
             let (ring, used) = self.context.journal.usage();

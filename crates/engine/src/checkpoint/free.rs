@@ -70,13 +70,13 @@ fn kept_roots(data: &Data, gathered: &Gathered) -> Vec<RootNumber> {
 impl Timeline {
     /// Decides what of the gathered kills, and of those that waited, is free.
     pub(super) async fn free(self: &Rc<Self>, gathered: &mut Gathered, point: Point) -> Result<Freed> {
+        let (mut kills, dying) = self.dying(std::mem::take(&mut gathered.kills)).await;
         let (window, reconsider, runs, node_runs) = {
             let mut data = self.data.borrow_mut();
-            let window = self.next_window(&mut data, gathered, point);
+            let window = self.next_window(&mut data, &dying, point);
             let reconsider = std::mem::take(&mut data.reconsider);
             (window, reconsider, data.manifest.kills.clone(), data.manifest.node_kills.clone())
         };
-        let mut kills = std::mem::take(&mut gathered.kills);
         let mut nodes = std::mem::take(&mut gathered.node_kills);
         let (joined, joined_nodes) = too_many(&runs, &node_runs, self.context.limits.rewind_runs);
         let (mut kept_runs, mut kept_node_runs) = (Vec::new(), Vec::new());

@@ -13,10 +13,11 @@
 //!
 //! A crash leaves the window of the last accepted manifest.
 
-use super::merge::{Gathered, NewRoot};
+use super::merge::NewRoot;
 use super::{Point, runs};
-use crate::timeline::{Data, Timeline};
+use crate::timeline::{Data, Timeline, is_kept};
 use std::collections::BTreeSet;
+use varve_env::compute;
 use varve_format::manifest::{Manifest, NodeRunRef, NodeWait, Rewind, RewindRoot, RunRef};
 use varve_format::table::Kill;
 use varve_types::branch::{Branch, reached, reached_if};
@@ -84,9 +85,38 @@ impl Window {
     }
 }
 
+/// What died since the last checkpoint and nothing but the window would keep.
+#[derive(Default)]
+pub(super) struct Dying {
+    /// How many blocks.
+    count: u64,
+    /// The last death of as many of them as there is no room for, were the window theirs alone.
+    too_old: Option<Ordinal>,
+}
+
 impl Timeline {
-    /// The window of the checkpoint that has gathered these kills and will end at `point`.
-    pub(super) fn next_window(&self, data: &mut Data, gathered: &Gathered, point: Point) -> Window {
+    /// Looks which of the gathered kills are for the window, beside the shard: there may be millions. Gives them back.
+    pub(super) async fn dying(&self, kills: Vec<Kill>) -> (Vec<Kill>, Dying) {
+        let (kept, allowed) = {
+            let data = self.data.borrow();
+            if data.settings.rewind_window_ms == 0 {
+                return (kills, Dying::default());
+            }
+            (data.kept_boundaries(), usize::try_from(allowed_blocks(&data)).unwrap_or(usize::MAX))
+        };
+        let look = move || {
+            let waits = kills.iter().filter(|kill| !is_kept(&kept, kill));
+            let mut deaths: Vec<Ordinal> = waits.map(|kill| kill.death).collect();
+            let surplus = deaths.len().saturating_sub(allowed);
+            let too_old = surplus.checked_sub(1).map(|last| *deaths.select_nth_unstable(last).1);
+            let dying = Dying { count: deaths.len() as u64, too_old };
+            (kills, dying)
+        };
+        compute(&*self.context.env, look).await
+    }
+
+    /// The window of the checkpoint that will end at `point`.
+    pub(super) fn next_window(&self, data: &mut Data, dying: &Dying, point: Point) -> Window {
         let manifest = &data.manifest;
         let settings = &data.settings;
         let ends = std::mem::take(&mut data.rewind_ends);
@@ -101,7 +131,7 @@ impl Timeline {
             return Window { rewind, is_on: true };
         }
         rewind.from = self.aged_boundary(data, rewind.from, point.boundary);
-        rewind.from = from_by_room(data, gathered, rewind.from).max(rewind.from).min(point.boundary);
+        rewind.from = from_by_room(data, dying, rewind.from).min(point.boundary);
         if let Some(last) = rewind.roots.len().checked_sub(MAX_ROOTS) {
             rewind.from = rewind.from.max(rewind.roots[last].boundary);
         }
@@ -164,12 +194,17 @@ fn root_of(manifest: &Manifest) -> RewindRoot {
     RewindRoot { boundary, number, root, size, written_ms }
 }
 
+/// Blocks that the window may keep.
+fn allowed_blocks(data: &Data) -> u64 {
+    data.counted_size / 100 * data.settings.rewind_space / BLOCK
+}
+
 /// The boundary from which on the window takes no more room than it may: the oldest runs go first, then the oldest of the new deaths.
-fn from_by_room(data: &Data, gathered: &Gathered, from: Ordinal) -> Ordinal {
-    let allowed = data.counted_size / 100 * data.settings.rewind_space / BLOCK;
+fn from_by_room(data: &Data, dying: &Dying, from: Ordinal) -> Ordinal {
+    let allowed = allowed_blocks(data);
     let mut runs: Vec<&RunRef> = data.manifest.kills.iter().filter(|run| run.window && !has_left(run, from)).collect();
     runs.sort_by_key(|run| run.last_death);
-    let mut taken = gathered.kills.len() as u64 + runs.iter().map(|run| run.count).sum::<u64>();
+    let mut taken = dying.count + runs.iter().map(|run| run.count).sum::<u64>();
     let mut first = from;
     for run in runs {
         if taken <= allowed {
@@ -179,15 +214,9 @@ fn from_by_room(data: &Data, gathered: &Gathered, from: Ordinal) -> Ordinal {
         taken -= run.count;
         first = first.max(run.last_death.next());
     }
-    if taken > allowed {
-        reached(Branch::RewindFull);
-        let mut deaths: Vec<Ordinal> = gathered.kills.iter().map(|kill| kill.death).collect();
-        deaths.sort_unstable();
-        // As many of the latest as there is room for.
-        let gone = deaths.len() - usize::try_from(allowed).unwrap_or(usize::MAX).min(deaths.len());
-        first = gone.checked_sub(1).map_or(first, |last| first.max(deaths[last].next()));
-    }
-    first
+    reached_if(dying.too_old.is_some(), Branch::RewindFull);
+    // As many of the latest as there is room for.
+    dying.too_old.map_or(first, |death| first.max(death.next()))
 }
 
 /// Runs by their places: number of the table object, and index there.
