@@ -25,6 +25,23 @@ const MAX_STRATUM: usize = 2 << 20;
 /// Strata, each of which becomes a root: half the root numbers that an owner has.
 const MAX_STRATA: usize = crate::timeline::ROOT_GAP as usize / 2;
 
+/// The entries that a segment makes: first block, blocks, and what stands there. Its blocks are numbered through those extents that are no holes.
+pub(crate) fn entries(
+    of: Lineage,
+    ordinal: Ordinal,
+    extents: &[IndexExtent],
+) -> impl Iterator<Item = (u64, u64, Pointer)> + '_ {
+    let mut block = 0u64;
+    extents.iter().map(move |extent| {
+        if extent.hole {
+            return (extent.start, extent.blocks, Pointer::hole(of, ordinal));
+        }
+        let pointer = Pointer::data(of, ordinal, block as u16);
+        block += extent.blocks;
+        (extent.start, extent.blocks, pointer)
+    })
+}
+
 /// Entries between two boundaries.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stratum {
@@ -36,6 +53,16 @@ pub(crate) struct Stratum {
     pub end: Ordinal,
     /// The snapshot that ended it, if one did.
     pub snapshot: Option<SnapshotId>,
+}
+
+impl Stratum {
+    /// Takes the entries of a segment whose kills are told elsewhere: of one that others have merged, or do not merge.
+    pub fn replay(&mut self, of: Lineage, ordinal: Ordinal, extents: &[IndexExtent]) {
+        let map = Arc::make_mut(&mut self.map);
+        for (start, blocks, pointer) in entries(of, ordinal, extents) {
+            map.insert(start, blocks, pointer, |_, _, _| {});
+        }
+    }
 }
 
 /// See the module.
@@ -68,18 +95,10 @@ impl Overlay {
 
     /// Takes the entries of a segment that counts.
     pub fn push(&mut self, own: Lineage, ordinal: Ordinal, extents: &[IndexExtent]) {
-        let mut block = 0u32;
         let Stratum { map, kills, end, .. } = &mut self.active;
         let map = Arc::make_mut(map);
-        for extent in extents {
-            let pointer = if extent.hole {
-                Pointer::hole(own, ordinal)
-            } else {
-                let pointer = Pointer::data(own, ordinal, block as u16);
-                block += extent.blocks as u32;
-                pointer
-            };
-            map.insert(extent.start, extent.blocks, pointer, |_, len, old| {
+        for (start, blocks, pointer) in entries(own, ordinal, extents) {
+            map.insert(start, blocks, pointer, |_, len, old| {
                 if old.is_data() && old.lineage() == own && !planted(Mutant::DropOverlayKills) {
                     kills.extend((0..len).map(|i| kill_of(old.advance(i), ordinal)));
                 }

@@ -38,7 +38,7 @@ use varve_format::mark::Mark;
 use varve_format::page::{PageTable, table_len};
 use varve_format::segment::IndexExtent;
 use varve_format::table::decode_page;
-use varve_format::{ObjectKind, ObjectName, Pointer};
+use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
@@ -223,16 +223,7 @@ impl Timeline {
                     epoch: row.epoch,
                     writer: row.writer,
                 };
-                let mut block = 0u64;
-                for extent in self.inherited_extents(&name).await? {
-                    let pointer = if extent.hole {
-                        Pointer::hole(origin.lineage, Ordinal(ordinal))
-                    } else {
-                        Pointer::data(origin.lineage, Ordinal(ordinal), block as u16)
-                    };
-                    block += if extent.hole { 0 } else { extent.blocks };
-                    Arc::make_mut(&mut stratum.map).insert(extent.start, extent.blocks, pointer, |_, _, _| {});
-                }
+                stratum.replay(origin.lineage, Ordinal(ordinal), &self.inherited_extents(&name).await?);
             }
         }
         self.data.borrow_mut().overlay = Overlay::inherited(vec![Arc::new(stratum)]);

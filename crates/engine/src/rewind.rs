@@ -22,7 +22,6 @@ use crate::{EngineError, Result};
 use std::ops::Range;
 use std::sync::Arc;
 use varve_coord::VolumeRecord;
-use varve_format::Pointer;
 use varve_format::manifest::{Cut, Manifest, RewindRoot};
 use varve_format::mark::Mark;
 use varve_types::branch::{Branch, reached, reached_if};
@@ -91,17 +90,7 @@ impl Timeline {
         reached_if(!ordinals.is_empty(), Branch::RewindReplays);
         for ordinal in ordinals {
             let (extents, marks) = self.persist_changes(ordinal).await?;
-            let map = Arc::make_mut(&mut stratum.map);
-            let mut block = 0u64;
-            for extent in extents {
-                let pointer = if extent.hole {
-                    Pointer::hole(self.own, ordinal)
-                } else {
-                    Pointer::data(self.own, ordinal, block as u16)
-                };
-                block += if extent.hole { 0 } else { extent.blocks };
-                map.insert(extent.start, extent.blocks, pointer, |_, _, _| {});
-            }
+            stratum.replay(self.own, ordinal, &extents);
             for mark in marks {
                 if let Mark::Size { size: to, .. } = mark {
                     size = Some(to);

@@ -18,7 +18,6 @@ use crate::signal::breathe;
 use crate::timeline::Timeline;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use varve_format::manifest::{Manifest, Reclaim};
 use varve_format::table::{LiveBits, TableEntry};
 use varve_format::{Lineage, NodePointer, Pointer};
@@ -114,21 +113,11 @@ impl Reach {
         if base >= boundary {
             return Ok(entries);
         }
-        let map = Arc::make_mut(&mut entries.map);
         for (ordinal, entry) in subject.table.range(base..boundary) {
             let name = subject.segment(*ordinal, entry);
             let extents = load_history(&*timeline.pool.store, &name, *ordinal).await;
             let Some(extents) = report.note(name, extents)? else { continue };
-            let mut block = 0u64;
-            for extent in extents {
-                let pointer = if extent.hole {
-                    Pointer::hole(self.own, *ordinal)
-                } else {
-                    Pointer::data(self.own, *ordinal, block as u16)
-                };
-                block += if extent.hole { 0 } else { extent.blocks };
-                map.insert(extent.start, extent.blocks, pointer, |_, _, _| {});
-            }
+            entries.replay(self.own, *ordinal, &extents);
         }
         Ok(entries)
     }
