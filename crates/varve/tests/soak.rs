@@ -9,18 +9,19 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod faulty;
 mod load;
 mod nbd;
 mod real;
 
+use faulty::FaultyStore;
 use load::{BLOCK, Picture, Promise, Random, Worker, compare};
 use nbd::Client;
 use real::{DEADLINE, Node};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use varve_lab::fault_proxy::{Fault, FaultProxy};
+use varve_lab::fault_proxy::Fault;
 use varve_lab::process::wait_until;
-use varve_lab::seaweedfs::SeaweedFs;
 
 /// Of a volume.
 const BLOCKS: u64 = 16 << 20 >> 12;
@@ -67,9 +68,7 @@ struct Soak {
     names: u64,
     counts: Counts,
     ram_kib: Vec<u64>,
-    proxy: FaultProxy,
-    _server: SeaweedFs,
-    _credentials: tempfile::TempDir,
+    store: FaultyStore,
 }
 
 fn now_ms() -> u64 {
@@ -78,16 +77,8 @@ fn now_ms() -> u64 {
 
 impl Soak {
     fn start(seed: u64) -> Self {
-        let server = SeaweedFs::start().unwrap();
-        server.make_bucket("disks").unwrap();
-        let proxy = FaultProxy::start(&server.endpoint()).unwrap();
-        let credentials = tempfile::tempdir().unwrap();
-        let file = credentials.path().join("credentials");
-        let (key, secret) = (SeaweedFs::ACCESS_KEY, SeaweedFs::SECRET_KEY);
-        std::fs::write(&file, format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"))
-            .unwrap();
-        let store = format!("s3://disks/p?endpoint={}&credentials={}", proxy.endpoint(), file.display());
-        let mut node = Node::new(&["--store", &store]);
+        let store = FaultyStore::start();
+        let mut node = Node::new(&["--store", &store.url]);
         let config = node.path("varve.toml");
         let mut lines = std::fs::read_to_string(&config).unwrap();
         lines.push_str(&format!("ram-cache = '{}M'\n", CACHE_KIB >> 10));
@@ -102,9 +93,7 @@ impl Soak {
             names: 0,
             counts: Counts::default(),
             ram_kib: Vec::new(),
-            proxy,
-            _server: server,
-            _credentials: credentials,
+            store,
         };
         for _ in 0..VOLUMES {
             let (name, seed) = (soak.fresh("v"), soak.random.next());
@@ -143,11 +132,11 @@ impl Soak {
     fn load(&mut self) {
         let (fault, is_killed) = (self.fault(), self.chance(25));
         self.counts.faults += u64::from(fault != Fault::Pass);
-        self.proxy.set(fault);
+        self.store.proxy.set(fault);
         let clients: Vec<Client> = self.volumes.iter().map(|volume| self.client(&volume.name)).collect();
         let (stop, done, killed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
         let (stop, done, killed) = (&stop, &done, &killed);
-        let (node, proxy, volumes) = (&mut self.node, &self.proxy, &mut self.volumes);
+        let (node, proxy, volumes) = (&mut self.node, &self.store.proxy, &mut self.volumes);
         std::thread::scope(|scope| {
             for (volume, mut client) in volumes.iter_mut().zip(clients) {
                 scope.spawn(move || {

@@ -11,10 +11,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod faulty;
 mod load;
 mod nbd;
 mod real;
 
+use faulty::FaultyStore;
 use load::{BLOCK, Promise, Random, Worker};
 use nbd::{Client, Command};
 use real::{DEADLINE, Node};
@@ -22,7 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use varve_lab::fault_proxy::{Fault, FaultProxy};
 use varve_lab::process::wait_until;
-use varve_lab::seaweedfs::SeaweedFs;
 
 /// Of the volume.
 const BLOCKS: u64 = 16 << 20 >> 12;
@@ -31,9 +32,7 @@ const BLOCKS: u64 = 16 << 20 >> 12;
 struct Scene {
     node: Node,
     worker: Worker,
-    proxy: FaultProxy,
-    _server: SeaweedFs,
-    _credentials: tempfile::TempDir,
+    store: FaultyStore,
 }
 
 impl Scene {
@@ -41,19 +40,11 @@ impl Scene {
     fn start() -> Self {
         let seed = Random::seed();
         println!("VARVE_SEED={seed}");
-        let server = SeaweedFs::start().unwrap();
-        server.make_bucket("disks").unwrap();
-        let proxy = FaultProxy::start(&server.endpoint()).unwrap();
-        let credentials = tempfile::tempdir().unwrap();
-        let file = credentials.path().join("credentials");
-        let (key, secret) = (SeaweedFs::ACCESS_KEY, SeaweedFs::SECRET_KEY);
-        std::fs::write(&file, format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"))
-            .unwrap();
-        let store = format!("s3://disks/p?endpoint={}&credentials={}", proxy.endpoint(), file.display());
-        let node = Node::start(&["--store", &store, "--volume", "v:16M"]);
+        let store = FaultyStore::start();
+        let node = Node::start(&["--store", &store.url, "--volume", "v:16M"]);
         node.varve(&["volume", "set", "v", "segment-size=4M", "seal-age=1s"]).ok();
         let worker = Worker::new(0, BLOCKS, Promise::Acknowledged, seed);
-        let mut scene = Self { node, worker, proxy, _server: server, _credentials: credentials };
+        let mut scene = Self { node, worker, store };
         scene.load(|scene| scene.more(600));
         scene.until_stored();
         scene.node.kill();
@@ -68,7 +59,7 @@ impl Scene {
     /// Runs the load while `meanwhile` does something; any error that the load meets is a failure.
     fn load(&mut self, meanwhile: impl FnOnce(&Meanwhile)) {
         let mut client = self.client();
-        let (worker, proxy, node) = (&mut self.worker, &self.proxy, &self.node);
+        let (worker, proxy, node) = (&mut self.worker, &self.store.proxy, &self.node);
         let stop = AtomicBool::new(false);
         let scene = Meanwhile { proxy, node, done: AtomicU64::new(0), ended: AtomicBool::new(false) };
         std::thread::scope(|scope| {
@@ -91,7 +82,7 @@ impl Scene {
 
     /// All is as it was before the fault, and stays so.
     fn healed(&mut self) {
-        self.proxy.set(Fault::Pass);
+        self.store.proxy.set(Fault::Pass);
         self.until_stored();
         self.node.until_status("all to be well", |status| {
             status["pools"][0]["state"] == "ok" && status["volumes"][0]["state"] == "ready"
@@ -146,7 +137,7 @@ impl Drop for Raise<'_> {
 /// The load goes on under a fault that leaves some requests alone, and reads are right under it.
 fn goes_on(fault: Fault, hits: u64) {
     let mut scene = Scene::start();
-    scene.proxy.set(fault);
+    scene.store.proxy.set(fault);
     scene.worker.verify(&mut scene.client());
     scene.load(|scene| {
         scene.more(300);
@@ -204,7 +195,7 @@ fn wrong_bytes_now_and_then_are_asked_for_again() {
 #[test]
 fn bytes_that_stay_wrong_are_never_given_for_right_ones() {
     let mut scene = Scene::start();
-    scene.proxy.set(Fault::Wrong { one_in: 1 });
+    scene.store.proxy.set(Fault::Wrong { one_in: 1 });
     let refused = (0..BLOCKS).step_by(256).filter(|block| {
         // One connection each: what is behind an error on a connection is another matter.
         let read = scene.client().read(block * BLOCK as u64, 256 * BLOCK as u32);
@@ -216,7 +207,7 @@ fn bytes_that_stay_wrong_are_never_given_for_right_ones() {
             Err(error) => error.to_string().contains("answers with error"),
         }
     });
-    assert!(refused.count() > 0 && scene.proxy.hits() > 0);
+    assert!(refused.count() > 0 && scene.store.proxy.hits() > 0);
     let log = scene.node.log();
     assert!(log.contains("checksum") || log.contains("damaged"), "{log}");
     scene.healed();
