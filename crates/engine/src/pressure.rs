@@ -18,10 +18,10 @@
 
 use crate::context::Context;
 use crate::timeline::{Data, Timeline};
+use crate::waits::{WaitCounts, Waits};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
-use varve_env::Env;
 use varve_types::branch::{Branch, reached};
 
 /// A request waits at most so long while there is room.
@@ -39,15 +39,11 @@ const SLOWEST_S: u64 = 120;
 /// A volume with less than this part of the journal needs no share.
 const LITTLE: u64 = 64;
 
-/// What slowing has come to since the volume was opened.
+/// What slowing has come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlowCounts {
     /// Requests that were slowed.
-    pub requests: u64,
-    /// For how long, in microseconds, all together.
-    pub waited_us: u64,
-    /// Requests that are held back at this moment.
-    pub waiting: u64,
+    pub waits: WaitCounts,
     /// Bytes a second that the volume may write now; 0 while nothing is slowed.
     pub rate: u64,
 }
@@ -67,23 +63,9 @@ pub(crate) struct Throttle {
     share: Cell<u64>,
     /// Bytes that it took since `made`.
     drained: Cell<u64>,
-    counts: Cell<SlowCounts>,
-}
-
-/// Ends a wait in the counts, also one that is given up.
-struct Waiting<'a> {
-    throttle: &'a Throttle,
-    env: &'a dyn Env,
-    since: Duration,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.throttle.counts.get();
-        counts.waiting -= 1;
-        counts.waited_us += (self.env.now() - self.since).as_micros() as u64;
-        self.throttle.counts.set(counts);
-    }
+    /// Bytes a second that may be written; 0 while nothing is slowed.
+    rate: Cell<u64>,
+    waits: Waits,
 }
 
 /// Bytes a second that may be written, where `backlog` of a share of the journal is taken and the store takes `drained` a second; `None` for as many as come.
@@ -158,13 +140,10 @@ impl Timeline {
     pub fn slowed(self: &Rc<Self>, bytes: u64) -> Option<Duration> {
         let (ring, used) = self.context.journal.usage();
         let throttle = &self.throttle;
-        let mut counts = throttle.counts.get();
         let backlog = self.data.borrow().backlog();
         if used < ring / 4 || backlog <= ring / LITTLE {
             // The way of nearly every write.
-            if counts.rate != 0 {
-                throttle.counts.set(SlowCounts { rate: 0, ..counts });
-            }
+            throttle.rate.set(0);
             return None;
         }
         let now = self.context.env.now();
@@ -174,23 +153,23 @@ impl Timeline {
             throttle.made.set(now);
             throttle.seen.set(backlog);
             throttle.share.set(self.context.share(ring));
-            counts.rate = rate(backlog, throttle.share.get(), drained).unwrap_or(0);
-            throttle.counts.set(counts);
+            throttle.rate.set(rate(backlog, throttle.share.get(), drained).unwrap_or(0));
         }
-        if counts.rate > 0 && self.data.borrow().open.taken() > throttle.share.get() / 8 {
+        let rate = throttle.rate.get();
+        if rate > 0 && self.data.borrow().open.taken() > throttle.share.get() / 8 {
             self.seal_now();
         }
-        let wait = (counts.rate > 0).then(|| throttle.take(now, bytes, counts.rate));
+        let wait = (rate > 0).then(|| throttle.take(now, bytes, rate));
         wait.filter(|wait| !wait.is_zero() || backlog >= throttle.share.get())
     }
 
     /// What slowing has come to.
     pub fn slow_counts(&self) -> SlowCounts {
-        let counts = self.throttle.counts.get();
         let (ring, used) = self.context.journal.usage();
         // Who writes nothing now is not slowed, whatever was in force for the last write.
         let is_pressed = used >= ring / 4 && self.data.borrow().backlog() > ring / LITTLE;
-        SlowCounts { rate: if is_pressed { counts.rate } else { 0 }, ..counts }
+        let rate = if is_pressed { self.throttle.rate.get() } else { 0 };
+        SlowCounts { waits: self.throttle.waits.counts(), rate }
     }
 
     /// Whether it has all of the journal that it may have.
@@ -202,11 +181,8 @@ impl Timeline {
     /// Waits for so long, and for its share of the journal; or until nothing is slowed any more.
     pub async fn wait_slowed(self: &Rc<Self>, wait: Duration) {
         reached(Branch::WriteSlowed);
-        let (throttle, env) = (&self.throttle, &*self.context.env);
-        let mut counts = throttle.counts.get();
-        (counts.requests, counts.waiting) = (counts.requests + 1, counts.waiting + 1);
-        throttle.counts.set(counts);
-        let _waiting = Waiting { throttle, env, since: env.now() };
+        let env = &*self.context.env;
+        let _waiting = self.throttle.waits.begin(env);
         let until = env.now() + wait.min(MOST_WAIT);
         loop {
             let left = until.saturating_sub(env.now());

@@ -7,6 +7,7 @@
 //!
 //! Always holds: requests take their turns in the order in which they came; and limits that change are in force for those who wait too, within [`LOOK`].
 
+use crate::waits::{WaitCounts, Waits};
 use std::cell::Cell;
 use std::time::Duration;
 use varve_env::Env;
@@ -15,17 +16,6 @@ use varve_types::Settings;
 /// Who waits looks for new limits as often as this.
 const LOOK: Duration = Duration::from_millis(100);
 const SECOND_NS: u128 = 1_000_000_000;
-
-/// What waiting for limits has come to since the volume was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LimitCounts {
-    /// Requests that had to wait.
-    pub requests: u64,
-    /// For how long, in microseconds, all together.
-    pub waited_us: u64,
-    /// Requests that wait at this moment.
-    pub waiting: u64,
-}
 
 /// When what was taken of one thing is paid for, in nanoseconds of the shard's clock.
 #[derive(Default)]
@@ -60,23 +50,7 @@ pub(crate) struct RateLimiter {
     bytes: Bucket,
     /// Raised with every change of the limits.
     generation: Cell<u64>,
-    counts: Cell<LimitCounts>,
-}
-
-/// Ends a wait in the counts, also one that is given up.
-struct Waiting<'a> {
-    limiter: &'a RateLimiter,
-    env: &'a dyn Env,
-    since: Duration,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.limiter.counts.get();
-        counts.waiting -= 1;
-        counts.waited_us += (self.env.now() - self.since).as_micros() as u64;
-        self.limiter.counts.set(counts);
-    }
+    waits: Waits,
 }
 
 impl RateLimiter {
@@ -100,10 +74,7 @@ impl RateLimiter {
 
     /// Waits out what [`take`](Self::take) gave for a request of so many bytes; under new limits it is taken anew.
     pub async fn wait(&self, env: &dyn Env, first: Duration, bytes: u64) {
-        let mut counts = self.counts.get();
-        (counts.requests, counts.waiting) = (counts.requests + 1, counts.waiting + 1);
-        self.counts.set(counts);
-        let _waiting = Waiting { limiter: self, env, since: env.now() };
+        let _waiting = self.waits.begin(env);
         let (mut until, mut generation) = (env.now() + first, self.generation.get());
         loop {
             let left = until.saturating_sub(env.now());
@@ -130,8 +101,8 @@ impl RateLimiter {
         self.generation.set(self.generation.get() + 1);
     }
 
-    pub fn counts(&self) -> LimitCounts {
-        self.counts.get()
+    pub fn counts(&self) -> WaitCounts {
+        self.waits.counts()
     }
 }
 

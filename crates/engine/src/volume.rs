@@ -10,9 +10,10 @@ use crate::context::{Context, Turn};
 use crate::journal::Replayed;
 use crate::manifests::PoolStore;
 use crate::pressure::SlowCounts;
-use crate::rate::{LimitCounts, RateLimiter};
+use crate::rate::RateLimiter;
 use crate::recover::{Opening, open};
 use crate::timeline::Timeline;
+use crate::waits::WaitCounts;
 use crate::{EngineError, Result, TableTotals};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -70,7 +71,7 @@ pub struct VolumeCounts {
     /// Bytes of the volume that were discarded in large pieces and whose blocks are not yet freed, or kept for snapshots alone: at most so many.
     pub reclaim_bytes: u64,
     /// What its limits have held back.
-    pub limits: LimitCounts,
+    pub limits: WaitCounts,
     /// What was slowed because the store did not keep up.
     pub slowed: SlowCounts,
     /// Blocks of its own that were replaced, and that snapshots and clones alone keep: as of the last checkpoint.

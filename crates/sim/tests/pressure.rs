@@ -303,7 +303,7 @@ fn writes_get_slower_long_before_the_journal_is_full() {
     assert!(*longest < Duration::from_secs(3), "{longest:?}");
     assert!(times.iter().sum::<Duration>() > Duration::from_secs(30), "what is left is given out slowly");
     let slowed = node.volume("v").counts().slowed;
-    assert!(slowed.requests > 100 && slowed.waited_us > 10_000_000 && slowed.rate > 0, "{slowed:?}");
+    assert!(slowed.waits.requests > 100 && slowed.waits.waited_us > 10_000_000 && slowed.rate > 0, "{slowed:?}");
     node.server.away_for(Duration::ZERO);
     node.world.run_for(Duration::from_secs(60)).expect("the world runs");
     assert!(takes(&node, &devices[0], 0, 64 << 10) < Duration::from_millis(20), "and it heals by itself");
@@ -330,5 +330,5 @@ fn a_volume_that_writes_little_is_not_slowed_by_one_that_writes_much() {
         assert!(took < Duration::from_millis(50), "write {n} took {took:?}");
     }
     let (loud, quiet) = (node.volume("loud").counts().slowed, node.volume("quiet").counts().slowed);
-    assert!(loud.waiting == 1 && quiet.requests == 0, "{loud:?} {quiet:?}");
+    assert!(loud.waits.waiting == 1 && quiet.waits.requests == 0, "{loud:?} {quiet:?}");
 }

@@ -169,9 +169,11 @@ impl Row for VolumeRow {
             "Bytes a second that it may write while its store takes less than is written; 0 while nothing is slowed",
             |v| v.counts.slowed.rate,
         ),
-        gauge("volume_slowed_waiting", "Writes that are slowed for that at this moment", |v| v.counts.slowed.waiting),
-        counter("volume_slowed_requests", "Writes that were slowed for that", |v| v.counts.slowed.requests),
-        counter("volume_slowed_microseconds", "For how long, all together", |v| v.counts.slowed.waited_us),
+        gauge("volume_slowed_waiting", "Writes that are slowed for that at this moment", |v| {
+            v.counts.slowed.waits.waiting
+        }),
+        counter("volume_slowed_requests", "Writes that were slowed for that", |v| v.counts.slowed.waits.requests),
+        counter("volume_slowed_microseconds", "For how long, all together", |v| v.counts.slowed.waits.waited_us),
         gauge("volume_limit_waiting", "Requests that its limits hold back at this moment", |v| v.counts.limits.waiting),
         counter("volume_limited_requests", "Requests that its limits have held back", |v| v.counts.limits.requests),
         counter("volume_limited_microseconds", "For how long, all together", |v| v.counts.limits.waited_us),
