@@ -14,8 +14,8 @@ use varve_coord::{
 use varve_format::bundle::{BUNDLE_HEADER, BundleFacts, History, Share, encode_head};
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS, Record, Superblock};
 use varve_format::manifest::{
-    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, PageRef, Reclaim, RunRef, SnapshotEntry,
-    TableObject, TimelineState,
+    Ancestor, Birth, Cut, DeadObject, Hold, Manifest, MapObject, NodeRunRef, NodeWait, PageRef, Reclaim, RunRef,
+    SnapshotEntry, TableObject, TimelineState,
 };
 use varve_format::mark::Mark;
 use varve_format::segment::{self, Codec, IndexExtent, SegmentFacts, SegmentIndex};
@@ -178,8 +178,9 @@ pub fn manifest() -> Manifest {
     m.holds = vec![Hold { clone, volume, boundary, base_number, base_root: node, base_boundary: boundary, epoch }];
     m.tables = vec![TableObject { number: 11, epoch, writer, bytes: 10 }];
     m.table = vec![PageRef { page: 0, object: 11, index: 0 }, PageRef { page: 1024, object: 11, index: 1 }];
-    m.kills = vec![RunRef { object: 11, index: 2, first_birth: Ordinal(1), last_death: Ordinal(9), count: 3 }];
-    m.node_kills = vec![NodeRunRef { object: 11, index: 3, count: 5, passing: true }];
+    m.kills =
+        vec![RunRef { object: 11, index: 2, first_birth: Ordinal(1), last_death: Ordinal(9), count: 3, window: false }];
+    m.node_kills = vec![NodeRunRef { object: 11, index: 3, count: 5, waits: NodeWait::Passing }];
     m.maps = vec![MapObject { root: RootNumber(3), part: 0, epoch, writer, records: 10, live: 4, bytes: 999 }];
     m.dead = vec![DeadObject { name, since: 11 }];
     m.reclaim = vec![Reclaim { node, level: 2, first_block: 0, death: Ordinal(5), death_root: RootNumber(4) }];

@@ -26,7 +26,7 @@ pub(super) fn settings(ram: bool, rng: &mut Rng) -> Overrides {
         limit_burst_ms: rng.chance(300).then(|| rng.below(2000)),
         cache: [None, None, Some(CacheMode::Write), Some(CacheMode::None)][rng.below(4) as usize],
         cache_quota: rng.chance(200).then_some(1 << 20),
-        rewind_window_ms: rng.chance(300).then(|| rng.below(3) * 20_000),
+        rewind_window_ms: rng.chance(120).then(|| rng.below(3) * 20_000),
         rewind_space: rng.chance(300).then(|| 1 + rng.below(100)),
         ..Overrides::default()
     }

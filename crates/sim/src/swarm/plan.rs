@@ -158,7 +158,7 @@ impl Plan {
         };
         let slow = rng.chance(200);
         let most = if slow { 400 } else { 5 };
-        Self {
+        let mut plan = Self {
             weights,
             width: 1 + rng.below(8),
             chaos,
@@ -195,14 +195,19 @@ impl Plan {
             journal: (9 << 20) + rng.below(4) * (2 << 20),
             cache: if rng.chance(350) { 4 + rng.below(20) } else { 0 },
             ending: match rng.below(100) {
-                0..36 => Ending::Windows,
-                36..48 => Ending::Empty,
-                48..62 => Ending::Spoil,
-                62..74 => Ending::Rot,
-                74..86 => Ending::TakeOver,
+                0..33 => Ending::Windows,
+                33..44 => Ending::Empty,
+                44..57 => Ending::Spoil,
+                57..68 => Ending::Rot,
+                68..79 => Ending::TakeOver,
                 _ => Ending::Import,
             },
+        };
+        if plan.ending == Ending::Import && rng.chance(850) {
+            // What an import takes of older manifests is hard to get wrong where the past is kept for other reasons.
+            plan.pool.rewind_window_ms = Some(0);
         }
+        plan
     }
 
     /// A kind of step, by the weights.
