@@ -118,7 +118,7 @@ pub(crate) fn start(
     let timeline = assemble(opening, manifest);
     if let Some(source) = source.filter(|_| !planted(Mutant::CloneWithoutOverlay)) {
         // They end where the clone's own ordinals begin: the origin's ordinals mean nothing here.
-        let own = |s: &Arc<Stratum>| Arc::new(Stratum { map: Arc::clone(&s.map), end, ..Stratum::default() });
+        let own = |s: &Arc<Stratum>| s.inherited(end);
         timeline.data.borrow_mut().overlay = Overlay::inherited(source.base.strata.iter().map(own).collect());
     }
     timeline

@@ -18,6 +18,7 @@
 mod free;
 mod merge;
 mod reclaim;
+mod root;
 mod runs;
 mod window;
 
@@ -41,7 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use varve_env::{Payload, PutOutcome, compute};
 use varve_format::ObjectName;
-use varve_format::manifest::{Manifest, SnapshotEntry};
+use varve_format::manifest::{Manifest, MapObject, SnapshotEntry};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, Sequence};
@@ -74,7 +75,7 @@ impl Timeline {
 
     /// Entries of the overlay at which a checkpoint begins: more in a large map, where each costs more to merge.
     fn overlay_bound(&self, data: &Data) -> usize {
-        let bytes = (data.tree.bytes_in_ram() / 16).clamp(16 << 20, 64 << 20);
+        let bytes = (map_bytes(&data.manifest) / 16).clamp(16 << 20, 64 << 20) as usize;
         (bytes / OVERLAY_ENTRY).min(self.context.limits.overlay_entries)
     }
 
@@ -257,6 +258,7 @@ impl Timeline {
             note_roots(&mut data.snapshots, &gathered.roots);
             data.overlay.merged(strata.len());
             data.table.written(boundary, tables.places);
+            data.fresh_maps.clear();
         }
         drop(turn);
         self.changed.ring();
@@ -278,6 +280,12 @@ pub(crate) fn is_same(payload: &Payload, mut found: &[u8]) -> bool {
 /// Ordinals of its own that a timeline has used since its last checkpoint.
 fn since_last(data: &Data) -> u64 {
     data.next_ordinal.0.saturating_sub(data.manifest.boundary.0.max(data.manifest.first_ordinal.0))
+}
+
+/// Bytes of the map in the store, of nodes that the newest root has, about.
+fn map_bytes(manifest: &Manifest) -> u64 {
+    let live = |map: &MapObject| map.bytes * u64::from(map.live) / u64::from(map.records.max(1));
+    manifest.maps.iter().map(live).sum()
 }
 
 /// Where a checkpoint ends.

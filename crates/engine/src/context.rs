@@ -12,6 +12,7 @@ use crate::clean::Cleaning;
 use crate::fetch::Fetches;
 use crate::journal::{Journal, Stamp};
 use crate::lineage::PageTables;
+use crate::map_ram::MapRam;
 use crate::scrub::Scrub;
 use crate::signal::Signal;
 use crate::ssd::SsdCache;
@@ -42,6 +43,12 @@ pub struct Limits {
     pub layer_runs: usize,
     /// Bytes of the read cache.
     pub cache_ram: u64,
+    /// Bytes of what finds a block: nodes of maps, segment tables, heads of segments. See [`crate::map_ram`].
+    pub map_ram: u64,
+    /// Dirty nodes of a map at which a merge writes those that are behind it.
+    pub map_dirty: usize,
+    /// Bytes of a map object at which the next one is begun.
+    pub map_object: usize,
     /// Frames of a region of a cache device that are used.
     pub ssd_frames: usize,
     /// Most entries of an overlay: a checkpoint begins there, or earlier by the size of the map.
@@ -73,6 +80,9 @@ impl Default for Limits {
             layer_ram: 512 << 20,
             layer_runs: MAX_SEGMENT_BLOCKS as usize / 2,
             cache_ram: 256 << 20,
+            map_ram: 1 << 30,
+            map_dirty: 4096,
+            map_object: 32 << 20,
             ssd_frames: varve_format::region::FRAMES,
             overlay_entries: 4 << 20,
             delete_grace_ms: 10_000,
@@ -125,6 +135,11 @@ impl Head {
         Self { name, ordinal, codec, blocks: share.blocks.clone(), data_offset, chunk_ends: ends(&share.chunks) }
     }
 
+    /// Bytes of RAM that it takes, with its places in the cache, about.
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.blocks.heap_len() + self.chunk_ends.len() * 4 + 128
+    }
+
     /// The place of blocks among those that the object has; `None` where it does not have all of them.
     pub fn rank(&self, first: u32, count: u32) -> Option<u32> {
         let rank = self.blocks.rank(first)?;
@@ -158,35 +173,54 @@ fn ends(chunks: &[u32]) -> Vec<u32> {
     chunks.iter().scan(0, add).collect()
 }
 
-/// Heads of segments, the newest few thousand.
-#[derive(Default)]
+/// Heads of segments, the newest that fit.
 pub(crate) struct HeadCache {
     heads: BTreeMap<(TimelineId, Ordinal), Rc<Head>>,
     order: VecDeque<(TimelineId, Ordinal)>,
+    bytes: usize,
+    most_bytes: usize,
 }
 
-const MAX_HEADS: usize = 16_384;
-
 impl HeadCache {
+    /// An empty one, which keeps so many bytes of heads, and one head at least.
+    pub fn new(most_bytes: usize) -> Self {
+        Self { heads: BTreeMap::new(), order: VecDeque::new(), bytes: 0, most_bytes }
+    }
+
+    /// Bytes of RAM that it takes, about.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn get(&self, timeline: TimelineId, ordinal: Ordinal) -> Option<Rc<Head>> {
         self.heads.get(&(timeline, ordinal)).cloned()
     }
     pub fn insert(&mut self, head: Rc<Head>) {
         let key = (head.name.timeline, head.ordinal);
-        if self.heads.insert(key, head).is_none() {
-            self.order.push_back(key);
+        self.bytes += head.bytes();
+        match self.heads.insert(key, head) {
+            Some(before) => self.bytes -= before.bytes(),
+            None => self.order.push_back(key),
         }
-        if self.order.len() > MAX_HEADS
+        while self.bytes > self.most_bytes
+            && self.heads.len() > 1
             && let Some(oldest) = self.order.pop_front()
         {
-            self.heads.remove(&oldest);
+            self.forget(oldest.0, oldest.1);
+        }
+        // Keys of what was forgotten stay in the row for their turn, but not for ever.
+        if self.order.len() > 2 * self.heads.len() + 16 {
+            let Self { heads, order, .. } = self;
+            order.retain(|key| heads.contains_key(key));
         }
     }
 
     /// Forgets where a segment is.
     pub fn forget(&mut self, timeline: TimelineId, ordinal: Ordinal) {
         // Its key stays in the row, and makes way in its turn.
-        self.heads.remove(&(timeline, ordinal));
+        if let Some(head) = self.heads.remove(&(timeline, ordinal)) {
+            self.bytes -= head.bytes();
+        }
     }
 }
 
@@ -200,6 +234,7 @@ pub(crate) struct Context {
     pub fetches: Fetches,
     pub heads: RefCell<HeadCache>,
     pub tables: RefCell<PageTables>,
+    pub map: MapRam,
     pub limits: Limits,
     /// Bytes of layers in RAM.
     pub layer_ram: Cell<u64>,
@@ -230,18 +265,21 @@ impl Context {
         }
     }
 
+    /// The timelines that are open.
+    pub fn open_timelines(&self) -> Vec<Rc<Timeline>> {
+        self.timelines.borrow().values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Lets every timeline do its part for room: what fills the journal or the RAM may be another's.
     pub fn make_room(&self) {
-        let open: Vec<_> = self.timelines.borrow().values().filter_map(Weak::upgrade).collect();
-        for timeline in open {
+        for timeline in self.open_timelines() {
             timeline.make_room();
         }
     }
 
     /// Lets every timeline give up the RAM of what it can read back.
     pub fn spill(&self) {
-        let open: Vec<_> = self.timelines.borrow().values().filter_map(Weak::upgrade).collect();
-        for timeline in open {
+        for timeline in self.open_timelines() {
             timeline.spill();
         }
     }

@@ -110,6 +110,12 @@ impl<V: Part> ExtentMap<V> {
         self.runs.iter().map(|(start, (len, value))| (*start, *len, value))
     }
 
+    /// The runs that end behind `block`, in order: start, length, value.
+    pub fn from(&self, block: u64) -> impl Iterator<Item = (u64, u64, &V)> {
+        let before = self.runs.range(..block).next_back().filter(|(start, (len, _))| **start + len > block);
+        before.into_iter().chain(self.runs.range(block..)).map(|(start, (len, value))| (*start, *len, value))
+    }
+
     /// All values, to change them in place.
     pub fn values_mut(&mut self) -> impl Iterator<Item = (u64, &mut V)> {
         self.runs.values_mut().map(|(len, value)| (*len, value))
@@ -154,6 +160,8 @@ mod tests {
                         model[i as usize] = (!carve).then(|| Tag(n as u32, i - start));
                     }
                 }
+                let from = (start + len) % 300;
+                prop_assert!(map.from(from).eq(map.iter().filter(|(start, len, _)| start + len > from)));
                 for i in 0..300u64 {
                     match map.at(i, 300 - i) {
                         At::Run(tag, run) => (0..run).for_each(|k| {

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use varve_coord::{ManifestRef, Records};
 use varve_env::ObjectStore;
-use varve_format::manifest::{Ancestor, MAX_MANIFEST, Manifest, PageRef};
+use varve_format::manifest::{Ancestor, MAX_MANIFEST, Manifest, MapObject, PageRef, TableObject};
 use varve_format::page::{PageTable, table_len};
 use varve_format::table::{PAGE_ORDINALS, TablePage, decode_page};
 use varve_format::{Lineage, NodePointer, ObjectKind, ObjectName};
@@ -25,8 +25,11 @@ use varve_types::{ErrorKind, Ordinal, RootNumber, TimelineId};
 /// What is known of one ancestor.
 struct Known {
     manifest: Manifest,
-    pages: BTreeMap<u64, Rc<TablePage>>,
+    pages: BTreeMap<u64, Objects>,
 }
+
+/// Where the segments of a page of the table are. What is live of them is their own timeline's to know.
+type Objects = Vec<(Ordinal, ObjectName)>;
 
 /// The ancestors of a timeline, and itself.
 pub(crate) struct Lineages {
@@ -46,6 +49,12 @@ impl Lineages {
     pub fn timeline(&self, lineage: Lineage) -> Result<TimelineId> {
         let found = self.entries.iter().find(|a| a.lineage == lineage);
         found.map(|a| a.timeline).ok_or_else(|| EngineError::corrupt(format!("map: no ancestor has index {lineage}")))
+    }
+
+    /// Bytes of RAM that pages take, about.
+    pub fn bytes_in_ram(&self) -> usize {
+        let entries = |known: &Known| known.pages.values().map(|page| page.capacity() + 1).sum::<usize>();
+        self.known.borrow().values().map(entries).sum::<usize>() * size_of::<(Ordinal, ObjectName)>()
     }
 
     /// Forgets what is known of an ancestor: it has a newer manifest.
@@ -80,15 +89,16 @@ impl Lineages {
             }
             let page = ordinal.0 / PAGE_ORDINALS;
             match known.pages.get(&page) {
-                Some(entries) => return entry_name(timeline, entries, ordinal),
+                Some(objects) => return object_of(timeline, objects, ordinal),
                 None => known.manifest.table.iter().find(|p| p.page == page).map(|p| (*p, known.manifest.clone())),
             }
         };
         let Some((page, manifest)) = wanted else { return Err(missing(timeline, ordinal)) };
-        let entries = Rc::new(load_table_page(store, &manifest, page).await?);
-        let name = entry_name(timeline, &entries, ordinal);
+        let entries = load_table_page(store, &manifest, page).await?;
+        let objects = entries.iter().map(|(ordinal, entry)| (*ordinal, entry.object(timeline, *ordinal))).collect();
+        let name = object_of(timeline, &objects, ordinal);
         if let Some(known) = self.known.borrow_mut().get_mut(&timeline) {
-            known.pages.insert(page.page, entries);
+            known.pages.insert(page.page, objects);
         }
         name
     }
@@ -113,9 +123,9 @@ fn missing(timeline: TimelineId, ordinal: Ordinal) -> EngineError {
     EngineError::corrupt(format!("timeline {timeline}: segment {ordinal} is in no page of its table"))
 }
 
-fn entry_name(timeline: TimelineId, entries: &TablePage, ordinal: Ordinal) -> Result<ObjectName> {
-    let entry = entries.iter().find(|(o, _)| *o == ordinal).ok_or_else(|| missing(timeline, ordinal))?;
-    Ok(entry.1.object(timeline, ordinal))
+fn object_of(timeline: TimelineId, objects: &Objects, ordinal: Ordinal) -> Result<ObjectName> {
+    let found = objects.iter().find(|(at, _)| *at == ordinal);
+    found.map(|(_, name)| *name).ok_or_else(|| missing(timeline, ordinal))
 }
 
 /// The object of a segment at or above a manifest's boundary: of the row of an earlier writer, or of the manifest's own.
@@ -133,14 +143,13 @@ pub(crate) fn map_object(manifest: &Manifest, root: RootNumber, part: u8) -> Res
         let what = format!("timeline {}: no map object holds part {part} of root {root}", manifest.timeline);
         return Err(EngineError::corrupt(what));
     };
-    Ok(ObjectName {
-        timeline: manifest.timeline,
-        kind: ObjectKind::Map,
-        number: u64::from(root.0),
-        part,
-        epoch: object.epoch,
-        writer: object.writer,
-    })
+    Ok(map_name(manifest.timeline, object))
+}
+
+/// The name of a map object of a timeline.
+pub(crate) const fn map_name(timeline: TimelineId, map: &MapObject) -> ObjectName {
+    let MapObject { root, part, epoch, writer, .. } = *map;
+    ObjectName { timeline, kind: ObjectKind::Map, number: root.0 as u64, part, epoch, writer }
 }
 
 /// Manifests that may be accepted, one after the other, while one is being loaded.
@@ -235,8 +244,13 @@ pub(crate) fn table_object(manifest: &Manifest, number: u64) -> Result<ObjectNam
     let Some(object) = object else {
         return Err(EngineError::corrupt(format!("{}: it names no table object {number}", manifest.object_name())));
     };
-    let (timeline, epoch, writer) = (manifest.timeline, object.epoch, object.writer);
-    Ok(ObjectName { timeline, kind: ObjectKind::Table, number, part: 0, epoch, writer })
+    Ok(table_name(manifest.timeline, object))
+}
+
+/// The name of a table object of a timeline.
+pub(crate) const fn table_name(timeline: TimelineId, table: &TableObject) -> ObjectName {
+    let TableObject { number, epoch, writer, .. } = *table;
+    ObjectName { timeline, kind: ObjectKind::Table, number, part: 0, epoch, writer }
 }
 
 /// Bytes of a page object that a first get asks for: the table of some thousand records.
@@ -275,6 +289,11 @@ const MAX_TABLES: usize = 256;
 const MAX_TABLE_RECORDS: u64 = 2 << 20;
 
 impl PageTables {
+    /// Bytes of RAM that they take, about.
+    pub const fn bytes(&self) -> usize {
+        self.records as usize * 8
+    }
+
     fn get(&mut self, name: &ObjectName) -> Option<Rc<PageTable>> {
         let at = self.tables.iter().rposition(|(known, _)| known == name)?;
         let found = self.tables.remove(at)?;

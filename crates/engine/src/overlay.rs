@@ -10,7 +10,7 @@ use crate::extent::{At, ExtentMap, Part};
 use std::sync::Arc;
 use varve_format::segment::IndexExtent;
 use varve_format::table::Kill;
-use varve_format::{Lineage, Pointer};
+use varve_format::{Lineage, NODE_ENTRIES, Pointer};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, SnapshotId};
 
@@ -20,8 +20,11 @@ impl Part for Pointer {
     }
 }
 
-/// Entries of a stratum at which no further segment counts: a root has less than 2^22 new nodes.
+/// Entries of a stratum at which no further segment counts.
 const MAX_STRATUM: usize = 2 << 20;
+/// Leaves of a stratum at which no further segment counts: a root has less than 2^22 new nodes, of which 65,665 can be no leaves; and a segment
+/// changes less than 2^17 leaves.
+const MAX_LEAVES: usize = (1 << 22) - (1 << 18);
 /// Strata, each of which becomes a root: half the root numbers that an owner has.
 const MAX_STRATA: usize = crate::timeline::ROOT_GAP as usize / 2;
 
@@ -47,6 +50,8 @@ pub(crate) fn entries(
 pub(crate) struct Stratum {
     /// Pointers and holes. A clone shares them, but neither kills nor snapshot.
     pub map: Arc<ExtentMap<Pointer>>,
+    /// Leaves of the map that its entries change, at most: one that several change is counted for each.
+    pub leaves: usize,
     /// Replaced within it.
     pub kills: Vec<Kill>,
     /// The ordinal behind its last segment; of the last stratum, so far.
@@ -55,12 +60,23 @@ pub(crate) struct Stratum {
     pub snapshot: Option<SnapshotId>,
 }
 
+/// Leaves that an entry changes, at most. Of a hole, those in its midst go.
+fn leaves(blocks: u64, pointer: Pointer) -> usize {
+    if pointer.is_hole() { 2 } else { (blocks / NODE_ENTRIES as u64) as usize + 2 }
+}
+
 impl Stratum {
+    /// What a clone takes over of it, which it has up to `end`.
+    pub fn inherited(&self, end: Ordinal) -> Arc<Self> {
+        Arc::new(Self { map: Arc::clone(&self.map), leaves: self.leaves, end, ..Self::default() })
+    }
+
     /// Takes the entries of a segment whose kills are told elsewhere: of one that others have merged, or do not merge.
     pub fn replay(&mut self, of: Lineage, ordinal: Ordinal, extents: &[IndexExtent]) {
         let map = Arc::make_mut(&mut self.map);
         for (start, blocks, pointer) in entries(of, ordinal, extents) {
             map.insert(start, blocks, pointer, |_, _, _| {});
+            self.leaves += leaves(blocks, pointer);
         }
     }
 }
@@ -95,9 +111,10 @@ impl Overlay {
 
     /// Takes the entries of a segment that counts.
     pub fn push(&mut self, own: Lineage, ordinal: Ordinal, extents: &[IndexExtent]) {
-        let Stratum { map, kills, end, .. } = &mut self.active;
+        let Stratum { map, kills, end, leaves: touched, .. } = &mut self.active;
         let map = Arc::make_mut(map);
         for (start, blocks, pointer) in entries(own, ordinal, extents) {
+            *touched += leaves(blocks, pointer);
             map.insert(start, blocks, pointer, |_, len, old| {
                 if old.is_data() && old.lineage() == own && !planted(Mutant::DropOverlayKills) {
                     kills.extend((0..len).map(|i| kill_of(old.advance(i), ordinal)));
@@ -142,7 +159,8 @@ impl Overlay {
     /// Whether the last stratum has as many entries as one root may have, or a checkpoint would need more root numbers than an owner has: no
     /// segment counts then until a checkpoint has made room.
     pub fn is_full(&self) -> bool {
-        self.active.map.len() >= MAX_STRATUM || self.frozen.len() >= MAX_STRATA
+        let Stratum { map, leaves, .. } = &self.active;
+        map.len() >= MAX_STRATUM || *leaves >= MAX_LEAVES || self.frozen.len() >= MAX_STRATA
     }
 }
 

@@ -12,8 +12,7 @@ use crate::cache::CacheKey;
 use crate::context::{Chunk, Head, damaged};
 use crate::fetch::Taken;
 use crate::layer::Piece;
-use crate::lineage::{get_range, load_node_record, map_object};
-use crate::map::NodePath;
+use crate::lineage::get_range;
 use crate::proof::proved;
 use crate::timeline::{Found, Timeline};
 use crate::{EngineError, Result, StatusExtent, Submit};
@@ -24,7 +23,7 @@ use varve_format::chunk::{Block, RAW_BLOCK, raw_block};
 use varve_format::crc::crc;
 use varve_format::mark::Mark;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, IndexExtent, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
-use varve_format::{NodePointer, ObjectKind, ObjectName, Pointer};
+use varve_format::{ObjectKind, ObjectName, Pointer};
 use varve_types::branch::{Branch, reached};
 use varve_types::{BLOCK, ErrorKind, Ordinal, TimelineId};
 
@@ -33,8 +32,6 @@ const ZEROES: [u8; BLOCK as usize] = [0; BLOCK as usize];
 const MAX_FETCH_BLOCKS: u64 = 256;
 /// How often a read looks up again because an object was gone.
 const MAX_TRIES: u32 = 4;
-/// Timelines that are asked for a node that they may share.
-const MAX_ASKED: usize = 64;
 /// Bytes of a segment that a first get asks for: header and most indexes.
 const FIRST_GET: u64 = 64 << 10;
 
@@ -182,7 +179,7 @@ impl Timeline {
     }
 
     /// Counts a try; after too many of them `error` is the answer.
-    fn again(&self, tries: &mut u32, error: EngineError) -> Result<()> {
+    pub fn again(&self, tries: &mut u32, error: EngineError) -> Result<()> {
         *tries += 1;
         if *tries > MAX_TRIES { Err(error) } else { Ok(()) }
     }
@@ -218,68 +215,6 @@ impl Timeline {
             return Err(EngineError::new(ErrorKind::NotFound, format!("timeline {timeline}: no segment {ordinal}")));
         };
         Ok(entry.object(timeline, ordinal))
-    }
-
-    /// Loads a node of the map into the tree, if it is still wanted there: whoever waits for the store may wait so long that a checkpoint has replaced the
-    /// node, and its object is gone.
-    pub async fn load_node(&self, path: NodePath) -> Result<()> {
-        match self.load_wanted_node(path).await {
-            Err(error) if !error.may_pass() && !self.data.borrow_mut().tree.wants(&path) => {
-                reached(Branch::NodeReplaced);
-                Ok(())
-            }
-            done => done,
-        }
-    }
-
-    async fn load_wanted_node(&self, path: NodePath) -> Result<()> {
-        if let Some(bytes) = self.node_of_another(&path)? {
-            reached(Branch::NodeOfAnother);
-            return self.data.borrow_mut().tree.install(path, &bytes).map_err(damaged(self.id));
-        }
-        let mut tries = 0;
-        let (name, bytes) = loop {
-            match self.node_bytes(path.pointer).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    self.lineages.forget(self.lineages.timeline(path.pointer.lineage())?);
-                    self.again(&mut tries, crate::recover::missing_is_corrupt(error))?;
-                }
-                done => break done?,
-            }
-        };
-        self.data.borrow_mut().tree.install(path, &bytes).map_err(damaged(name))
-    }
-
-    /// The bytes of a node that was inherited, if it is in the RAM of one that inherited it too, or that it is from.
-    fn node_of_another(&self, path: &NodePath) -> Result<Option<Vec<u8>>> {
-        let owner = self.lineages.timeline(path.pointer.lineage())?;
-        if owner == self.id {
-            return Ok(None);
-        }
-        let timelines = self.context.timelines.borrow();
-        let is_other = |timeline: &Rc<Timeline>| timeline.id != self.id;
-        let first = timelines.get(&owner).and_then(std::rc::Weak::upgrade);
-        let others = timelines.values().filter_map(std::rc::Weak::upgrade).filter(is_other).take(MAX_ASKED);
-        for other in first.into_iter().chain(others) {
-            if other.lineages.timeline(path.pointer.lineage()).is_ok_and(|its| its == owner)
-                && let Some(bytes) = other.data.borrow().tree.node_bytes(path)
-            {
-                return Ok(Some(bytes));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The bytes of a node of the map, and the object that holds it.
-    pub async fn node_bytes(&self, node: NodePointer) -> Result<(ObjectName, Bytes)> {
-        let timeline = self.lineages.timeline(node.lineage())?;
-        let name = if timeline == self.id {
-            map_object(&self.data.borrow().manifest, node.root(), node.part())?
-        } else {
-            self.lineages.map_object(&self.context, &self.pool.store, timeline, node).await?
-        };
-        let bytes = load_node_record(&self.context, &self.pool.store, &name, u32::from(node.record())).await?;
-        Ok((name, bytes))
     }
 
     /// See [`crate::BlockDevice::block_status`].

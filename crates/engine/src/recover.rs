@@ -17,6 +17,7 @@ use crate::layer::{Layer, Piece, Sums};
 use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object};
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
+use crate::nodes::NodeLoads;
 use crate::overlay::{Overlay, Stratum};
 use crate::pressure::Throttle;
 use crate::proof::proved;
@@ -119,6 +120,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         unclean: BTreeSet::new(),
         clean_at: None,
         pins: Vec::new(),
+        fresh_maps: Vec::new(),
         reclaiming: false,
         manifest: manifest.clone(),
     };
@@ -135,6 +137,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         throttle: Throttle::default(),
         streams: Streams::default(),
         data: RefCell::new(data),
+        loads: NodeLoads::default(),
         changed: Signal::default(),
         manifests: Turn::default(),
         checkpoints: Turn::default(),

@@ -18,6 +18,7 @@ use crate::fetch::Fetches;
 use crate::journal::{Journal, Replayed, replay};
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
+use crate::map_ram::{MapCounts, MapRam};
 use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
 use crate::ssd::{SsdCache, SsdCounts};
@@ -57,6 +58,8 @@ pub struct ShardCounts {
     pub layer_ram_bytes: u64,
     /// The read cache.
     pub cache: CacheCounts,
+    /// RAM of the maps.
+    pub map: MapCounts,
     /// The read cache on devices.
     pub ssd: SsdCounts,
     /// Cleaning.
@@ -129,7 +132,8 @@ impl Shard {
             cache: RefCell::new(BlockCache::new(limits.cache_ram)),
             ssd: SsdCache::default(),
             fetches: Fetches::default(),
-            heads: RefCell::new(HeadCache::default()),
+            heads: RefCell::new(HeadCache::new((limits.map_ram / 8) as usize)),
+            map: MapRam::default(),
             tables: RefCell::new(PageTables::default()),
             limits,
             layer_ram: Cell::new(0),
@@ -185,6 +189,7 @@ impl Shard {
             timeline.clean_if_due();
             timeline.start_deletes();
         }
+        self.context.fit_maps();
         if sweep {
             self.context.ssd.settle();
             self.scrub_if_due();
@@ -320,6 +325,7 @@ impl Shard {
             journal_failed: self.context.journal.failure().is_some(),
             layer_ram_bytes: self.context.layer_ram.get(),
             cache: self.context.cache.borrow().counts(),
+            map: self.context.map_counts(),
             ssd: self.context.ssd.counts(),
             clean: self.context.cleaning.counts(),
             scrub: self.context.scrub.counts(),

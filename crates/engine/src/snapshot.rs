@@ -41,7 +41,7 @@ impl Timeline {
             return Base { number, root, boundary, strata: Vec::new(), rows: Vec::new() };
         }
         let between = data.overlay.frozen().iter().filter(|s| s.end <= boundary);
-        let strata = between.map(|s| Arc::new(Stratum { map: Arc::clone(&s.map), end: s.end, ..Stratum::default() }));
+        let strata = between.map(|s| s.inherited(s.end));
         let strata: Vec<_> = strata.collect();
         reached_if(!strata.is_empty(), Branch::CloneWithEntries);
         let own = Cut {

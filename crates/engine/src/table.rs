@@ -30,7 +30,12 @@ pub(crate) struct SegmentTable {
     dirty: BTreeSet<u64>,
     /// Kept with every change: a large volume has tens of thousands of segments, and is asked often.
     totals: TableTotals,
+    /// Bytes of all bitmaps.
+    bitmap_bytes: usize,
 }
+
+/// Bytes of RAM of an entry in its tree, without its bitmap, about.
+const ENTRY_BYTES: usize = (size_of::<Ordinal>() + size_of::<TableEntry>()) * 3 / 2;
 
 /// Totals for people and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +81,13 @@ impl SegmentTable {
             pages: BTreeMap::new(),
             dirty: BTreeSet::new(),
             totals: TableTotals::default(),
+            bitmap_bytes: 0,
         }
+    }
+
+    /// Bytes of RAM that it takes, about.
+    pub fn bytes_in_ram(&self) -> usize {
+        self.entries.len() * ENTRY_BYTES + self.bitmap_bytes
     }
 
     /// Takes a page in that a manifest refers to.
@@ -91,10 +102,12 @@ impl SegmentTable {
         if let Some(before) = self.entries.remove(&ordinal) {
             // The same segment, counted again.
             self.totals.subtract(&before);
+            self.bitmap_bytes -= before.live.heap_len();
         } else if entry.place != Place::Own {
             *self.bundles.entry(entry.object(self.timeline, ordinal)).or_default() += 1;
         }
         self.totals.add(&entry);
+        self.bitmap_bytes += entry.live.heap_len();
         self.entries.insert(ordinal, entry);
     }
 
@@ -104,6 +117,7 @@ impl SegmentTable {
             self.dirty.insert(ordinal.0 / PAGE_ORDINALS);
         }
         self.totals.subtract(entry);
+        self.bitmap_bytes -= entry.live.heap_len();
         let object = entry.object(self.timeline, ordinal);
         if entry.place != Place::Own {
             let entries = self.bundles.get_mut(&object).expect("every entry was counted");
@@ -186,7 +200,9 @@ impl SegmentTable {
             let what = format!("segment table: block {block} of segment {ordinal} died but the table does not know it");
             return Err(EngineError::corrupt(what));
         };
+        self.bitmap_bytes -= entry.live.heap_len();
         let was = entry.live.clear(u32::from(block));
+        self.bitmap_bytes += entry.live.heap_len();
         if was {
             self.totals.live_blocks -= 1;
             self.totals.partly_dead += u64::from(entry.live.live() + 1 == entry.stored());
@@ -288,6 +304,7 @@ mod tests {
         let mut again = TableTotals::default();
         table.iter().for_each(|(_, entry)| again.add(entry));
         assert_eq!(table.totals(), again);
+        assert_eq!(table.bitmap_bytes, table.iter().map(|(_, entry)| entry.live.heap_len()).sum::<usize>());
     }
 
     #[test]

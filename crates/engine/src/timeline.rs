@@ -20,6 +20,7 @@ use crate::layer::{Layer, Piece};
 use crate::lineage::Lineages;
 use crate::manifests::PoolStore;
 use crate::map::{Lookup, NodePath, Tree};
+use crate::nodes::NodeLoads;
 use crate::overlay::Overlay;
 use crate::pressure::Throttle;
 use crate::signal::Signal;
@@ -30,7 +31,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
-use varve_format::manifest::{Manifest, SnapshotEntry};
+use varve_format::manifest::{Manifest, MapObject, SnapshotEntry};
 use varve_format::table::{Kill, NodeKill};
 use varve_format::{Lineage, ObjectKind, ObjectName, Pointer};
 use varve_types::branch::{Branch, reached};
@@ -97,6 +98,8 @@ pub(crate) struct Data {
     pub manifest_number: u64,
     /// The highest root number that was used.
     pub last_root: RootNumber,
+    /// Map objects that the checkpoint under way has put: no manifest names them yet, and the tree may lead there.
+    pub fresh_maps: Vec<MapObject>,
     /// Kills in kept runs are to be asked again at the next checkpoint: a snapshot or a hold has gone.
     pub reconsider: bool,
     /// The next checkpoint ends the rewind window: what it keeps leads where nothing may lead any more.
@@ -141,6 +144,8 @@ pub(crate) struct Timeline {
     /// Who reads it from front to back.
     pub streams: Streams,
     pub data: RefCell<Data>,
+    /// The nodes of its map that are being loaded.
+    pub loads: NodeLoads,
     /// Rings whenever something in `data` changes that somebody may wait for.
     pub changed: Signal,
     /// One manifest at a time.

@@ -57,6 +57,16 @@ impl BlockSet {
         Self { end, form }
     }
 
+    /// Bytes of RAM that the set takes beside itself.
+    #[must_use]
+    pub fn heap_len(&self) -> usize {
+        match &self.form {
+            Form::All => 0,
+            Form::List(numbers) => size_of_val(&**numbers),
+            Form::Bitmap(words) => size_of_val(&**words),
+        }
+    }
+
     /// The blocks that live.
     #[must_use]
     pub fn live(live: &LiveBits) -> Self {

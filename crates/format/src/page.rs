@@ -55,6 +55,11 @@ impl PageBuilder {
     pub fn count(&self) -> u32 {
         (self.table.len() / 8) as u32
     }
+    /// Bytes of the records so far.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.len
+    }
     /// Whether there is no record yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -17,7 +17,7 @@ pub const PAGE_ORDINALS: u64 = 64;
 pub struct LiveBits {
     blocks: u32,
     live: u32,
-    /// `None` while every block is live.
+    /// `None` while every block is live, and once none is.
     words: Option<Box<[u64]>>,
 }
 
@@ -40,8 +40,13 @@ impl LiveBits {
     /// Whether a block is live.
     #[must_use]
     pub fn is_live(&self, block: u32) -> bool {
-        block < self.blocks
-            && self.words.as_ref().is_none_or(|words| words[block as usize / 64] >> (block % 64) & 1 == 1)
+        let is_set = |words: &[u64]| words[block as usize / 64] >> (block % 64) & 1 == 1;
+        block < self.blocks && self.words.as_deref().map_or(self.live > 0, is_set)
+    }
+    /// Bytes of RAM that the bits take.
+    #[must_use]
+    pub fn heap_len(&self) -> usize {
+        self.words.as_ref().map_or(0, |words| size_of_val(&**words))
     }
     /// Marks a block dead; tells whether it was live. A block beyond the segment never was.
     pub fn clear(&mut self, block: u32) -> bool {
@@ -58,6 +63,9 @@ impl LiveBits {
         });
         words[block as usize / 64] &= !(1 << (block % 64));
         self.live -= 1;
+        if self.live == 0 {
+            self.words = None;
+        }
         true
     }
 }
@@ -201,14 +209,14 @@ fn decode_live(d: &mut Decoder<'_>, blocks: u32, form: u8) -> Result<LiveBits, F
     let count = blocks.div_ceil(64) as usize;
     match form {
         ALL_LIVE => Ok(LiveBits::all(blocks)),
-        NONE_LIVE => Ok(LiveBits { blocks, live: 0, words: Some(vec![0; count].into_boxed_slice()) }),
+        NONE_LIVE => Ok(LiveBits { blocks, live: 0, words: None }),
         BITMAP => {
             let words = (0..count).map(|_| d.u64()).collect::<Result<Box<[u64]>, _>>()?;
             if !blocks.is_multiple_of(64) && words[count - 1] >> (blocks % 64) != 0 {
                 return Err(d.corrupt("a block is live beyond the end of its segment"));
             }
-            let live = words.iter().map(|word| word.count_ones()).sum();
-            Ok(LiveBits { blocks, live, words: Some(words) })
+            let live: u32 = words.iter().map(|word| word.count_ones()).sum();
+            Ok(LiveBits { blocks, live, words: (live > 0 && live < blocks).then_some(words) })
         }
         other => Err(d.corrupt(format!("{other} is no form of bitmap"))),
     }

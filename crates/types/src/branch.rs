@@ -299,6 +299,18 @@ crate::catalogue::catalogue! {
     /// A moment lies behind its root: the segments between the two are replayed.
     RewindReplays = "rewind-replays",
 
+    // The map's RAM.
+    /// Nodes of a map that nobody looked at for a while leave RAM.
+    NodesEvicted = "nodes-evicted",
+    /// A node that was not looked at stays in RAM: it was written, and the store may not have it yet.
+    UnstoredStayed = "unstored-stayed",
+    /// A merge writes the nodes behind it before it is at its end: too many are dirty.
+    RootWrittenBehind = "root-written-behind",
+    /// A node is loaded from a map object that no manifest names yet.
+    NodeOfFreshMap = "node-of-fresh-map",
+    /// Somebody waits for a node that another one loads already.
+    NodeLoadShared = "node-load-shared",
+
     // What is deleted.
     /// A volume was made, or cloned, and coordination did not take its record: its first manifest is deleted again.
     BirthTakenBack = "birth-taken-back",

@@ -297,6 +297,14 @@ crate::catalogue::catalogue! {
     /// The sweep of an opening deletes segments above the boundary that a cut counts: the next opening is without them.
     SweepCountedRow = "sweep-counted-row",
 
+    // The map's RAM.
+    /// A node leaves RAM though the store may not have it yet: who needs it next finds nothing.
+    EvictUnstored = "evict-unstored",
+    /// A node is looked for only where manifests say: what a checkpoint under way has put and dropped is gone.
+    ForgetFreshMaps = "forget-fresh-maps",
+    /// A merge takes what it has begun to write for stored: what is not put yet leaves RAM.
+    StoredBeforePut = "stored-before-put",
+
     // Import, flatten.
     /// An import shows the timeline with the lowest show number: what a rollback has hidden is back.
     ImportShowsLowest = "import-shows-lowest",

@@ -71,6 +71,8 @@ pub struct Settings {
     pub cache: CacheMode,
     /// Most bytes of its own data on cache devices; 0: no bound.
     pub cache_quota: u64,
+    /// Most bytes of RAM for nodes of its map; 0: no bound but the node's.
+    pub map_ram: u64,
 }
 
 impl Default for Settings {
@@ -88,6 +90,7 @@ impl Default for Settings {
             limit_burst_ms: 1000,
             cache: CacheMode::Read,
             cache_quota: 0,
+            map_ram: 0,
         }
     }
 }
@@ -132,6 +135,9 @@ pub struct Overrides {
     /// See [`Settings::cache_quota`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_quota: Option<u64>,
+    /// See [`Settings::map_ram`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub map_ram: Option<u64>,
 }
 
 /// Where the value of a setting comes from.
@@ -249,6 +255,8 @@ settings! {
     "What of the volume goes into the node's read cache: what is read from the store; that, and what is written; nothing.";
     cache_quota, "cache-quota", parse_quota, format_bound, show_quota, "1M to 1024T, or none",
     "Bytes of its own data, without what it was cloned from, that the volume may have on the node's cache devices.";
+    map_ram, "map-ram", parse_quota, format_bound, show_quota, "1M to 1024T, or none",
+    "RAM that nodes of the volume's map may take, within what the node has for maps.";
 }
 
 const HOUR_MS: u64 = 3_600_000;
@@ -402,7 +410,7 @@ mod tests {
     #[test]
     fn pairs_are_what_set_takes() {
         let mut all = Overrides::default();
-        let values = ["ram", "zstd", "8M", "1500ms", "2d", "3h", "35%", "500", "none", "0s", "write", "1G"];
+        let values = ["ram", "zstd", "8M", "1500ms", "2d", "3h", "35%", "500", "none", "0s", "write", "1G", "2G"];
         assert_eq!(values.len(), Overrides::KEYS.len());
         Overrides::KEYS.into_iter().zip(values).for_each(|(key, value)| all.set(key, value).unwrap());
         let mut copy = Overrides::default();
@@ -429,6 +437,7 @@ mod tests {
             ("limit-burst", "2h"),
             ("cache", "always"),
             ("cache-quota", "4K"),
+            ("map-ram", "1K"),
         ] {
             let error = o.set(key, value).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

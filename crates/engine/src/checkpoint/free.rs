@@ -11,7 +11,7 @@ use super::runs::{KillRun, NodeKillRun, kill_runs, node_kill_runs};
 use super::window::{Window, too_many};
 use crate::Result;
 use crate::context::damaged;
-use crate::lineage::{load_record, table_object};
+use crate::lineage::{load_record, map_name, table_name, table_object};
 use crate::signal::breathe;
 use crate::timeline::{Data, Timeline, is_kept, node_is_kept};
 use bytes::Bytes;
@@ -117,14 +117,7 @@ impl Timeline {
         let runs = compute(&*self.context.env, sorted).await;
         let (node_runs, maps) = self.free_nodes(nodes, gathered, &window).await;
         let (maps, dead): (Vec<_>, Vec<_>) = maps.into_iter().partition(|map| map.live > 0);
-        let dead = dead.into_iter().map(|m| ObjectName {
-            timeline: self.id,
-            kind: ObjectKind::Map,
-            number: u64::from(m.root.0),
-            part: m.part,
-            epoch: m.epoch,
-            writer: m.writer,
-        });
+        let dead = dead.iter().map(|map| map_name(self.id, map));
         Ok(Freed { runs, kept_runs, node_runs, kept_node_runs, maps, dead: dead.collect(), window })
     }
 
@@ -260,14 +253,7 @@ impl Timeline {
         let runs = kept_runs.iter().map(|run| run.object).chain(node_runs.iter().map(|run| run.object));
         let used: BTreeSet<u64> = pages.iter().map(|p| p.object).chain(runs).collect();
         let (objects, gone): (Vec<_>, Vec<_>) = objects.into_iter().partition(|t| used.contains(&t.number));
-        let dead = gone.into_iter().map(|t| ObjectName {
-            timeline: self.id,
-            kind: ObjectKind::Table,
-            number: t.number,
-            part: 0,
-            epoch: t.epoch,
-            writer: t.writer,
-        });
+        let dead = gone.iter().map(|table| table_name(self.id, table));
         Ok(Tables { pages, runs: kept_runs, node_runs, objects, dead: dead.collect(), places })
     }
 }

@@ -5,27 +5,27 @@
 //! and what is gathered for it, has a bound that does not grow with the hole.
 //!
 //! Between two leaves other tasks of the shard run, and reads see the same as before: the stratum stays in the overlay,
-//! above the tree. What is replaced is gathered as kills; nothing is freed here. The nodes of a root go into map objects of
-//! their own, at most 65,536 each, whose bytes are kept until the store has them. A crash leaves objects that no manifest
+//! above the tree. What is replaced is gathered as kills; nothing is freed here. Leaves that are not in RAM are loaded many at a time, ahead of
+//! the merge; nodes that are done are written behind it (see [`super::root`]). A crash leaves objects that no manifest
 //! names, and that the next opening removes.
 
 use super::reclaim::{MAX_QUEUE, QueueChange};
-use crate::map::{Change, Kills, NodePath, ROOT_LEVEL, WriteCursor, first_of, span};
+use super::root::RootWriter;
+use crate::map::{Change, Kills, NodePath, ROOT_LEVEL, first_of, span};
 use crate::overlay::Stratum;
 use crate::signal::breathe;
 use crate::timeline::{ROOT_GAP, Timeline};
 use crate::{EngineError, Result};
 use std::rc::Rc;
 use varve_format::manifest::{MapObject, Reclaim};
-use varve_format::page::{MAX_RECORDS, PageBuilder};
 use varve_format::table::{Kill, NodeKill};
-use varve_format::{Lineage, NodePointer, ObjectKind, Pointer};
+use varve_format::{Lineage, NodePointer, Pointer};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, RootNumber, SnapshotId};
 
 /// Leaves merged, or nodes written, between two looks at other tasks.
-const SLICE: usize = 8;
+pub(super) const SLICE: usize = 8;
 
 /// A root that was built.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +95,8 @@ impl Timeline {
             if planted(Mutant::BuildRootIntoPast) { RootNumber(data.last_root.0 ^ 1) } else { data.last_root }
         };
         let mut changes: Vec<Change> = Vec::new();
-        let mut leaf = u64::MAX;
+        let mut writer = RootWriter::new(self, number, stratum);
+        let (mut leaf, mut ahead) = (u64::MAX, 0);
         let mut done = 0usize;
         let mut runs = stratum.map.iter().map(|(start, len, pointer)| (start, len, *pointer)).peekable();
         while let Some((start, mut len, mut pointer)) = runs.next() {
@@ -122,6 +123,10 @@ impl Timeline {
                 if first_of(0, at) != leaf {
                     self.apply(&mut changes, number, gathered).await?;
                     leaf = first_of(0, at);
+                    self.write_behind_if_due(&mut writer, leaf, gathered).await?;
+                    if leaf >= ahead {
+                        ahead = self.load_ahead(&stratum.map, leaf).await;
+                    }
                     done += 1;
                     if done.is_multiple_of(SLICE) {
                         breathe().await;
@@ -134,7 +139,7 @@ impl Timeline {
         }
         self.apply(&mut changes, number, gathered).await?;
         gathered.kills.extend_from_slice(&stratum.kills);
-        let root = self.write_root(number, gathered).await?;
+        let root = self.write_rest(writer, gathered).await?;
         Ok(NewRoot { number, root, snapshot: stratum.snapshot })
     }
 
@@ -177,42 +182,5 @@ impl Timeline {
             }
         }
         Ok(())
-    }
-
-    /// Writes the dirty nodes as map objects of root `number`.
-    async fn write_root(self: &Rc<Self>, number: RootNumber, gathered: &mut Gathered) -> Result<NodePointer> {
-        let mut cursor = WriteCursor::new(self.own, number, 0);
-        let mut part = 0u8;
-        let new_part = |part: u8| PageBuilder::new(self.object(ObjectKind::Map, u64::from(number.0), part));
-        let mut builder = new_part(part);
-        loop {
-            let mut full = Vec::new();
-            let written = self.data.borrow_mut().tree.write_some(&mut cursor, SLICE, &mut |index, _, _, bytes| {
-                if builder.count() as usize == MAX_RECORDS {
-                    part += 1;
-                    full.push(std::mem::replace(&mut builder, new_part(part)));
-                }
-                let record = builder.push(bytes);
-                debug_assert_eq!(index, u32::from(part) << 16 | record);
-            });
-            for done in full {
-                gathered.maps.push(self.put_map(number, done).await?);
-            }
-            if let Some(written) = written {
-                if !builder.is_empty() {
-                    gathered.maps.push(self.put_map(number, builder).await?);
-                }
-                self.data.borrow_mut().tree.stored();
-                return Ok(written.root);
-            }
-            breathe().await;
-        }
-    }
-
-    async fn put_map(&self, root: RootNumber, builder: PageBuilder) -> Result<MapObject> {
-        let records = builder.count();
-        let (name, bytes) = builder.finish();
-        let bytes = self.put_own(&name, bytes).await?;
-        Ok(MapObject { root, part: name.part, epoch: self.epoch, writer: self.writer, records, live: records, bytes })
     }
 }

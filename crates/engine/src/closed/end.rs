@@ -9,9 +9,10 @@
 //! Also here: objects of a closed timeline that no manifest names, which are looked for once an opening.
 
 use super::held;
-use super::pages::{Pages, map_name, table_name};
+use super::pages::Pages;
 use super::trim::Kept;
 use crate::lineage::{load_table_page, newest_manifest_if_there};
+use crate::lineage::{map_name, table_name};
 use crate::manifests::{PoolStore, remove_manifest, remove_objects};
 use crate::timeline::fenced;
 use crate::volume::Volume;

@@ -8,7 +8,7 @@
 use crate::Result;
 use crate::checkpoint::{is_same, kill_runs, node_kill_runs};
 use crate::context::damaged;
-use crate::lineage::{load_node_record, load_record, load_table_page, map_object, table_object};
+use crate::lineage::{load_node_record, load_record, load_table_page, map_object, table_name, table_object};
 use crate::manifests::numbers_behind;
 use crate::map::{NodePath, Step, Tree, Walk};
 use crate::overlay::kill_of;
@@ -21,12 +21,12 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use varve_env::{ObjectStore, Payload, PutOutcome};
-use varve_format::manifest::{Manifest, MapObject, NodeRunRef, NodeWait, PageRef, Reclaim, RunRef, TableObject};
+use varve_format::manifest::{Manifest, NodeRunRef, NodeWait, PageRef, Reclaim, RunRef, TableObject};
 use varve_format::page::PageBuilder;
 use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{ErrorKind, Ordinal, TimelineId};
+use varve_types::{ErrorKind, Ordinal};
 
 /// Behind every ordinal: all of a closed timeline is in its table.
 const END: Ordinal = Ordinal(1 << 36);
@@ -53,23 +53,6 @@ pub(super) struct Parts {
     pub objects: Vec<TableObject>,
     /// Table objects that are not needed any more.
     pub dead: Vec<ObjectName>,
-}
-
-/// The name of a map object.
-pub(super) const fn map_name(timeline: TimelineId, map: &MapObject) -> ObjectName {
-    ObjectName {
-        timeline,
-        kind: ObjectKind::Map,
-        number: map.root.0 as u64,
-        part: map.part,
-        epoch: map.epoch,
-        writer: map.writer,
-    }
-}
-
-pub(super) const fn table_name(timeline: TimelineId, table: &TableObject) -> ObjectName {
-    let (kind, epoch, writer) = (ObjectKind::Table, table.epoch, table.writer);
-    ObjectName { timeline, kind, number: table.number, part: 0, epoch, writer }
 }
 
 impl Pages {

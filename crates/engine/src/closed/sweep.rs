@@ -17,9 +17,10 @@
 //! The walk is in slices, without any turn, and not more often than pays off.
 
 use super::is_swept;
-use super::pages::{Pages, Waiting, map_name};
+use super::pages::{Pages, Waiting};
 use super::reach::{Member, Reached};
 use super::trim::{become_held, put_parts_into};
+use crate::lineage::map_name;
 use crate::signal::breathe;
 use crate::timeline::Timeline;
 use crate::volume::Volume;

@@ -11,8 +11,9 @@
 //! All of it is one manifest: a crash before it is accepted leaves everything as it was.
 
 use super::is_swept;
-use super::pages::{Pages, Parts, Waiting, is_index_held, load_waiting, map_name};
+use super::pages::{Pages, Parts, Waiting, is_index_held, load_waiting};
 use crate::Result;
+use crate::lineage::map_name;
 use crate::signal::breathe;
 use crate::timeline::{is_kept, node_is_kept};
 use crate::volume::Volume;

@@ -8,6 +8,7 @@
 //! [`Ledger`] is kept with every change, so that asking for the sums costs nothing. It counts allocations as the allocator rounds them.
 
 use super::{Kills, NodePath};
+use std::cell::Cell;
 use varve_format::{FormatError, Leaf, NODE_ENTRIES, NodePointer, decode_interior};
 
 /// What the nodes of a tree add up to.
@@ -109,21 +110,6 @@ impl Slot {
         }
         node
     }
-
-    /// Makes the clean nodes of the subtree cold, save those of the lineage of `unstored` from that one on.
-    pub(super) fn cool(&mut self, unstored: Option<NodePointer>, ledger: &mut Ledger) {
-        let Self::Loaded { pointer, node } = self else { return };
-        let stays = |from: NodePointer| pointer.lineage() == from.lineage() && *pointer >= from;
-        if pointer.is_absent() || unstored.is_some_and(stays) {
-            if let Node::Interior(interior) = node {
-                interior.slots.iter_mut().for_each(|slot| slot.cool(unstored, ledger));
-            }
-        } else {
-            // What is below a node is not younger, so it is in the store too.
-            ledger.leave_all(node);
-            *self = Self::Cold(*pointer);
-        }
-    }
 }
 
 impl Ledger {
@@ -150,7 +136,7 @@ impl Ledger {
     }
 
     /// A clean subtree leaves RAM.
-    fn leave_all(&mut self, node: &Node) {
+    pub(super) fn leave_all(&mut self, node: &Node) {
         self.loaded_nodes -= 1;
         self.heap_bytes -= node.own_bytes();
         if let Node::Interior(interior) = node {
@@ -173,10 +159,44 @@ impl Ledger {
 #[derive(Debug, Default)]
 pub(super) struct Interior {
     present: [u64; NODE_ENTRIES / 64],
+    /// Places that were looked at since the hand came by last: see [`super::evict`].
+    used: [Cell<u64>; NODE_ENTRIES / 64],
     slots: Vec<Slot>,
 }
 
 impl Interior {
+    /// Notes that a place is in use. Most calls find that noted, and write nothing.
+    pub(super) fn note_use(&self, at: usize) {
+        let (word, bit) = (&self.used[at / 64], 1 << (at % 64));
+        if word.get() & bit == 0 {
+            word.set(word.get() | bit);
+        }
+    }
+
+    /// Whether a place was in use since the last call.
+    pub(super) fn take_use(&self, at: usize) -> bool {
+        let (word, bit) = (&self.used[at / 64], 1 << (at % 64));
+        let was = word.get();
+        word.set(was & !bit);
+        was & bit != 0
+    }
+
+    /// The children that were not in use since the last call, or since [`Self::take_use`] of them.
+    pub(super) fn unused_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        let (present, used) = (self.present, self.used.clone());
+        self.used = Default::default();
+        let places = (0..NODE_ENTRIES).filter(move |at| present[at / 64] >> (at % 64) & 1 != 0);
+        places
+            .zip(&mut self.slots)
+            .filter_map(move |(at, slot)| (used[at / 64].get() >> (at % 64) & 1 == 0).then_some(slot))
+    }
+
+    /// The first place from `at` on whose child is in RAM.
+    pub(super) fn next_loaded(&self, at: usize) -> Option<usize> {
+        let is_loaded = |at: &usize| matches!(self.get(*at), Some(Slot::Loaded { .. }));
+        (at..NODE_ENTRIES).find(is_loaded)
+    }
+
     fn rank(&self, at: usize) -> usize {
         if self.slots.len() == NODE_ENTRIES {
             return at;

@@ -18,6 +18,9 @@
 //! the segments behind it.
 
 mod detach;
+mod evict;
+#[cfg(test)]
+mod evict_tests;
 mod interior;
 #[cfg(test)]
 mod model_tests;
@@ -28,6 +31,7 @@ mod walk;
 mod write;
 
 pub use detach::{Content, look_into};
+pub use evict::Pass;
 pub use tree::Tree;
 pub use walk::{Step, Walk};
 pub use write::{WriteCursor, Written};

@@ -17,8 +17,10 @@ use varve_types::branch::{Branch, reached, reached_if};
 pub struct Tree {
     pub(super) root: Option<Slot>,
     pub(super) ledger: Ledger,
-    /// Whether a root is being written: the tree must stay as it is until that is done.
-    pub(super) writing: bool,
+    /// Blocks before this one are written of the root that is being written: they must stay as they are until that is done. 0 while none is.
+    pub(super) written_to: u64,
+    /// The block at which the hand stands that takes nodes out of RAM.
+    pub(super) hand: u64,
     /// Nodes of this lineage from this one on were written, and may not be in the store yet: they can not be loaded again.
     pub(super) unstored: Option<NodePointer>,
 }
@@ -94,6 +96,7 @@ impl Tree {
                 let next = interior.next_present(at) as u64;
                 return Place::Absent { end: first_of(level, block) + next * span(level - 1) };
             };
+            interior.note_use(at);
             slot = child;
             level -= 1;
         }
@@ -163,31 +166,15 @@ impl Tree {
         matches!(slot, Some(Slot::Cold(pointer)) if *pointer == path.pointer)
     }
 
-    /// All roots that were written are in the store now, so their nodes may leave RAM. Must not be called while a root is being written.
-    pub fn stored(&mut self) {
-        assert!(!self.writing, "a root is in the store when all of it is");
-        self.unstored = None;
-    }
-
-    /// Makes the clean nodes of the subtree cold whose top is of `level` and covers `block`, and tells how many bytes that freed. Nodes that
-    /// were written since [`Tree::stored`] stay. It takes time by the nodes that are in RAM there.
-    pub fn evict(&mut self, level: u8, block: u64) -> usize {
-        let before = self.ledger.heap_bytes;
-        if let Some(slot) = slot_mut(&mut self.root, level, block) {
-            slot.cool(self.unstored, &mut self.ledger);
-        }
-        before - self.ledger.heap_bytes
-    }
-
     /// Makes changes to the blocks of one leaf, in their order. What is replaced is told to `sink`; a pointer that is replaced by itself is
-    /// not. Must not be called while a root is being written.
+    /// not. Must not be called for what is written already of a root that is being written.
     ///
     /// # Errors
     /// The node that has to be loaded and installed first; nothing was changed then.
     pub fn apply(&mut self, changes: &[Change], sink: &mut impl Kills) -> Result<Applied, NodePath> {
-        assert!(!self.writing, "the tree stays as it is while a root is being written");
         let Some(first) = changes.first() else { return Ok(Applied::default()) };
         let block = first.start_block;
+        assert!(first_of(0, block) >= self.written_to, "what is written of a root stays as it is");
         let mut entries = [Pointer::ABSENT; NODE_ENTRIES];
         match self.place(block) {
             Place::Leaf(leaf) => leaf.decode_into(&mut entries),
@@ -212,7 +199,7 @@ impl Tree {
     /// Removes the blocks of a range; `death` is the ordinal of the segment that removed them. Looks at no more than
     /// `most_nodes` (at least 1) leaves, gaps and subtrees, so a large range takes several calls, each from where the last one stopped. Clean
     /// subtrees of `whole_level` and above that lie in the range whole are cut out unread; none is where that is above [`ROOT_LEVEL`]. Must not
-    /// be called while a root is being written.
+    /// be called for what is written already of a root that is being written.
     pub fn remove_range(
         &mut self,
         range: Range<u64>,
@@ -221,10 +208,10 @@ impl Tree {
         most_nodes: usize,
         sink: &mut impl Kills,
     ) -> Removed {
-        assert!(!self.writing, "the tree stays as it is while a root is being written");
         let Range { start: start_block, end } = range;
         let end = end.min(BLOCK_END);
         let pointer = Pointer::hole(Lineage(0), death);
+        assert!(first_of(0, start_block) >= self.written_to, "what is written of a root stays as it is");
         let mut next = start_block;
         for _ in 0..most_nodes.max(1) {
             if next >= end {
@@ -262,12 +249,14 @@ impl Tree {
     }
 }
 
-/// The place of the node of `level` that covers `block`, if all above it is in RAM.
-fn slot_mut(root: &mut Option<Slot>, level: u8, block: u64) -> Option<&mut Slot> {
+/// The place of the node of `level` that covers `block`, if all above it is in RAM. It is in use from now on.
+pub(super) fn slot_mut(root: &mut Option<Slot>, level: u8, block: u64) -> Option<&mut Slot> {
     let mut slot = root.as_mut()?;
     for above in (level + 1..=ROOT_LEVEL).rev() {
         let Slot::Loaded { node: Node::Interior(interior), .. } = slot else { return None };
-        slot = interior.get_mut(entry_of(above, block))?;
+        let at = entry_of(above, block);
+        interior.note_use(at);
+        slot = interior.get_mut(at)?;
     }
     Some(slot)
 }

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every key of the configuration, described: the source of the reference (`docs/config.md`).
+//!
+//! A key is read in [`super`], which owns what a value means and what is refused; here is what a person is told of it.
+//!
+//! Always holds: what the file may have is here, in the order of its structure, and nothing else; a test compares the two.
 
 /// A key of the configuration file.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +79,14 @@ pub const KEYS: &[Key] = &[
         flag: None,
         about: "Devices of the read cache behind the one in RAM, which clones share and restarts keep. What is read from stores is written there; what else the device \
                 holds is refused. Each takes RAM for 0.6 % of its size. One that fails costs speed and nothing else.",
+    },
+    Key {
+        name: "map-ram",
+        takes: "size, 16M to 1T",
+        default: "1G",
+        flag: None,
+        about: "Bound of the RAM for what finds a block, for the whole node: nodes of maps, segment tables, places of chunks. Of maps what is used stays, the rest is read \
+                from the store again. 1 TiB of random 4 KiB writes has a map of about 0.8 GiB; a tenth of it serves, with more reads of the store.",
     },
     Key {
         name: "layer-ram",

@@ -57,6 +57,8 @@ pub struct FileConfig {
     pub ram_cache: Option<Bytes>,
     /// Devices of the read cache.
     pub cache: Option<Vec<CacheSpec>>,
+    /// Bound of what finds a block.
+    pub map_ram: Option<Bytes>,
     /// Bound of what is written and not yet in the store, as far as it is in RAM.
     pub layer_ram: Option<Bytes>,
     /// Of a hundred stored blocks of a volume, how many are to be alive.
@@ -120,6 +122,7 @@ impl FileConfig {
             api_listen: listen(self.api_listen, file.api_listen, default.api_listen),
             journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
             ram_cache_bytes: self.ram_cache.or(file.ram_cache).map_or(default.ram_cache_bytes, |b| b.0),
+            map_ram_bytes: self.map_ram.or(file.map_ram).map_or(default.map_ram_bytes, |b| b.0),
             caches: self.cache.or(file.cache).unwrap_or_default(),
             layer_ram_bytes: self.layer_ram.or(file.layer_ram).map_or(default.layer_ram_bytes, |b| b.0),
             clean_occupancy_percent: self
@@ -155,6 +158,8 @@ pub struct UpConfig {
     pub journal_size_bytes: u64,
     /// Bound of the read cache, for the node.
     pub ram_cache_bytes: u64,
+    /// Bound of what finds a block, for the node.
+    pub map_ram_bytes: u64,
     /// Devices of the read cache.
     pub caches: Vec<CacheSpec>,
     /// Bound of layers in RAM, for the node.
@@ -185,6 +190,7 @@ impl Default for UpConfig {
             api_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
             journal_size_bytes: 2 << 30,
             ram_cache_bytes: 256 << 20,
+            map_ram_bytes: 1 << 30,
             caches: Vec::new(),
             layer_ram_bytes: 512 << 20,
             clean_occupancy_percent: 80,
@@ -225,6 +231,7 @@ impl UpConfig {
         };
         within("journal-size", self.journal_size_bytes, 64 << 20, 1 << 40)?;
         within("ram-cache", self.ram_cache_bytes, 0, 1 << 40)?;
+        within("map-ram", self.map_ram_bytes, 16 << 20, 1 << 40)?;
         within("layer-ram", self.layer_ram_bytes, 16 << 20, 1 << 40)?;
         if self.clean_rate_bytes != 0 {
             within("clean-rate", self.clean_rate_bytes, MIN_RATE, 1 << 40)?;
@@ -309,6 +316,7 @@ mod tests {
         for text in [
             "journal-size = '1M'",
             "layer-ram = '0'",
+            "map-ram = '1M'",
             "clean-rate = '1K'",
             "scrub-rate = '1K'",
             "api-listen = '0.0.0.0:7420'",

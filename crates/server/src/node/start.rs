@@ -269,6 +269,7 @@ async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
     let limits = Limits {
         layer_ram: config.layer_ram_bytes,
         cache_ram: config.ram_cache_bytes,
+        map_ram: config.map_ram_bytes,
         occupancy: config.clean_occupancy_percent,
         clean_rate: config.clean_rate_bytes,
         scrub_rate: config.scrub_rate_bytes,

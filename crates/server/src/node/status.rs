@@ -95,6 +95,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
     slow_warnings(&volumes, &mut warnings);
     cache_warnings(node.place.caches, &counts, &mut warnings);
     let (place, limits) = (&node.place, node.place.limits);
+    map_warning(&counts.map, limits.map_ram, &mut warnings);
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: node_name(),
@@ -112,6 +113,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
             failed: counts.journal_failed,
         }],
         layers: Fill { used_bytes: counts.layer_ram_bytes, limit_bytes: limits.layer_ram },
+        map: Fill { used_bytes: counts.map.bytes() as u64, limit_bytes: limits.map_ram },
         cache: Fill { used_bytes: counts.cache.blocks * BLOCK, limit_bytes: limits.cache_ram },
         ssd_cache: Fill { used_bytes: counts.ssd.blocks * BLOCK, limit_bytes: counts.ssd.bytes },
         ssd_cache_hits: counts.ssd.hits,
@@ -132,6 +134,17 @@ fn slow_warnings(volumes: &[VolumeStatus], warnings: &mut Vec<String>) {
                 varve_types::format_size(rate)
             ));
         }
+    }
+}
+
+/// What is to be said of maps that have too little RAM.
+fn map_warning(map: &varve_engine::MapCounts, limit: u64, warnings: &mut Vec<String>) {
+    if (map.table_bytes + map.head_bytes) as u64 > limit / 4 * 3 {
+        warnings.push(format!(
+            "Segment tables take {} of the {} that there are for maps, so that most look-ups read the store: raise map-ram.",
+            varve_types::format_size(map.table_bytes as u64),
+            varve_types::format_size(limit)
+        ));
     }
 }
 

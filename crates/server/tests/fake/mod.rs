@@ -223,6 +223,7 @@ impl State {
                 failed: false,
             }],
             layers: Fill { used_bytes: 1 << 20, limit_bytes: 512 << 20 },
+            map: Fill { used_bytes: 3 << 20, limit_bytes: 1 << 30 },
             cache: Fill { used_bytes: 128 << 20, limit_bytes: 256 << 20 },
             ssd_cache: Fill::default(),
             ssd_cache_hits: 0,

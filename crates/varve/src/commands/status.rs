@@ -65,6 +65,7 @@ fn render(status: &Status, before: Option<&Status>) -> String {
         table.pair(&format!("journal {}", journal.shard), format!("{}{failed}", fill(&journal.fill)));
     }
     table.pair("layers", fill(&status.layers));
+    table.pair("maps", fill(&status.map));
     let of_cache = |state: &Fill, hits: u64, misses: u64| {
         let part = (u128::from(hits) * 100).checked_div(u128::from(hits) + u128::from(misses));
         format!("{}{}", fill(state), part.map_or(String::new(), |part| format!(", {part} % hits")))

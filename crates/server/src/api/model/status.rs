@@ -47,6 +47,8 @@ pub struct Status {
     pub journals: Vec<Journal>,
     /// Layers in RAM: written, not yet in the store.
     pub layers: Fill,
+    /// What finds a block: nodes of maps, segment tables, places of chunks.
+    pub map: Fill,
     /// The read cache in RAM.
     pub cache: Fill,
     /// The read cache on devices; zeroes where there is none.

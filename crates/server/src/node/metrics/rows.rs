@@ -34,6 +34,14 @@ impl Row for NodeRow {
         gauge("journal_failed", "Whether the journal has failed", |n| u64::from(n.shard.journal_failed)),
         gauge("layer_ram_bytes", "RAM for what the store does not have yet", |n| n.shard.layer_ram_bytes),
         gauge("layer_ram_limit_bytes", "RAM that it may take: then writes wait", |n| n.limits.layer_ram),
+        gauge("map_node_ram_bytes", "RAM of nodes of maps", |n| n.shard.map.node_bytes as u64),
+        gauge("map_table_ram_bytes", "RAM of segment tables", |n| n.shard.map.table_bytes as u64),
+        gauge("map_head_ram_bytes", "RAM of heads of segments and of tables of map objects", |n| {
+            n.shard.map.head_bytes as u64
+        }),
+        gauge("map_ram_limit_bytes", "RAM that all of these may take", |n| n.limits.map_ram),
+        counter("map_nodes_loaded", "Nodes of maps that came into RAM", |n| n.shard.map.loaded),
+        counter("map_nodes_evicted", "Nodes of maps that left it for others", |n| n.shard.map.evicted),
         gauge("cache_devices", "Devices of the read cache", |n| n.shard.ssd.devices),
         gauge("cache_devices_resting", "Those that failed or hung a moment ago and are let be", |n| {
             n.shard.ssd.resting
