@@ -7,7 +7,7 @@
 //! Keys that are no rows are an error, so that a row which was renamed on one side alone does not vanish quietly.
 
 use super::goals::OURS;
-use super::groups::{ENGINE, ROWS};
+use super::groups::ROWS;
 use super::stats::{Samples, short};
 use crate::process::output;
 use crate::repo::{self, Metadata};
@@ -18,24 +18,25 @@ use std::time::Duration;
 
 /// The program's name.
 const PROGRAM: &str = "bench_map";
-/// The volume that the rows speak of.
-const SIZE: &str = "1T";
+/// The groups whose rows come from it, each with what it is told.
+pub const GROUPS: [(&str, [&str; 2]); 2] = [("map", ["--size", "1T"]), ("map-budget", ["--mapped", "4T"])];
 /// Building it, and one run of it.
 const DEADLINE: Duration = Duration::from_secs(2 * 3600);
 
-/// Runs the program, if there is one; its journal lies in `directory`.
-pub fn measure(metadata: &Metadata, directory: &Path, samples: &mut Samples) -> Result<()> {
+/// Runs the program for a group, if it has that; its files lie in `directory`.
+pub fn measure(group: &str, metadata: &Metadata, directory: &Path, samples: &mut Samples) -> Result<()> {
+    let Some((_, arguments)) = GROUPS.iter().find(|(name, _)| *name == group) else { return Ok(()) };
     let Some(package) = metadata.packages.iter().find(|package| package.targets_of("example").contains(&PROGRAM))
     else {
-        println!("{ENGINE}: no package has an example {PROGRAM}; its rows are left out");
+        println!("{group}: no package has an example {PROGRAM}; its rows are left out");
         return Ok(());
     };
     let mut command = repo::cargo();
     command.args(["run", "--quiet", "--release", "--package", &package.name, "--example", PROGRAM]);
-    command.args(["--", "--size", SIZE]).env("TMPDIR", directory);
+    command.arg("--").args(arguments).env("TMPDIR", directory);
     let values = parse(&output(&mut command, DEADLINE)?)?;
     let shown: Vec<String> = values.iter().map(|(row, value)| format!("{row} {}", short(*value))).collect();
-    println!("{ENGINE} {}", shown.join("  "));
+    println!("{group} {}", shown.join("  "));
     for (row, value) in values {
         samples.add(row, OURS, 0, value);
     }

@@ -79,8 +79,8 @@ pub fn run(options: &Options) -> Result<bool> {
             run_round(group, &kinds, round, options.rounds, &ground, &mut samples)?;
         }
     }
-    if groups.iter().any(|group| group.name == groups::ENGINE) {
-        engine::measure(&metadata, ground.directory(), &mut samples)?;
+    for group in &groups {
+        engine::measure(group.name, &metadata, ground.directory(), &mut samples)?;
     }
     drop(ground);
 

@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The measurements: a volume full at random, and one written in sequence.
+//! The measurements: a volume full at random, one written in sequence, and one whose map is larger than the RAM that it may take.
 //!
 //! Each owns its rig, so that nothing of one is in the memory of the next. Progress goes to the error output, for
 //! people; rows are what counts. Every
 //! volume is verified by samples before its rows are given: a figure of a map that is wrong is no figure.
 
-use crate::pattern::Order;
+use crate::pattern::{Order, SEGMENT_BLOCKS};
 use crate::rig::{Outcome, Rig};
 use std::io::Write as _;
 use std::time::Instant;
-use varve_types::format_size;
+use varve_types::{BLOCK, format_size};
 
 fn say(text: &str) {
     // Progress that nobody can be told of is no reason to stop.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Memory of this process, in bytes.
-fn resident() -> Outcome<u64> {
+/// Memory of this process, in bytes: of now, or the most so far.
+fn resident(field: &str) -> Outcome<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).ok_or_else(|| format!("no {field}"))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
     Ok(kib << 10)
 }
 
 fn tell_ram(rig: &Rig, when: &str) -> Outcome<()> {
-    let (rss, store) = (resident()?, rig.store.bytes_in_ram());
+    let (rss, store) = (resident("VmRSS:")?, rig.store.bytes_in_ram());
     let (map, rss, store) = (format_size(rig.map_ram() as u64), format_size(rss & !0xfffff), format_size(store));
     say(&format!("{when}: map {map}, process {rss}, of which the store {store}"));
     Ok(())
@@ -39,7 +39,7 @@ const MIB: f64 = 1048576.0;
 /// A volume full at random, overwritten at random: its rows, or only the times of the small one.
 pub async fn random(size: u64, rounds: u64, part: u64, full: bool) -> Outcome<Rows> {
     let mut rows = Rows::new();
-    let mut rig = Rig::new(size).await?;
+    let mut rig = Rig::new(size, None).await?;
     let segments = rig.segments();
     let (title, start) = (format_size(size), Instant::now());
     rig.write(Order::Shuffle, 0..segments).await?;
@@ -92,7 +92,7 @@ pub async fn random(size: u64, rounds: u64, part: u64, full: bool) -> Outcome<Ro
 
 /// A volume written in sequence.
 pub async fn sequence(size: u64) -> Outcome<Rows> {
-    let mut rig = Rig::new(size).await?;
+    let mut rig = Rig::new(size, None).await?;
     let segments = rig.segments();
     rig.write(Order::Sequence, 0..segments).await?;
     rig.merge().await?;
@@ -101,4 +101,50 @@ pub async fn sequence(size: u64) -> Outcome<Rows> {
     let ram = rig.map_ram();
     rig.end().await?;
     Ok(vec![("map_ram_sequential", ram as f64 / MIB)])
+}
+
+/// Reads at a time, and in all.
+const READS: (usize, u64) = (32, 200_000);
+/// Segments that are written at random beside them.
+const WRITES: u64 = 64;
+
+/// A volume of which `mapped` bytes are written, scattered block by block, in so much RAM for its map: the most RAM of the process.
+pub async fn budget(size: u64, mapped: u64, map_ram: u64) -> Outcome<Rows> {
+    let mut rig = Rig::new(size, Some(map_ram)).await?;
+    let (segments, title) =
+        (mapped / (SEGMENT_BLOCKS * BLOCK), format!("{} of {}", format_size(mapped), format_size(size)));
+    let start = Instant::now();
+    for part in 0..16 {
+        rig.write(Order::Scatter(segments), part * segments / 16..(part + 1) * segments / 16).await?;
+        tell_budget(&rig, &format!("{title}: {}/16 written in {:.0} s", part + 1, start.elapsed().as_secs_f64()))?;
+    }
+    rig.merge().await?;
+    tell_budget(&rig, &format!("{title} filled in {:.0} s", start.elapsed().as_secs_f64()))?;
+    let opened = rig.reopen().await?;
+    tell_budget(&rig, &format!("{title} opened in {opened:.2} s"))?;
+    let (at_a_time, reads) = READS;
+    let start = Instant::now();
+    rig.read(reads, 1, at_a_time).await?;
+    let read = reads as f64 / start.elapsed().as_secs_f64();
+    tell_budget(&rig, &format!("{reads} random reads, {read:.0} a second"))?;
+    for round in 0..4 {
+        rig.write(Order::Uniform, round * WRITES / 4..(round + 1) * WRITES / 4).await?;
+        rig.read(reads / 4, 2 + round, at_a_time).await?;
+    }
+    let start = Instant::now();
+    rig.merge().await?;
+    let (merged, blocks) = (start.elapsed().as_secs_f64(), WRITES * SEGMENT_BLOCKS);
+    tell_budget(&rig, &format!("{blocks} random writes beside reads; the last checkpoint took {merged:.1} s"))?;
+    rig.verify().await?;
+    let most = resident("VmHWM:")?;
+    rig.end().await?;
+    Ok(vec![("map_budget_rss", most as f64 / MIB)])
+}
+
+fn tell_budget(rig: &Rig, when: &str) -> Outcome<()> {
+    let (now, most, counts) = (resident("VmRSS:")?, resident("VmHWM:")?, rig.map_counts());
+    let (now, most, store) =
+        (format_size(now & !0xfffff), format_size(most & !0xfffff), format_size(rig.store.bytes() & !0xfffff));
+    say(&format!("{when}: process {now}, {most} at most; {counts:?}; {store} put"));
+    Ok(())
 }

@@ -3,8 +3,10 @@
 //! are computed.
 //!
 //! ```text
-//! cargo run --release -p varve-sim --example bench_map -- [--size 64G] [--rounds 20] [--part 1]
+//! cargo run --release -p varve-sim --example bench_map -- [--size 64G] [--rounds 20] [--part 1] [--mapped 64G]
 //! ```
+//! With `--mapped` a volume of 64 TiB is all that is measured: so much of it is written, scattered block by block, then it is opened, read and
+//! overwritten, in 1 GiB of RAM for maps.
 //! The volume is filled in an order without any order, overwritten once at random (or one part of so many), and
 //! then snapshots and clones are taken by the clock; the same with 1 GiB shows
 //! whether size matters. Another one is written in sequence. The engine, its journal and coordination are the real
@@ -25,40 +27,60 @@ mod pattern;
 mod rig;
 mod store;
 
-use figures::{Rows, random, sequence};
+use figures::{Rows, budget, random, sequence};
 use rig::Outcome;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use varve_types::parse_size;
 
+/// The allocator of `varve`: how much RAM the process takes is a figure.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SMALL: u64 = 1 << 30;
+/// The volume whose map has a bound, and that bound.
+const LARGE: u64 = 64 << 40;
+const MAP_RAM: u64 = 1 << 30;
 
 struct Arguments {
     size: u64,
     rounds: u64,
     part: u64,
+    mapped: Option<u64>,
 }
 
 impl Arguments {
     fn parse(mut from: impl Iterator<Item = String>) -> Outcome<Self> {
-        let mut this = Self { size: 64 << 30, rounds: 20, part: 1 };
+        let mut this = Self { size: 64 << 30, rounds: 20, part: 1, mapped: None };
         while let Some(argument) = from.next() {
             let mut value = || from.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--size" => this.size = parse_size(&value()?)?,
                 "--part" => this.part = value()?.parse()?,
+                "--mapped" => this.mapped = Some(parse_size(&value()?)?),
                 "--rounds" => this.rounds = value()?.parse()?,
-                _ => return Err(format!("what is {argument:?}? There are --size SIZE, --rounds N and --part N").into()),
+                _ => {
+                    return Err(format!(
+                        "what is {argument:?}? There are --size SIZE, --rounds N, --part N and --mapped SIZE"
+                    )
+                    .into());
+                }
             }
         }
         if !this.size.is_power_of_two() || this.size < SMALL || this.rounds == 0 || this.part == 0 {
             return Err("the size is a power of two, at least 1G; there is a round and a part".into());
+        }
+        if this.mapped.is_some_and(|size| !size.is_power_of_two() || !(SMALL..=LARGE).contains(&size)) {
+            return Err("what is mapped is a power of two, from 1G to 64T".into());
         }
         Ok(this)
     }
 }
 
 async fn measure(arguments: &Arguments) -> Outcome<Rows> {
+    if let Some(mapped) = arguments.mapped {
+        return budget(LARGE, mapped, MAP_RAM).await;
+    }
     let mut rows = random(SMALL, arguments.rounds, 1, false).await?;
     rows.extend(sequence(arguments.size).await?);
     rows.extend(random(arguments.size, arguments.rounds, arguments.part, true).await?);

@@ -21,6 +21,8 @@ pub enum Order {
     Shuffle,
     /// Each block drawn from all of the volume, as if none had been drawn before.
     Uniform,
+    /// So many segments scattered over the volume, each over a part of its own.
+    Scatter(u64),
 }
 
 /// A segment: the `number`th of a volume of `blocks` blocks that is written in `order`.
@@ -62,6 +64,11 @@ impl Pattern {
         }
         let all = first..first + SEGMENT_BLOCKS;
         let mut blocks: Vec<u64> = match self.order {
+            Order::Scatter(segments) => {
+                let part = self.blocks / segments;
+                let first = self.number % segments * part;
+                all.map(|at| first + (mix(at + 1) & (part - 1))).collect()
+            }
             Order::Uniform => all.map(|at| mix(at + 1) & (self.blocks - 1)).collect(),
             Order::Sequence | Order::Shuffle => all.map(|at| shuffle(self.blocks, at & (self.blocks - 1))).collect(),
         };

@@ -12,6 +12,7 @@
 use crate::pattern::{Order, Pattern, SEGMENT_BLOCKS, bytes_of, find, mix};
 use crate::store::GeneratedStore;
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -20,13 +21,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use varve_coord::{Coord, Embedded, PoolRecord, Record, Records};
-use varve_engine::{BlockDevice, Device, EngineError, Limits, NewVolume, PoolStore, Shard, Submit, Volume};
+use varve_engine::{BlockDevice, Device, EngineError, Limits, MapCounts, NewVolume, PoolStore, Shard, Submit, Volume};
 use varve_env::real::{ComputePool, FileDisk, PoolOptions, RealEnv};
 use varve_types::{BLOCK, Name, Overrides};
 
 /// What is measured is the map: its store keeps no data that could be cleaned.
-fn limits() -> Limits {
-    Limits { occupancy: 0, ..Limits::default() }
+fn limits(map_ram: Option<u64>) -> Limits {
+    // Without a bound on it all of a map stays in RAM, which tells what it takes.
+    let (map_ram, cache_ram) = map_ram.map_or((1 << 40, 256 << 20), |bytes| (bytes, 64 << 20));
+    Limits { occupancy: 0, map_ram, cache_ram, ..Limits::default() }
 }
 
 /// What a step gives; the program ends with the first error.
@@ -78,6 +81,7 @@ pub struct Rig {
     /// The store.
     pub store: Arc<GeneratedStore>,
     blocks: u64,
+    limits: Limits,
     /// Block of the volume → (ordinal, block of the segment), once it was written.
     samples: BTreeMap<u64, Option<(u64, u64)>>,
     names: u64,
@@ -97,14 +101,15 @@ async fn finish<T>(submit: Submit<T>) -> Result<T, EngineError> {
 }
 
 impl Rig {
-    /// An empty volume of so many bytes.
-    pub async fn new(size: u64) -> Outcome<Self> {
+    /// An empty volume of so many bytes; its map may take `map_ram` bytes of RAM, and lies in files then.
+    pub async fn new(size: u64, map_ram: Option<u64>) -> Outcome<Self> {
+        let limits = limits(map_ram);
         let directory = TempDir::new()?;
         let options = PoolOptions { name: "compute".to_owned(), threads: 1, queue: 16, nice: false };
         let env = Rc::new(RealEnv::new(Arc::new(ComputePool::new(&options)?)));
         let disk = Rc::new(FileDisk::create(&directory.path().join("journal"), JOURNAL)?);
         let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.path().join("coord"))?);
-        let store = Arc::new(GeneratedStore::new(directory.path().to_owned()));
+        let store = Arc::new(GeneratedStore::new(directory.path().to_owned(), map_ram.is_some()));
         let pool = PoolRecord {
             version: PoolRecord::VERSION,
             name: name("default")?,
@@ -114,7 +119,7 @@ impl Rig {
             created_ms: 0,
         };
         Records::new(&*coord).create_pool(&pool).await?;
-        let shard = Shard::create(env.clone(), disk, Arc::clone(&coord), limits()).await?;
+        let shard = Shard::create(env.clone(), disk, Arc::clone(&coord), limits).await?;
         shard.add_pool(name("default")?, PoolStore::new(store.clone(), 1), Overrides::default());
         let new = NewVolume { name: name("v")?, pool: name("default")?, size, settings: Overrides::default() };
         let volume = shard.create_volume(new).await?;
@@ -124,7 +129,7 @@ impl Rig {
         let samples = (0..SAMPLES).map(|i| (mix(!i) & (blocks - 1), None)).collect();
         let stall = Rc::new(Cell::new(Duration::ZERO));
         tokio::task::spawn_local(watch(Rc::downgrade(&stall)));
-        Ok(Self { env, coord, live, store, blocks, samples, names: 0, stall, directory })
+        Ok(Self { env, coord, live, store, blocks, limits, samples, names: 0, stall, directory })
     }
 
     /// Segments that are as large as the volume.
@@ -153,6 +158,25 @@ impl Rig {
             tokio::task::yield_now().await;
         }
         Ok(data)
+    }
+
+    /// Reads so many blocks of the volume, drawn at random; so many at a time.
+    pub async fn read(&self, count: u64, seed: u64, at_a_time: usize) -> Outcome<()> {
+        let device = &self.live().device;
+        let read = async |at: u64| {
+            let (block, mut out) = (mix(seed ^ (at + 1)) & (self.blocks - 1), BytesMut::new());
+            finish(device.read(block * BLOCK, BLOCK as u32, &mut out)).await.map(drop)
+        };
+        let mut reads = stream::iter((0..count).map(read)).buffer_unordered(at_a_time);
+        while let Some(done) = reads.next().await {
+            done?;
+        }
+        Ok(())
+    }
+
+    /// What the shard counts of its maps.
+    pub fn map_counts(&self) -> MapCounts {
+        self.live().shard.counts().map
     }
 
     /// Merges everything into the map. Gives the time it took, in seconds.
@@ -221,7 +245,7 @@ impl Rig {
             }
         };
         let start = Instant::now();
-        let shard = Shard::open(self.env.clone(), disk, Arc::clone(&self.coord), limits()).await?;
+        let shard = Shard::open(self.env.clone(), disk, Arc::clone(&self.coord), self.limits).await?;
         shard.add_pool(name("default")?, PoolStore::new(self.store.clone(), 1), Overrides::default());
         if let Some((volume, error)) = shard.open_all().await?.into_iter().next() {
             return Err(format!("volume {volume} does not open: {error}").into());

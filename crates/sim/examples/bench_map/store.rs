@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A store whose segments are computed: it holds a tebibyte without having it.
 //!
-//! What the engine puts is kept in RAM, and deleted when the engine deletes it. Manifests are written to a file
+//! What the engine puts is kept in RAM, or in files where RAM is what is measured, and deleted when the engine deletes it. Manifests are written to a file
 //! and synced as well, as a directory store would, because
 //! what waits for a manifest waits for that. A generated segment is known by its facts and its pattern alone.
 //! Bytes put are counted by kind.
@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use varve_env::{ObjectInfo, ObjectStore, Payload, PutOutcome, SendFuture, StoreError, StoreErrorKind};
@@ -33,9 +34,26 @@ pub struct PutBytes {
     pub manifest: u64,
 }
 
+/// Where an object is that was put.
+#[derive(Clone)]
+enum Stored {
+    Ram(Bytes),
+    /// In a file of so many bytes.
+    File(u64),
+}
+
+impl Stored {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Ram(bytes) => bytes.len() as u64,
+            Self::File(len) => *len,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Inner {
-    objects: BTreeMap<String, Bytes>,
+    objects: BTreeMap<String, Stored>,
     generated: BTreeMap<String, (SegmentFacts, Pattern)>,
     put: PutBytes,
 }
@@ -44,6 +62,8 @@ struct Inner {
 pub struct GeneratedStore {
     inner: Mutex<Inner>,
     directory: PathBuf,
+    /// Whether what is put lies in files.
+    in_files: bool,
 }
 
 fn name_of(facts: &SegmentFacts) -> String {
@@ -84,19 +104,27 @@ fn fail(kind: StoreErrorKind, operation: &'static str, name: &str, message: impl
     StoreError { kind, operation, name: name.to_owned(), message: message.to_string() }
 }
 
-fn write_synced(directory: &Path, name: &str, payload: &Payload) -> std::io::Result<()> {
-    let mut file = File::create(directory.join(name.replace('/', "_")))?;
+fn file_of(directory: &Path, name: &str) -> PathBuf {
+    directory.join(name.replace('/', "_"))
+}
+
+fn write(directory: &Path, name: &str, payload: &Payload) -> std::io::Result<File> {
+    let mut file = File::create(file_of(directory, name))?;
     for part in payload.parts() {
         file.write_all(part)?;
     }
-    file.sync_all()?;
+    Ok(file)
+}
+
+fn write_synced(directory: &Path, name: &str, payload: &Payload) -> std::io::Result<()> {
+    write(directory, name, payload)?.sync_all()?;
     File::open(directory)?.sync_all()
 }
 
 impl GeneratedStore {
-    /// An empty store; manifests are written below `directory`.
-    pub fn new(directory: PathBuf) -> Self {
-        Self { inner: Mutex::default(), directory }
+    /// An empty store; manifests are written below `directory`, and all else that is put where it is to be `in_files`.
+    pub fn new(directory: PathBuf, in_files: bool) -> Self {
+        Self { inner: Mutex::default(), directory, in_files }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -115,15 +143,35 @@ impl GeneratedStore {
 
     /// Bytes that it holds in RAM.
     pub fn bytes_in_ram(&self) -> u64 {
-        self.lock().objects.values().map(|bytes| bytes.len() as u64).sum()
+        let in_ram = |stored: &Stored| if matches!(stored, Stored::Ram(_)) { stored.len() } else { 0 };
+        self.lock().objects.values().map(in_ram).sum()
+    }
+
+    /// Bytes of all that was put and is still there.
+    pub fn bytes(&self) -> u64 {
+        self.lock().objects.values().map(Stored::len).sum()
+    }
+
+    fn read_file(&self, name: &str, range: Range<u64>) -> std::io::Result<Bytes> {
+        let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
+        File::open(file_of(&self.directory, name))?.read_exact_at(&mut bytes, range.start)?;
+        Ok(Bytes::from(bytes))
     }
 
     fn read(&self, name: &str, range: Range<u64>) -> Result<(Bytes, u64), StoreError> {
         let generated = {
             let inner = self.lock();
-            if let Some(bytes) = inner.objects.get(name) {
-                let len = bytes.len() as u64;
-                return Ok((bytes.slice(range.start.min(len) as usize..range.end.min(len) as usize), len));
+            if let Some(stored) = inner.objects.get(name).cloned() {
+                drop(inner);
+                let len = stored.len();
+                let range = range.start.min(len)..range.end.min(len);
+                let bytes = match stored {
+                    Stored::Ram(bytes) => bytes.slice(range.start as usize..range.end as usize),
+                    Stored::File(_) => self
+                        .read_file(name, range)
+                        .map_err(|error| fail(StoreErrorKind::Unavailable, "get", name, error))?,
+                };
+                return Ok((bytes, len));
             }
             inner.generated.get(name).copied()
         };
@@ -133,15 +181,15 @@ impl GeneratedStore {
         Ok(compute(&facts, pattern, range))
     }
 
-    fn insert(&self, name: &str, bytes: Bytes) -> PutOutcome {
+    fn insert(&self, name: &str, bytes: Stored) -> PutOutcome {
         let mut inner = self.lock();
         if inner.objects.contains_key(name) || inner.generated.contains_key(name) {
             return PutOutcome::Exists;
         }
         match ObjectName::parse(name).map(|name| name.kind) {
-            Some(ObjectKind::Map) => inner.put.map += bytes.len() as u64,
-            Some(ObjectKind::Table) => inner.put.table += bytes.len() as u64,
-            Some(ObjectKind::Manifest) => inner.put.manifest += bytes.len() as u64,
+            Some(ObjectKind::Map) => inner.put.map += bytes.len(),
+            Some(ObjectKind::Table) => inner.put.table += bytes.len(),
+            Some(ObjectKind::Manifest) => inner.put.manifest += bytes.len(),
             Some(ObjectKind::Segment | ObjectKind::Bundle) | None => {}
         }
         inner.objects.insert(name.to_owned(), bytes);
@@ -152,13 +200,17 @@ impl GeneratedStore {
 impl ObjectStore for GeneratedStore {
     fn put<'a>(&'a self, name: &'a str, payload: Payload) -> SendFuture<'a, Result<PutOutcome, StoreError>> {
         Box::pin(async move {
-            let (directory, owned) = (self.directory.clone(), name.to_owned());
+            let (directory, owned, in_files) = (self.directory.clone(), name.to_owned(), self.in_files);
             // On another thread, as any store: a map object of a large volume has a hundred megabytes.
             let put = tokio::task::spawn_blocking(move || {
                 if owned.contains("/man/") {
                     write_synced(&directory, &owned, &payload)?;
                 }
-                std::io::Result::Ok(Bytes::from(payload.parts().concat()))
+                if in_files {
+                    write(&directory, &owned, &payload)?;
+                    return Ok(Stored::File(payload.len()));
+                }
+                std::io::Result::Ok(Stored::Ram(Bytes::from(payload.parts().concat())))
             });
             let bytes = put.await.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
             let bytes = bytes.map_err(|error| fail(StoreErrorKind::Unavailable, "put", name, error))?;
@@ -192,15 +244,20 @@ impl ObjectStore for GeneratedStore {
         let inner = self.lock();
         let names = inner.objects.iter().filter(|(name, _)| name.starts_with(prefix));
         let names = names.filter(|(name, _)| after.is_none_or(|after| name.as_str() > after)).take(1000);
-        let names = names.map(|(name, bytes)| ObjectInfo { name: name.clone(), size: bytes.len() as u64 }).collect();
+        let names = names.map(|(name, stored)| ObjectInfo { name: name.clone(), size: stored.len() }).collect();
         Box::pin(std::future::ready(Ok(names)))
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> SendFuture<'a, Result<(), StoreError>> {
         let mut inner = self.lock();
-        inner.objects.remove(name);
+        let gone = inner.objects.remove(name);
         inner.generated.remove(name);
-        Box::pin(std::future::ready(Ok(())))
+        drop(inner);
+        let done = match gone {
+            Some(Stored::File(_)) => std::fs::remove_file(file_of(&self.directory, name)),
+            Some(Stored::Ram(_)) | None => Ok(()),
+        };
+        Box::pin(std::future::ready(done.map_err(|error| fail(StoreErrorKind::Unavailable, "delete", name, error))))
     }
 
     fn url(&self) -> String {
