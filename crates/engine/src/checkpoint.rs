@@ -181,7 +181,10 @@ impl Timeline {
         let payload = Payload::new(pieces.into_iter().map(Bytes::from).collect());
         let (text, len) = (name.to_string(), payload.len());
         self.persist("a put", async || match self.pool.store.put(&text, payload.clone()).await? {
-            PutOutcome::Created => Ok(len),
+            PutOutcome::Created => {
+                self.context.note_put(name.kind, len);
+                Ok(len)
+            }
             // Within one opening a number is used once, so only an earlier try of this very put can stand there: if it is the same.
             PutOutcome::Exists if planted(Mutant::TakeAnyObject) => Ok(len),
             PutOutcome::Exists => {

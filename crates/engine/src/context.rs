@@ -224,6 +224,17 @@ impl HeadCache {
     }
 }
 
+/// Bytes that a shard has put, by what they are; those of cleaning are [`crate::CleanCounts::put_bytes`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PutBytes {
+    /// Segments.
+    pub segments: u64,
+    /// Nodes of maps.
+    pub maps: u64,
+    /// Pages of segment tables, and runs of kills.
+    pub tables: u64,
+}
+
 /// See the module.
 pub(crate) struct Context {
     pub env: Rc<dyn Env>,
@@ -240,6 +251,8 @@ pub(crate) struct Context {
     pub layer_ram: Cell<u64>,
     /// Rings when layers gave up RAM.
     pub relieved: Signal,
+    /// Bytes that were put.
+    pub put: Cell<PutBytes>,
     pub cleaning: Cleaning,
     pub scrub: Scrub,
     pub stages: Rc<Stages>,
@@ -255,6 +268,18 @@ impl Context {
     /// Begins a stage: it ends when what this gives is dropped.
     pub fn timed(&self, stage: Stage) -> Timed<'_> {
         self.stages.begin(&*self.env, stage)
+    }
+
+    /// Counts an object that was put.
+    pub fn note_put(&self, kind: ObjectKind, bytes: u64) {
+        let mut put = self.put.get();
+        match kind {
+            ObjectKind::Segment => put.segments += bytes,
+            ObjectKind::Map => put.maps += bytes,
+            ObjectKind::Table => put.tables += bytes,
+            ObjectKind::Bundle | ObjectKind::Manifest => {}
+        }
+        self.put.set(put);
     }
 
     /// Changes the count of bytes of layers in RAM.

@@ -59,7 +59,7 @@ mod write;
 pub use cache::CacheCounts;
 pub use check::{CheckReport, Problem, Progress};
 pub use clean::CleanCounts;
-pub use context::Limits;
+pub use context::{Limits, PutBytes};
 pub use device::{BlockDevice, Later, StatusExtent, Submit};
 pub use error::{EngineError, Result};
 pub use facts::{ClosedInfo, OriginInfo};

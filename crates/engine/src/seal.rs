@@ -150,6 +150,7 @@ impl Timeline {
         drop(timed);
         let _timed = self.context.timed(Stage::SegmentPut);
         self.put_until_answered(&name, Payload::new(all), &header).await?;
+        self.context.note_put(name.kind, header.object_len());
         self.keep_written(ordinal, kept);
         Ok(PutSegment { name, header, index })
     }

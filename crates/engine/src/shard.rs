@@ -13,7 +13,7 @@ pub use life::NewVolume;
 
 use crate::cache::{BlockCache, CacheCounts};
 use crate::clean::{CleanCounts, Cleaning};
-use crate::context::{Context, HeadCache, Limits, Turn};
+use crate::context::{Context, HeadCache, Limits, PutBytes, Turn};
 use crate::fetch::Fetches;
 use crate::journal::{Journal, Replayed, replay};
 use crate::lineage::PageTables;
@@ -60,6 +60,8 @@ pub struct ShardCounts {
     pub cache: CacheCounts,
     /// RAM of the maps.
     pub map: MapCounts,
+    /// Bytes that were put.
+    pub put: PutBytes,
     /// The read cache on devices.
     pub ssd: SsdCounts,
     /// Cleaning.
@@ -137,6 +139,7 @@ impl Shard {
             tables: RefCell::new(PageTables::default()),
             limits,
             layer_ram: Cell::new(0),
+            put: Cell::default(),
             relieved: Signal::default(),
             cleaning: Cleaning::new(limits.clean_rate),
             scrub: Scrub::new(limits.scrub_rate),
@@ -326,6 +329,7 @@ impl Shard {
             layer_ram_bytes: self.context.layer_ram.get(),
             cache: self.context.cache.borrow().counts(),
             map: self.context.map_counts(),
+            put: self.context.put.get(),
             ssd: self.context.ssd.counts(),
             clean: self.context.cleaning.counts(),
             scrub: self.context.scrub.counts(),

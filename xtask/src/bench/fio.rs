@@ -20,6 +20,8 @@ pub enum Access {
     RandomRead,
     /// Random writes.
     RandomWrite,
+    /// Random writes, most of them to few blocks: zipf with 0.99.
+    ZipfWrite,
     /// Writes one after the other.
     Write,
     /// Reads one after the other.
@@ -39,8 +41,12 @@ pub struct Load {
     pub flush: bool,
     /// The part of the volume that is used, from its beginning.
     pub range_bytes: u64,
-    /// For how long; `None` is once over the range.
+    /// For how long; `None` is so many `times` as much as the range has.
     pub seconds: Option<u32>,
+    /// See `seconds`.
+    pub times: u64,
+    /// Most requests a second, if there is a bound.
+    pub rate: Option<u32>,
     /// Seconds before it counts.
     pub ramp_seconds: u32,
     /// What the random numbers begin with.
@@ -75,7 +81,7 @@ pub fn run(load: &Load, target: &Running, volumes: &[String]) -> Result<Measured
 fn arguments(load: &Load, served: bool) -> Vec<String> {
     let access = match load.access {
         Access::RandomRead => "randread",
-        Access::RandomWrite => "randwrite",
+        Access::RandomWrite | Access::ZipfWrite => "randwrite",
         Access::Write => "write",
         Access::Read => "read",
     };
@@ -90,12 +96,21 @@ fn arguments(load: &Load, served: bool) -> Vec<String> {
         format!("--size={}", load.range_bytes),
         format!("--randseed={}", load.seed),
     ];
-    if load.block_bytes < 1 << 16 && matches!(load.access, Access::RandomWrite | Access::Write) {
+    if load.block_bytes < 1 << 16 && !matches!(load.access, Access::RandomRead | Access::Read) {
         arguments.push("--refill_buffers".to_owned());
     }
     if let Some(seconds) = load.seconds {
         arguments.push("--time_based".to_owned());
         arguments.push(format!("--runtime={seconds}"));
+    }
+    if load.times > 1 {
+        arguments.push(format!("--io_size={}", load.range_bytes * load.times));
+    }
+    if let Some(rate) = load.rate {
+        arguments.push(format!("--rate_iops={rate}"));
+    }
+    if load.access == Access::ZipfWrite {
+        arguments.push("--random_distribution=zipf:0.99".to_owned());
     }
     if load.ramp_seconds > 0 {
         arguments.push(format!("--ramp_time={}", load.ramp_seconds));
@@ -167,6 +182,8 @@ mod tests {
         seconds: Some(3),
         ramp_seconds: 0,
         seed: 1,
+        times: 1,
+        rate: None,
     };
 
     #[test]

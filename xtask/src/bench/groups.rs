@@ -27,7 +27,7 @@ const fn row(key: &'static str, title: &'static str, unit: &'static str, more_is
 }
 
 /// Every row.
-pub const ROWS: [Row; 26] = [
+pub const ROWS: [Row; 32] = [
     row("write_qd1", "4 KiB random write, QD1", "IOPS", true),
     row("write_qd1_p99", "4 KiB random write, QD1, 99th percentile", "µs", false),
     row("read_hit_qd1", "4 KiB random read from RAM, QD1", "IOPS", true),
@@ -45,6 +45,12 @@ pub const ROWS: [Row; 26] = [
     row("restart_first_read", "start after kill -9 to the first read", "s", false),
     row("restart_all_volumes", "start after kill -9 until every volume has read", "s", false),
     row("restart_unsealed", "acknowledged before the kill and not sealed", "MiB", true),
+    row("clean_uniform", "data put by data written, uniform random overwrite of ten times the range", "ratio", false),
+    row("clean_uniform_last", "the same of its second half", "ratio", false),
+    row("clean_uniform_map", "map and table bytes put by data written, beside it", "ratio", false),
+    row("clean_zipf", "data put by data written, zipf(0.99)", "ratio", false),
+    row("clean_space", "bytes stored by bytes that live, settled", "ratio", false),
+    row("clean_p99", "99th percentile of a write while cleaning works, by that without", "ratio", false),
     row("snapshot_full_map", "snapshot of a 1 TiB volume, map full and random", "ms", false),
     row("clone_full_map", "clone of a 1 TiB volume, map full and random", "ms", false),
     row("snapshot_small_map", "snapshot of a 1 GiB volume", "ms", false),
@@ -57,7 +63,7 @@ pub const ROWS: [Row; 26] = [
 ];
 
 /// Values of one turn: key of the row, value.
-type Values = Vec<(&'static str, f64)>;
+pub type Values = Vec<(&'static str, f64)>;
 
 /// Rows that share a turn.
 pub struct Group {
@@ -72,7 +78,7 @@ pub struct Group {
 const SERVERS: &[Kind] = &[Kind::Varve, Kind::NbdkitMemory, Kind::NbdkitFile, Kind::QemuStorageDaemon];
 
 /// Every group.
-pub const GROUPS: [Group; 9] = [
+pub const GROUPS: [Group; 10] = [
     Group { name: "qd1", targets: SERVERS, measure: qd1 },
     Group { name: "qd32", targets: SERVERS, measure: qd32 },
     Group {
@@ -84,6 +90,7 @@ pub const GROUPS: [Group; 9] = [
     Group { name: "ssd", targets: &[Kind::Varve, Kind::Disk], measure: ssd },
     Group { name: "sequential", targets: &[Kind::Varve, Kind::Disk], measure: sequential },
     Group { name: "restart", targets: &[Kind::Varve], measure: restart },
+    Group { name: "clean", targets: &[Kind::Varve], measure: super::clean::measure },
     // Their rows come from a program of the engine's; see [`super::engine`].
     Group { name: "map", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
     Group { name: "map-budget", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
@@ -112,6 +119,8 @@ fn load(ground: &Ground, access: Access, depth: u32, round: u32) -> Load {
         seconds: Some(ground.seconds),
         ramp_seconds: 0,
         seed: 1000 + round,
+        times: 1,
+        rate: None,
     }
 }
 
@@ -137,6 +146,8 @@ fn prefill(target: &Running, volumes: &[String], round: u32) -> Result<()> {
         seconds: None,
         ramp_seconds: 0,
         seed: round,
+        times: 1,
+        rate: None,
     };
     run(&write, target, volumes)?;
     target.settle()?;

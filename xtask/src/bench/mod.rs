@@ -9,6 +9,7 @@
 //! [`targets`] starts things, [`fio`] loads them, [`groups`] says what is measured, [`goals`] what it should be, [`report`] and
 //! [`svg`] show it.
 
+mod clean;
 mod engine;
 mod fio;
 mod goals;

@@ -10,6 +10,8 @@ use super::ground::{Ground, settle};
 use super::nbd;
 use crate::process::Daemon;
 use anyhow::{Context, Result};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -172,6 +174,23 @@ impl Running {
     /// The server's process.
     pub fn pid(&self) -> Option<u32> {
         self.daemon.as_ref().map(Daemon::pid)
+    }
+
+    /// The socket of our server's API.
+    pub fn api_socket(&self) -> PathBuf {
+        self.directory.join("api.sock")
+    }
+
+    /// What our server tells of itself, in the format of Prometheus.
+    pub fn metrics(&self) -> Result<String> {
+        let socket = self.api_socket();
+        let ask = || -> std::io::Result<String> {
+            let (mut stream, mut text) = (UnixStream::connect(&socket)?, String::new());
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        ask().with_context(|| format!("asking {} for metrics", socket.display()))
     }
 
     /// Waits until the server has nothing left to do.

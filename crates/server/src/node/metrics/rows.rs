@@ -42,6 +42,11 @@ impl Row for NodeRow {
         gauge("map_ram_limit_bytes", "RAM that all of these may take", |n| n.limits.map_ram),
         counter("map_nodes_loaded", "Nodes of maps that came into RAM", |n| n.shard.map.loaded),
         counter("map_nodes_evicted", "Nodes of maps that left it for others", |n| n.shard.map.evicted),
+        counter("segment_put_bytes", "Bytes of segments that were put", |n| n.shard.put.segments),
+        counter("map_put_bytes", "Bytes of maps that were put", |n| n.shard.put.maps),
+        counter("table_put_bytes", "Bytes of segment tables, and of what waits to be freed, that were put", |n| {
+            n.shard.put.tables
+        }),
         gauge("cache_devices", "Devices of the read cache", |n| n.shard.ssd.devices),
         gauge("cache_devices_resting", "Those that failed or hung a moment ago and are let be", |n| {
             n.shard.ssd.resting
