@@ -32,6 +32,11 @@ use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Compression, ErrorKind};
 
+/// Bytes that the stored blocks take, as they were before compression; of what does not compress with headers and indexes.
+fn room(totals: &TableTotals) -> u64 {
+    totals.bytes.max(totals.blocks * BLOCK)
+}
+
 impl Timeline {
     /// Begins to clean if too much of what is stored is dead, unless some timeline of the shard is at it.
     pub fn clean_if_due(self: &Rc<Self>) {
@@ -57,14 +62,14 @@ impl Timeline {
         }));
     }
 
-    /// Whether less of what is stored lives than should.
+    /// Whether less of the room that is taken is for blocks that live than should be.
     fn is_sparse(&self) -> bool {
         let data = self.data.borrow();
         let totals = data.table.totals();
         data.stopped.is_none()
             && data.no_checkpoints.is_none()
             && data.clean_at != Some(data.manifest.number)
-            && totals.live_blocks * 100 < totals.blocks * self.context.limits.occupancy
+            && totals.live_blocks * BLOCK * 100 < room(&totals) * self.context.limits.occupancy
     }
 
     /// Runs one job. Tells whether there was one.
@@ -94,9 +99,9 @@ impl Timeline {
     /// Bytes of dead blocks that cleaning has to give back, as they were before compression, for the volume to be as full as it should be.
     pub fn clean_debt_bytes(&self, totals: &TableTotals) -> u64 {
         let occupancy = self.context.limits.occupancy;
-        // What `is_sparse` compares, solved for the blocks that may be stored.
-        let allowed = (totals.live_blocks * 100).checked_div(occupancy).unwrap_or(u64::MAX);
-        totals.blocks.saturating_sub(allowed) * BLOCK
+        // What `is_sparse` compares, solved for the room that there may be.
+        let allowed = (totals.live_blocks * BLOCK * 100).checked_div(occupancy).unwrap_or(u64::MAX);
+        room(totals).saturating_sub(allowed)
     }
 
     async fn next_job(&self) -> Option<Job> {

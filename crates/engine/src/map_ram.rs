@@ -7,24 +7,24 @@
 //! round ([`Tree::pass`](crate::map::Tree::pass)): so the whole shard is one clock, and a volume that nobody reads gives its nodes to one that is read. A volume may have a
 //! bound of its own besides (`map-ram` of its settings): its hand goes on while it has more.
 //!
-//! Always holds: after a node came in, nodes take no more than they may, or what is above that can not leave: it is dirty, or on its way to
-//! the store, or was looked at since the hand came by. Each node that comes in lets the hand pass a bounded number of nodes, so nobody waits
-//! long; what is left to do is done with the next one, and at each tick.
+//! Always holds: when nodes have more than they may, the hand goes on: a few steps at once, by who has let a node in, and the rest of a round beside
+//! everything else. So nodes take no more than they may, what comes in during a round, and what can not leave: it is dirty, on its way to
+//! the store, or was looked at since the hand came by. Nobody waits for more than those few steps. In what one node that came in sets going no
+//! other is passed twice, so that it stays until who asked for it has looked.
 //!
 //! Nothing here is about what is right: a node that is not in RAM is loaded.
 
 use crate::context::Context;
 use crate::map::Pass;
+use crate::signal::breathe;
 use crate::timeline::Timeline;
 use std::cell::Cell;
 use std::ops::Bound;
 use std::rc::{Rc, Weak};
 use varve_types::TimelineId;
 
-/// Nodes of level 1 that the hand passes at most for each one that comes in.
+/// Nodes of level 1 that the hand passes between two looks at other tasks.
 const PASSES: u32 = 64;
-/// The same for each tick.
-const TICK_PASSES: u32 = 1024;
 
 /// What is counted of it, and where the hand stands.
 #[derive(Default)]
@@ -33,6 +33,8 @@ pub(crate) struct MapRam {
     hand: Cell<Option<TimelineId>>,
     /// Bytes that came in since somebody looked.
     grown: Cell<usize>,
+    /// Whether the hand goes on beside everything else.
+    is_going: Cell<bool>,
     loaded: Cell<u64>,
     evicted: Cell<u64>,
 }
@@ -81,47 +83,59 @@ impl Context {
     }
 
     /// So many bytes of a node came in: others leave where that is too much.
-    pub fn map_grew(&self, bytes: usize) {
+    pub fn map_grew(self: &Rc<Self>, bytes: usize) {
         let map = &self.map;
         map.loaded.set(map.loaded.get() + 1);
         map.grown.set(map.grown.get() + bytes);
         // Summing up costs by the number of volumes, so not for each of many small nodes.
         if map.grown.get() >= self.limits.map_ram as usize / 1024 {
-            self.fit(PASSES);
+            self.fit_maps();
         }
     }
 
-    /// Lets nodes leave where they have more than they may, beside nobody who waits for one.
-    pub fn fit_maps(&self) {
-        self.fit(TICK_PASSES);
-    }
-
-    /// No node is passed twice: one that has just come in stays until who asked for it has looked.
-    fn fit(&self, passes: u32) {
+    /// Lets nodes leave where they have more than they may.
+    pub fn fit_maps(self: &Rc<Self>) {
         self.map.grown.set(0);
-        let timelines = self.open_timelines();
-        for timeline in &timelines {
+        for timeline in self.open_timelines() {
             let most = timeline.settings().map_ram as usize;
             let has_more = || most > 0 && timeline.data.borrow().tree.bytes_in_ram() > most;
-            let mut left = passes;
-            while left > 0 && has_more() && !self.pass(timeline).is_round {
+            let mut left = PASSES;
+            while left > 0 && has_more() && !self.pass(&timeline).is_round {
                 left -= 1;
             }
         }
+        let mut rounds = 0;
+        if self.pass_some(&mut rounds) && !self.map.is_going.replace(true) {
+            let this = Rc::clone(self);
+            self.env.spawn(Box::pin(async move {
+                loop {
+                    breathe().await;
+                    if !this.pass_some(&mut rounds) {
+                        break;
+                    }
+                }
+                this.map.is_going.set(false);
+            }));
+        }
+    }
+
+    /// The hand goes on by some steps; tells whether nodes have still more than they may, and it has not come round all trees yet.
+    fn pass_some(&self, rounds: &mut usize) -> bool {
         let counts = self.map_counts();
-        let (mut bytes, share, mut rounds) = (counts.node_bytes, self.node_share(&counts), 0);
-        for _ in 0..passes {
-            if bytes <= share || rounds >= timelines.len() {
-                break;
+        let (mut bytes, share, trees) = (counts.node_bytes, self.node_share(&counts), self.timelines.borrow().len());
+        for _ in 0..PASSES {
+            if bytes <= share || *rounds >= trees {
+                return false;
             }
-            let Some(timeline) = self.at_hand() else { break };
+            let Some(timeline) = self.at_hand() else { return false };
             let pass = self.pass(&timeline);
             bytes -= pass.freed_bytes;
             if pass.is_round {
-                rounds += 1;
+                *rounds += 1;
                 self.next_hand(timeline.id);
             }
         }
+        bytes > share && *rounds < trees
     }
 
     /// The hand goes over a node of level 1 of a tree.

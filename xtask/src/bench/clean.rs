@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The group of cleaning: what a volume costs that is overwritten again and again.
 //!
-//! A part of a volume is filled once, then overwritten with random blocks of 4 KiB, ten times as much as it has, so that cleaning comes to its
-//! steady state. Then the volume rests, and what it takes is compared with what lives. What is divided by what is read from the node's own
+//! A part of a volume is filled once, then overwritten with random blocks of 4 KiB, ten times as much as it has. Then the volume rests, and what
+//! it takes is compared with what lives: it begins and ends at the occupancy that it should have, so what was put meanwhile is all that the overwrite
+//! has cost, also what cleaning did later. What is divided by what is read from the node's own
 //! metrics before and after; nothing is compressed, and nothing of the past is kept, so all that is put is what guests wrote, what cleaning moved,
 //! and maps.
 //!
@@ -19,15 +20,18 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The part of the volume that is used.
-const RANGE: u64 = 1 << 30;
+const RANGE: u64 = 512 << 20;
 /// How often all of it is overwritten.
 const TIMES: u64 = 10;
 /// Bytes of a segment: a hundred and more of them, as a volume of a hundred times the size has of its own.
-const SEGMENT: &str = "8M";
+const SEGMENT: &str = "4M";
 /// How long a quiet volume may take until nothing waits any more.
 const REST: Duration = Duration::from_secs(300);
 /// From then on nothing may wait to be deleted.
 const DELETED: Duration = Duration::from_secs(30);
+/// Writes a second of the overwrites: cleaning keeps up, so that it has the occupancy that it should have to choose from. One that is behind has sparser
+/// segments, and moves less.
+const STEADY: u32 = 8000;
 /// Writes a second of the load whose latency is compared.
 const RATE: u32 = 2000;
 
@@ -56,6 +60,11 @@ impl Metrics {
 
     fn written(&self) -> Result<f64> {
         self.get("varve_volume_written_bytes_total")
+    }
+
+    /// Bytes of objects by bytes that live.
+    fn space(&self) -> Result<f64> {
+        Ok(self.get("varve_volume_stored_bytes")? / (4096.0 * self.get("varve_volume_live_blocks")?))
     }
 
     fn map(&self) -> Result<f64> {
@@ -88,38 +97,48 @@ pub fn measure(ground: &Ground, kind: Kind, round: u32) -> Result<Values> {
         rate: None,
     };
     run(&fill, &target, &volumes)?;
-    let overwrite =
-        Load { access: Access::RandomWrite, block_bytes: 4096, depth: 16, times: TIMES / 2, ..fill.clone() };
-    let (uniform, map, last) = amplification(&overwrite, &target, &volumes)?;
-    let settled = settle(&target)?;
+    let (access, rate) = (Access::RandomWrite, Some(STEADY));
+    let overwrite = Load { access, block_bytes: 4096, depth: 16, times: TIMES, rate, ..fill.clone() };
+    let uniform = overwritten(&overwrite, &target, &volumes)?;
     let slower = latency(ground, &target, &volumes, &overwrite)?;
-    let (zipf, _, _) = amplification(&Load { access: Access::ZipfWrite, ..overwrite }, &target, &volumes)?;
+    settle(&target)?;
+    let zipf = overwritten(&Load { access: Access::ZipfWrite, ..overwrite }, &target, &volumes)?;
     Ok(vec![
-        ("clean_uniform", uniform),
-        ("clean_uniform_last", last),
-        ("clean_uniform_map", map),
-        ("clean_zipf", zipf),
-        ("clean_space", settled),
+        ("clean_uniform", uniform.data),
+        ("clean_uniform_map", uniform.map),
+        ("clean_uniform_behind", uniform.behind),
+        ("clean_space", uniform.space),
+        ("clean_zipf", zipf.data),
+        ("clean_zipf_behind", zipf.behind),
         ("clean_p99", slower),
     ])
 }
 
-/// Bytes of data put, and of maps, by what was written: of all of an overwrite, and of data of its second half alone.
-fn amplification(load: &Load, target: &Running, volumes: &[String]) -> Result<(f64, f64, f64)> {
-    target.settle()?;
-    let first = Metrics::of(target)?;
-    run(load, target, volumes)?;
-    let half = Metrics::of(target)?;
-    run(&Load { seed: load.seed + 1, ..load.clone() }, target, volumes)?;
-    let end = Metrics::of(target)?;
-    let by_written = |from: &Metrics, what: fn(&Metrics) -> Result<f64>| -> Result<f64> {
-        Ok((what(&end)? - what(from)?) / (end.written()? - from.written()?))
-    };
-    Ok((by_written(&first, Metrics::data)?, by_written(&first, Metrics::map)?, by_written(&half, Metrics::data)?))
+/// What came of an overwrite. Each by bytes.
+struct Overwritten {
+    /// Data put by data written, until the volume has settled again.
+    data: f64,
+    /// Maps put by data written.
+    map: f64,
+    /// Stored by what lives, when the last write was done: how far cleaning was behind.
+    behind: f64,
+    /// The same once the volume has settled.
+    space: f64,
 }
 
-/// Waits until nothing is left to do; gives the bytes of the objects by those that live.
-fn settle(target: &Running) -> Result<f64> {
+fn overwritten(load: &Load, target: &Running, volumes: &[String]) -> Result<Overwritten> {
+    settle(target)?;
+    let first = Metrics::of(target)?;
+    run(load, target, volumes)?;
+    let behind = Metrics::of(target)?.space()?;
+    let end = settle(target)?;
+    let written = end.written()? - first.written()?;
+    let (data, map) = ((end.data()? - first.data()?) / written, (end.map()? - first.map()?) / written);
+    Ok(Overwritten { data, map, behind, space: end.space()? })
+}
+
+/// Waits until nothing is left to do; gives the numbers of then.
+fn settle(target: &Running) -> Result<Metrics> {
     let start = Instant::now();
     let mut quiet: Option<Instant> = None;
     loop {
@@ -130,7 +149,7 @@ fn settle(target: &Running) -> Result<f64> {
         if waits > 0.0 {
             quiet = None;
         } else if dead == 0.0 {
-            return Ok(now.get("varve_volume_stored_bytes")? / (4096.0 * now.get("varve_volume_live_blocks")?));
+            return Ok(now);
         } else {
             ensure!(since.elapsed() < DELETED, "{dead} objects wait to be deleted, of a volume that is quiet");
         }
@@ -144,7 +163,7 @@ fn latency(ground: &Ground, target: &Running, volumes: &[String], overwrite: &Lo
     let load = Load { depth: 1, rate: Some(RATE), times: 1, seconds: Some(ground.seconds), ..overwrite.clone() };
     tell(ground, target, &["clean", "--pause"])?;
     // What is to be cleaned while it is measured.
-    run(&Load { times: 2, ..overwrite.clone() }, target, volumes)?;
+    run(&Load { times: 4, rate: None, ..overwrite.clone() }, target, volumes)?;
     target.settle()?;
     quiet_disk();
     let without = run(&load, target, volumes)?;
@@ -154,5 +173,6 @@ fn latency(ground: &Ground, target: &Running, volumes: &[String], overwrite: &Lo
     let cleaned =
         Metrics::of(target)?.get("varve_clean_put_bytes_total")? - before.get("varve_clean_put_bytes_total")?;
     ensure!(cleaned > 0.0, "nothing was cleaned while it was measured");
+    println!("clean: 99 % of writes within {:.0} us, {:.0} us without cleaning", with.p99_us, without.p99_us);
     Ok(with.p99_us / without.p99_us)
 }

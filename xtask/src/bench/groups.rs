@@ -27,7 +27,7 @@ const fn row(key: &'static str, title: &'static str, unit: &'static str, more_is
 }
 
 /// Every row.
-pub const ROWS: [Row; 32] = [
+pub const ROWS: [Row; 33] = [
     row("write_qd1", "4 KiB random write, QD1", "IOPS", true),
     row("write_qd1_p99", "4 KiB random write, QD1, 99th percentile", "µs", false),
     row("read_hit_qd1", "4 KiB random read from RAM, QD1", "IOPS", true),
@@ -46,10 +46,11 @@ pub const ROWS: [Row; 32] = [
     row("restart_all_volumes", "start after kill -9 until every volume has read", "s", false),
     row("restart_unsealed", "acknowledged before the kill and not sealed", "MiB", true),
     row("clean_uniform", "data put by data written, uniform random overwrite of ten times the range", "ratio", false),
-    row("clean_uniform_last", "the same of its second half", "ratio", false),
     row("clean_uniform_map", "map and table bytes put by data written, beside it", "ratio", false),
-    row("clean_zipf", "data put by data written, zipf(0.99)", "ratio", false),
+    row("clean_uniform_behind", "bytes stored by bytes that live, at the last write", "ratio", false),
     row("clean_space", "bytes stored by bytes that live, settled", "ratio", false),
+    row("clean_zipf", "data put by data written, zipf(0.99)", "ratio", false),
+    row("clean_zipf_behind", "bytes stored by bytes that live, at the last write of it", "ratio", false),
     row("clean_p99", "99th percentile of a write while cleaning works, by that without", "ratio", false),
     row("snapshot_full_map", "snapshot of a 1 TiB volume, map full and random", "ms", false),
     row("clone_full_map", "clone of a 1 TiB volume, map full and random", "ms", false),
