@@ -19,6 +19,7 @@ use crate::map::Pass;
 use crate::signal::breathe;
 use crate::timeline::Timeline;
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::rc::{Rc, Weak};
 use varve_types::TimelineId;
@@ -37,6 +38,15 @@ pub(crate) struct MapRam {
     is_going: Cell<bool>,
     loaded: Cell<u64>,
     evicted: Cell<u64>,
+}
+
+/// How far what a node that came in has set going has come: no further than once round.
+#[derive(Default)]
+struct Round {
+    /// Trees that the hand has come to the end of.
+    trees: usize,
+    /// The same, of volumes that have more than their own settings give them.
+    own: BTreeSet<TimelineId>,
 }
 
 /// RAM of the maps of a shard, in bytes; and nodes since the start.
@@ -96,21 +106,13 @@ impl Context {
     /// Lets nodes leave where they have more than they may.
     pub fn fit_maps(self: &Rc<Self>) {
         self.map.grown.set(0);
-        for timeline in self.open_timelines() {
-            let most = timeline.settings().map_ram as usize;
-            let has_more = || most > 0 && timeline.data.borrow().tree.bytes_in_ram() > most;
-            let mut left = PASSES;
-            while left > 0 && has_more() && !self.pass(&timeline).is_round {
-                left -= 1;
-            }
-        }
-        let mut rounds = 0;
-        if self.pass_some(&mut rounds) && !self.map.is_going.replace(true) {
+        let mut round = Round::default();
+        if self.pass_some(&mut round) && !self.map.is_going.replace(true) {
             let this = Rc::clone(self);
             self.env.spawn(Box::pin(async move {
                 loop {
                     breathe().await;
-                    if !this.pass_some(&mut rounds) {
+                    if !this.pass_some(&mut round) {
                         break;
                     }
                 }
@@ -119,23 +121,34 @@ impl Context {
         }
     }
 
-    /// The hand goes on by some steps; tells whether nodes have still more than they may, and it has not come round all trees yet.
-    fn pass_some(&self, rounds: &mut usize) -> bool {
+    /// The hand goes on by some steps; tells whether nodes have still more than they may, and it has not come round yet.
+    fn pass_some(&self, round: &mut Round) -> bool {
+        let mut left = PASSES;
+        for timeline in self.open_timelines() {
+            let most = timeline.settings().map_ram as usize;
+            while left > 0 && most > 0 && !round.own.contains(&timeline.id) && timeline.map_bytes() > most {
+                left -= 1;
+                if self.pass(&timeline).is_round {
+                    round.own.insert(timeline.id);
+                }
+            }
+        }
         let counts = self.map_counts();
         let (mut bytes, share, trees) = (counts.node_bytes, self.node_share(&counts), self.timelines.borrow().len());
-        for _ in 0..PASSES {
-            if bytes <= share || *rounds >= trees {
+        while left > 0 {
+            if bytes <= share || round.trees >= trees {
                 return false;
             }
             let Some(timeline) = self.at_hand() else { return false };
+            left -= 1;
             let pass = self.pass(&timeline);
             bytes -= pass.freed_bytes;
             if pass.is_round {
-                *rounds += 1;
+                round.trees += 1;
                 self.next_hand(timeline.id);
             }
         }
-        bytes > share && *rounds < trees
+        true
     }
 
     /// The hand goes over a node of level 1 of a tree.
@@ -159,5 +172,11 @@ impl Context {
         let found = behind.chain(timelines.iter()).find_map(|(_, timeline)| Weak::upgrade(timeline));
         self.map.hand.set(found.as_ref().map(|timeline| timeline.id));
         found
+    }
+}
+
+impl Timeline {
+    fn map_bytes(&self) -> usize {
+        self.data.borrow().tree.bytes_in_ram()
     }
 }
