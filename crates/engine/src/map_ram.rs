@@ -123,25 +123,26 @@ impl Context {
 
     /// The hand goes on by some steps; tells whether nodes have still more than they may, and it has not come round yet.
     fn pass_some(&self, round: &mut Round) -> bool {
-        let mut left = PASSES;
-        for timeline in self.open_timelines() {
+        let (mut left, open) = (PASSES, self.open_timelines());
+        for timeline in &open {
             let most = timeline.settings().map_ram as usize;
             while left > 0 && most > 0 && !round.own.contains(&timeline.id) && timeline.map_bytes() > most {
                 left -= 1;
-                if self.pass(&timeline).is_round {
+                if self.pass(timeline).is_round {
                     round.own.insert(timeline.id);
                 }
             }
         }
         let counts = self.map_counts();
-        let (mut bytes, share, trees) = (counts.node_bytes, self.node_share(&counts), self.timelines.borrow().len());
+        let (mut bytes, share) = (counts.node_bytes, self.node_share(&counts));
         while left > 0 {
-            if bytes <= share || round.trees >= trees {
+            if bytes <= share || round.trees >= open.len() {
                 return false;
             }
             let Some(timeline) = self.at_hand() else { return false };
             left -= 1;
-            let pass = self.pass(&timeline);
+            let is_done = round.own.contains(&timeline.id);
+            let pass = if is_done { Pass { is_round: true, ..Pass::default() } } else { self.pass(&timeline) };
             bytes -= pass.freed_bytes;
             if pass.is_round {
                 round.trees += 1;
@@ -153,7 +154,7 @@ impl Context {
 
     /// The hand goes over a node of level 1 of a tree.
     fn pass(&self, timeline: &Timeline) -> Pass {
-        let pass = timeline.data.borrow_mut().tree.pass();
+        let pass = timeline.data.borrow_mut().tree.pass(|first_block| timeline.loads.needs(first_block));
         self.map.evicted.set(self.map.evicted.get() + pass.nodes as u64);
         pass
     }

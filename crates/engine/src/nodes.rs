@@ -17,7 +17,7 @@ use crate::timeline::Timeline;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use varve_format::{NodePointer, ObjectName, Pointer};
 use varve_types::ErrorKind;
@@ -35,7 +35,7 @@ const ROWS: usize = 8;
 /// The nodes of a volume that are being loaded.
 #[derive(Default)]
 pub(crate) struct NodeLoads {
-    under_way: RefCell<BTreeSet<NodePointer>>,
+    under_way: RefCell<BTreeMap<NodePointer, NodePath>>,
     ended: Signal,
 }
 
@@ -43,14 +43,20 @@ pub(crate) struct NodeLoads {
 struct Loading<'a>(&'a NodeLoads, NodePointer);
 
 impl NodeLoads {
-    fn begin(&self, node: NodePointer) -> Option<Loading<'_>> {
-        let is_first = self.under_way.borrow_mut().insert(node);
-        is_first.then(|| Loading(self, node))
+    fn begin(&self, path: &NodePath) -> Option<Loading<'_>> {
+        let before = self.under_way.borrow_mut().insert(path.pointer, *path);
+        before.is_none().then(|| Loading(self, path.pointer))
+    }
+
+    /// Whether a leaf below the node of level 1 that begins at this block is being loaded.
+    pub fn needs(&self, first_block: u64) -> bool {
+        let is_below = |path: &NodePath| path.level == 0 && first_of(1, path.first_block) == first_block;
+        self.under_way.borrow().values().any(is_below)
     }
 
     async fn until_ended(&self, node: NodePointer) {
         reached(Branch::NodeLoadShared);
-        self.ended.until(|| (!self.under_way.borrow().contains(&node)).then_some(())).await;
+        self.ended.until(|| (!self.under_way.borrow().contains_key(&node)).then_some(())).await;
     }
 }
 
@@ -65,7 +71,7 @@ impl Timeline {
     /// Loads a node of the map into the tree, if it is still wanted there: whoever waits for the store may wait so long that a checkpoint has replaced the
     /// node, and its object is gone. Where another one loads it already, waits for that.
     pub async fn load_node(&self, path: NodePath) -> Result<()> {
-        let Some(_loading) = self.loads.begin(path.pointer) else {
+        let Some(_loading) = self.loads.begin(&path) else {
             self.loads.until_ended(path.pointer).await;
             return Ok(());
         };

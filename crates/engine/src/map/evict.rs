@@ -8,8 +8,8 @@
 //!
 //! Always holds: what leaves RAM can be loaded again. So a dirty node stays, and so does one that was written and that the store may not
 //! have yet ([`Tree::stored`], [`Tree::stored_before`]); whoever evicts knows of every object that was put since, whether a manifest names it or
-//! not. Between two looks at a block that is not there yet the hand passes its node at most once for each node that comes in, so a node
-//! that was asked for is found by who asked.
+//! not. And whoever asks for a node gets on: a node of level 1 below which one is being loaded stays, so what comes finds its place, and stays until
+//! the hand has passed it twice.
 
 use super::interior::{Interior, Ledger, Node, Slot};
 use super::{BLOCK_END, ROOT_LEVEL, Tree, entry_of, first_of, span};
@@ -44,11 +44,12 @@ impl Tree {
 
     /// Moves the hand over the next node of level 1 that is in RAM, or over a node of level 2 below which there is none left. It takes time by
     /// the places of three nodes.
-    pub fn pass(&mut self) -> Pass {
+    /// A node of level 1 that `is_needed`, by its first block, stays.
+    pub fn pass(&mut self, is_needed: impl Fn(u64) -> bool) -> Pass {
         let (before, nodes) = (self.ledger.heap_bytes, self.ledger.loaded_nodes);
         self.hand = match &mut self.root {
             Some(Slot::Loaded { node: Node::Interior(root), .. }) => {
-                sweep_next(root, self.hand, self.unstored, &mut self.ledger)
+                sweep_next(root, self.hand, self.unstored, &mut self.ledger, is_needed)
             }
             _ => BLOCK_END,
         };
@@ -73,20 +74,27 @@ impl Tree {
 }
 
 /// Sweeps the next node of level 1 in the node of level 2 that covers `hand`, if there is one; gives the block to go on from.
-fn sweep_next(root: &mut Interior, hand: u64, unstored: Option<NodePointer>, ledger: &mut Ledger) -> u64 {
+fn sweep_next(
+    root: &mut Interior,
+    hand: u64,
+    unstored: Option<NodePointer>,
+    ledger: &mut Ledger,
+    is_needed: impl Fn(u64) -> bool,
+) -> u64 {
     let place = entry_of(ROOT_LEVEL, hand);
     if let Some(Slot::Loaded { node: Node::Interior(above), .. }) = root.get_mut(place)
         && let Some(at) = above.next_loaded(entry_of(2, hand))
     {
-        sweep(above, at, unstored, ledger);
-        return first_of(2, hand) + (at as u64 + 1) * span(1);
+        let first = first_of(2, hand) + at as u64 * span(1);
+        sweep(above, at, unstored, ledger, is_needed(first));
+        return first + span(1);
     }
     root.next_loaded(place + 1).unwrap_or(NODE_ENTRIES) as u64 * span(2)
 }
 
 /// The hand passes the node of level 1 at a place of `above`.
-fn sweep(above: &mut Interior, at: usize, unstored: Option<NodePointer>, ledger: &mut Ledger) {
-    let was_used = above.take_use(at);
+fn sweep(above: &mut Interior, at: usize, unstored: Option<NodePointer>, ledger: &mut Ledger, is_needed: bool) {
+    let was_used = above.take_use(at) || is_needed;
     let Some(slot) = above.get_mut(at) else { return };
     let Slot::Loaded { node: Node::Interior(interior), .. } = slot else { return };
     interior.unused_mut().for_each(|leaf| cool(leaf, unstored, ledger));

@@ -67,15 +67,15 @@ fn write_behind(tree: &mut Tree, changes: &[Change], every: usize, told: &mut To
                 tree.stored_before(cursor.next());
             }
         }
-        tree.pass();
+        tree.pass(|_| false);
         apply(tree, *change, told, store);
-        tree.pass();
+        tree.pass(|_| false);
     }
     let emit = &mut |index, _, _, bytes: &[u8]| {
         not_put.insert(NodePointer::new(OWN, number, index), bytes.to_vec());
     };
     let root = loop {
-        tree.pass();
+        tree.pass(|_| false);
         if let Some(written) = tree.write_some(&mut cursor, 3, emit) {
             break written.root;
         }
@@ -130,16 +130,19 @@ fn what_is_looked_at_stays_and_the_rest_goes() {
     let (mut tree, store) = leaves(64);
     let all = tree.loaded_nodes();
     // A round for what building it has noted.
-    while !tree.pass().is_round {}
+    while !tree.pass(|_| false).is_round {}
     assert_eq!(tree.loaded_nodes(), all);
     for _ in 0..3 {
         let hot = [3, 40].map(|leaf| leaf * 512);
         assert!(hot.iter().all(|block| matches!(tree.lookup(*block), Lookup::Found(_))));
-        while !tree.pass().is_round {}
+        while !tree.pass(|_| false).is_round {}
         assert_eq!(tree.loaded_nodes(), all - 62, "two leaves are looked at each round");
     }
-    while !tree.pass().is_round {}
-    while !tree.pass().is_round {}
+    for _ in 0..2 {
+        while !tree.pass(|first| first == 0).is_round {}
+        assert_eq!(tree.loaded_nodes(), 3, "what is needed stays");
+    }
+    while !tree.pass(|_| false).is_round {}
     assert_eq!(tree.loaded_nodes(), 2, "nodes of level 2 and above stay");
     let Lookup::Cold(path) = tree.lookup(512) else { panic!("it is cold") };
     assert_eq!(path.level, 1);
@@ -153,14 +156,14 @@ fn a_node_that_the_store_may_not_have_stays() {
     let mut told = Told::default();
     tree.apply(&[change(5 * 512, 2)], &mut told).unwrap();
     tree.apply(&[change(BLOCK_END - 1, 2)], &mut told).unwrap();
-    (0..4).for_each(|_| while !tree.pass().is_round {});
+    (0..4).for_each(|_| while !tree.pass(|_| false).is_round {});
     assert!(tree.dirty_nodes() == 7 && tree.loaded_nodes() == 7, "what is dirty stays, and all else goes");
     let mut cursor = WriteCursor::new(OWN, RootNumber(2), 0);
     assert!(tree.write_behind(&mut cursor, span(2), 9, &mut |_, _, _, _: &[u8]| {}));
     assert_eq!(cursor.nodes(), 3);
-    (0..4).for_each(|_| while !tree.pass().is_round {});
+    (0..4).for_each(|_| while !tree.pass(|_| false).is_round {});
     assert_eq!(tree.loaded_nodes(), 7, "what is written and not put stays");
     tree.stored_before(cursor.next());
-    (0..4).for_each(|_| while !tree.pass().is_round {});
+    (0..4).for_each(|_| while !tree.pass(|_| false).is_round {});
     assert_eq!(tree.loaded_nodes(), 5, "the leaf and the node above it have gone");
 }

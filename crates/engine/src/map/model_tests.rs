@@ -355,7 +355,7 @@ proptest! {
                 Op::Pass(times) => {
                     for _ in 0..times {
                         let (bytes, nodes) = (world.tree.bytes_in_ram(), world.tree.loaded_nodes());
-                        let pass = world.tree.pass();
+                        let pass = world.tree.pass(|_| false);
                         assert_eq!(world.tree.bytes_in_ram() + pass.freed_bytes, bytes);
                         assert_eq!(world.tree.loaded_nodes() + pass.nodes, nodes);
                     }
