@@ -185,7 +185,8 @@ impl Timeline {
         Ok((name, PageTable::decode(&name, &head).map_err(damaged(&text))?))
     }
 
-    /// What a segment of the origin has changed, from its own object or from where cleaning has put it since.
+    /// What a segment of the origin has changed, from its own object or from where the origin's table says that it is: cleaning has put it there since; or it
+    /// never came to the bundle that it was on its way to when it was inherited, because the origin died before that counted.
     async fn inherited_extents(&self, own: &ObjectName) -> Result<Vec<IndexExtent>> {
         let (store, ordinal) = (&*self.pool.store, Ordinal(own.number));
         let gone = match load_history(store, own, ordinal).await {
@@ -195,8 +196,8 @@ impl Timeline {
         for _ in 0..MAX_TRIES {
             self.lineages.forget(own.timeline);
             let now = self.segment_object(own.timeline, ordinal).await?;
-            if now.kind != ObjectKind::Bundle {
-                // Nobody has moved it: it is lost, whatever stands under its ordinal.
+            if now == *own {
+                // Nobody has moved it: it is lost.
                 break;
             }
             match load_history(store, &now, ordinal).await {

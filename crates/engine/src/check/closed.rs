@@ -86,7 +86,7 @@ impl Volume {
     async fn check_swept(&self, manifest: Manifest, report: &mut CheckReport, progress: Progress<'_>) -> Result<()> {
         let (timeline, id) = (self.shown(), manifest.timeline);
         // The shown timeline makes checkpoints meanwhile; what is walked stays.
-        let _pinned = Pinned::new(Rc::clone(&timeline));
+        let _pinned = Pinned::take(Rc::clone(&timeline)).await;
         let subject = timeline.closed_subject(manifest, (true, ALL), report).await?;
         if let Some(members) = self.family(id).await? {
             let family = Family::of(&members);

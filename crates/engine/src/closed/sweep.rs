@@ -57,8 +57,10 @@ impl Family {
 pub(crate) struct Pinned(Rc<Timeline>);
 
 impl Pinned {
-    pub(crate) fn new(timeline: Rc<Timeline>) -> Self {
+    /// Waits for the checkpoint that is under way: it has decided what goes, perhaps a root that is still named, and asks for no pins any more.
+    pub(crate) async fn take(timeline: Rc<Timeline>) -> Self {
         {
+            let _still = timeline.checkpoints.take().await;
             let mut data = timeline.data.borrow_mut();
             let snapshots = data.snapshots.iter().filter_map(|s| s.root.map(|(number, _)| number));
             let holds = data.manifest.holds.iter().map(|hold| hold.base_number);
@@ -160,7 +162,7 @@ impl Volume {
             return Ok(());
         }
         let shown = self.shown();
-        let pinned = Pinned::new(Rc::clone(&shown));
+        let pinned = Pinned::take(Rc::clone(&shown)).await;
         let number = shown.data.borrow().manifest.number;
         // What of these is no member has ended, or leads here no more.
         let looked_at: BTreeSet<TimelineId> = self.record().timelines.iter().map(|timeline| timeline.id).collect();
