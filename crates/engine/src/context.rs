@@ -43,7 +43,7 @@ pub struct Limits {
     pub layer_runs: usize,
     /// Bytes of the read cache.
     pub cache_ram: u64,
-    /// Bytes of what finds a block: nodes of maps, segment tables, heads of segments. See [`crate::map_ram`].
+    /// Bytes of what finds a block: nodes of maps, segment tables, heads of segments.
     pub map_ram: u64,
     /// Dirty nodes of a map at which a merge writes those that are behind it.
     pub map_dirty: usize,
