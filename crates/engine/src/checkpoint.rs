@@ -285,7 +285,7 @@ fn since_last(data: &Data) -> u64 {
     data.next_ordinal.0.saturating_sub(data.manifest.boundary.0.max(data.manifest.first_ordinal.0))
 }
 
-/// Bytes of the map in the store, of nodes that the newest root has, about.
+/// Bytes that nodes of the map which live take in the store, about.
 fn map_bytes(manifest: &Manifest) -> u64 {
     let live = |map: &MapObject| map.bytes * u64::from(map.live) / u64::from(map.records.max(1));
     manifest.maps.iter().map(live).sum()

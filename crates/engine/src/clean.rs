@@ -69,7 +69,7 @@ impl Timeline {
         data.stopped.is_none()
             && data.no_checkpoints.is_none()
             && data.clean_at != Some(data.manifest.number)
-            && totals.live_blocks * BLOCK * 100 < room(&totals) * self.context.limits.occupancy
+            && self.clean_debt_bytes(&totals) > 0
     }
 
     /// Runs one job. Tells whether there was one.
@@ -96,12 +96,13 @@ impl Timeline {
         Ok(true)
     }
 
-    /// Bytes of dead blocks that cleaning has to give back, as they were before compression, for the volume to be as full as it should be.
+    /// Bytes of dead blocks that cleaning has to give back, as they were before compression, for the room that is taken to be as full as it should be. Room that
+    /// headers and indexes take of blocks that live can not be given back.
     pub fn clean_debt_bytes(&self, totals: &TableTotals) -> u64 {
         let occupancy = self.context.limits.occupancy;
-        // What `is_sparse` compares, solved for the room that there may be.
         let allowed = (totals.live_blocks * BLOCK * 100).checked_div(occupancy).unwrap_or(u64::MAX);
-        room(totals).saturating_sub(allowed)
+        let dead = totals.blocks.saturating_sub(totals.live_blocks) * BLOCK;
+        room(totals).saturating_sub(allowed).min(dead)
     }
 
     async fn next_job(&self) -> Option<Job> {

@@ -277,21 +277,29 @@ pub(crate) async fn get_range(store: &dyn ObjectStore, name: &str, range: std::o
 
 /// Tables of page objects that records were read of last. Objects never change, so nor does what is kept here; without it, each cold node of a
 /// large map would cost the table of tens of thousands of others.
-#[derive(Default)]
 pub(crate) struct PageTables {
     /// The one used last stands behind.
     tables: VecDeque<(ObjectName, Rc<PageTable>)>,
     records: u64,
+    most_records: u64,
 }
 
-/// Most tables kept, and most records in all of them together, of 8 bytes each.
+/// Most tables kept, and most bytes of all of them together.
 const MAX_TABLES: usize = 256;
-const MAX_TABLE_RECORDS: u64 = 2 << 20;
+const MAX_TABLE_BYTES: u64 = 16 << 20;
+/// Bytes of a record in its table.
+const RECORD_BYTES: u64 = 8;
 
 impl PageTables {
+    /// None yet; so many bytes of them are kept at most, and one table at least.
+    pub fn new(most_bytes: u64) -> Self {
+        let most_records = most_bytes.min(MAX_TABLE_BYTES) / RECORD_BYTES;
+        Self { tables: VecDeque::new(), records: 0, most_records }
+    }
+
     /// Bytes of RAM that they take, about.
     pub const fn bytes(&self) -> usize {
-        self.records as usize * 8
+        (self.records * RECORD_BYTES) as usize
     }
 
     fn get(&mut self, name: &ObjectName) -> Option<Rc<PageTable>> {
@@ -304,7 +312,7 @@ impl PageTables {
     fn insert(&mut self, name: ObjectName, table: Rc<PageTable>) {
         self.records += u64::from(table.count());
         self.tables.push_back((name, table));
-        while self.tables.len() > 1 && (self.tables.len() > MAX_TABLES || self.records > MAX_TABLE_RECORDS) {
+        while self.tables.len() > 1 && (self.tables.len() > MAX_TABLES || self.records > self.most_records) {
             if let Some((_, oldest)) = self.tables.pop_front() {
                 self.records -= u64::from(oldest.count());
             }

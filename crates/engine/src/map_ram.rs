@@ -2,8 +2,8 @@
 //! The RAM of a shard's maps: what they take, and who leaves when that is more than they may.
 //!
 //! One budget ([`crate::Limits::map_ram`]) is for all that finds a block: nodes of maps, segment tables with their bitmaps, heads of segments
-//! with the places of their chunks, tables of map objects, tables of ancestors. Segment tables stay in RAM whole; heads have an eighth; nodes
-//! have the rest, a quarter at least. When nodes have more, the hand goes on over the trees of the shard, one tree after the other, round by
+//! with the places of their chunks, tables of map objects, tables of ancestors. Segment tables stay in RAM whole; heads have an eighth, tables of map
+//! objects a sixteenth at most; nodes have the rest, a quarter at least. When nodes have more, the hand goes on over the trees of the shard, one tree after the other, round by
 //! round ([`Tree::pass`](crate::map::Tree::pass)): so the whole shard is one clock, and a volume that nobody reads gives its nodes to one that is read. A volume may have a
 //! bound of its own besides (`map-ram` of its settings): its hand goes on while it has more.
 //!
@@ -75,9 +75,13 @@ impl MapCounts {
 impl Context {
     /// What the maps take.
     pub fn map_counts(&self) -> MapCounts {
+        self.count_maps(&self.open_timelines())
+    }
+
+    fn count_maps(&self, open: &[Rc<Timeline>]) -> MapCounts {
         let mut counts =
             MapCounts { loaded: self.map.loaded.get(), evicted: self.map.evicted.get(), ..MapCounts::default() };
-        for timeline in self.open_timelines() {
+        for timeline in open {
             let data = timeline.data.borrow();
             counts.node_bytes += data.tree.bytes_in_ram();
             counts.table_bytes += data.table.bytes_in_ram() + timeline.lineages.bytes_in_ram();
@@ -133,7 +137,7 @@ impl Context {
                 }
             }
         }
-        let counts = self.map_counts();
+        let counts = self.count_maps(&open);
         let (mut bytes, share) = (counts.node_bytes, self.node_share(&counts));
         while left > 0 {
             if bytes <= share || round.trees >= open.len() {

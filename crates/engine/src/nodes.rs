@@ -211,10 +211,12 @@ impl Timeline {
         Ok(())
     }
 
-    /// Loads some nodes of an object.
+    /// Loads some nodes of an object, but for those that others load already.
     async fn load_row(&self, name: &ObjectName, row: &[NodePath]) -> Result<()> {
+        let (row, _loading): (Vec<&NodePath>, Vec<_>) =
+            row.iter().filter_map(|path| Some((path, self.loads.begin(path)?))).unzip();
         let records: Vec<u32> = row.iter().map(|path| u32::from(path.pointer.record())).collect();
         let nodes = load_node_records(&self.context, &self.pool.store, name, &records).await?;
-        row.iter().zip(nodes).try_for_each(|(path, bytes)| self.install(*path, &bytes, name))
+        row.into_iter().zip(nodes).try_for_each(|(path, bytes)| self.install(*path, &bytes, name))
     }
 }

@@ -136,7 +136,7 @@ impl Shard {
             fetches: Fetches::default(),
             heads: RefCell::new(HeadCache::new((limits.map_ram / 8) as usize)),
             map: MapRam::default(),
-            tables: RefCell::new(PageTables::default()),
+            tables: RefCell::new(PageTables::new(limits.map_ram / 16)),
             limits,
             layer_ram: Cell::new(0),
             put: Cell::default(),

@@ -140,20 +140,20 @@ fn overwritten(load: &Load, target: &Running, volumes: &[String]) -> Result<Over
 /// Waits until nothing is left to do; gives the numbers of then.
 fn settle(target: &Running) -> Result<Metrics> {
     let start = Instant::now();
-    let mut quiet: Option<Instant> = None;
+    let mut quiet = start;
     loop {
         let now = Metrics::of(target)?;
-        let waits = now.get("varve_volume_clean_debt_bytes")? + now.get("varve_volume_unsealed_bytes")?;
+        // What the overlay holds has replaced blocks that nobody has counted as dead yet.
+        let wait = ["unsealed_bytes", "overlay_entries", "clean_debt_bytes"].map(|what| format!("varve_volume_{what}"));
+        let waits = wait.iter().map(|what| now.get(what)).sum::<Result<f64>>()?;
         let dead = now.get("varve_volume_dead_objects")?;
-        let since = *quiet.get_or_insert_with(Instant::now);
         if waits > 0.0 {
-            quiet = None;
+            quiet = Instant::now();
         } else if dead == 0.0 {
             return Ok(now);
-        } else {
-            ensure!(since.elapsed() < DELETED, "{dead} objects wait to be deleted, of a volume that is quiet");
         }
-        ensure!(start.elapsed() < REST, "{waits} bytes wait to be put or cleaned, of a volume that is quiet");
+        ensure!(quiet.elapsed() < DELETED, "{dead} objects wait to be deleted, of a volume that is quiet");
+        ensure!(start.elapsed() < REST, "{} are not 0 yet, of a volume that is quiet", wait.join(", "));
         std::thread::sleep(Duration::from_millis(500));
     }
 }

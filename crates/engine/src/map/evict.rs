@@ -42,9 +42,8 @@ impl Tree {
         }
     }
 
-    /// Moves the hand over the next node of level 1 that is in RAM, or over a node of level 2 below which there is none left. It takes time by
-    /// the places of three nodes.
-    /// A node of level 1 that `is_needed`, by its first block, stays.
+    /// Moves the hand over the next node of level 1 that is in RAM, or over a node of level 2 below which there is none left. A node of level 1 that
+    /// `is_needed`, by its first block, stays. It takes time by the places of three nodes.
     pub fn pass(&mut self, is_needed: impl Fn(u64) -> bool) -> Pass {
         let (before, nodes) = (self.ledger.heap_bytes, self.ledger.loaded_nodes);
         self.hand = match &mut self.root {

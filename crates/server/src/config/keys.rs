@@ -86,7 +86,7 @@ pub const KEYS: &[Key] = &[
         default: "1G",
         flag: None,
         about: "Bound of the RAM for what finds a block, for the whole node: nodes of maps, segment tables, places of chunks. Of maps what is used stays, the rest is read \
-                from the store again. 1 TiB of random 4 KiB writes has a map of about 0.8 GiB; a tenth of it serves, with more reads of the store.",
+                from the store again. 1 TiB of random 4 KiB writes has a map of about 0.8 GiB.",
     },
     Key {
         name: "layer-ram",
