@@ -285,8 +285,7 @@ impl Volume {
         let dead = self.closed.borrow().get(&id).map(|closed| closed.manifest.dead.clone()).unwrap_or_default();
         // The opening writes manifests of it, also where the undo fails then.
         let _forgotten = Forgotten { volume: self, timeline: id };
-        let old =
-            Self::open_timeline(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
+        let old = Self::open_one(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
         {
             // The manifest before it was hidden is in no list in the store yet.
             let listed = &mut old.data.borrow_mut().manifest.dead;
@@ -353,8 +352,10 @@ impl Volume {
 
     fn show(&self, timeline: Rc<Timeline>) {
         self.closed.borrow_mut().remove(&timeline.id);
-        let before = self.timeline.replace(timeline);
-        before.stop(EngineError::new(ErrorKind::Unavailable, "this history of the volume is hidden now"));
+        let before = self.timeline.replace(Some(timeline));
+        if let Some(before) = before {
+            before.stop(EngineError::new(ErrorKind::Unavailable, "this history of the volume is hidden now"));
+        }
     }
 
     /// Until when something that is hidden now can be brought back.

@@ -15,9 +15,11 @@
 //! A crash leaves a bundle that nothing names: the next opening sweeps it. One job runs at a time in a shard.
 
 mod choose;
+mod closed;
 mod control;
 mod job;
 
+pub(crate) use choose::Victims;
 pub use control::CleanCounts;
 pub(crate) use control::Cleaning;
 
@@ -27,14 +29,30 @@ use crate::{EngineError, Result, TableTotals};
 use job::{Failed, Job, Made};
 use std::rc::Rc;
 use varve_format::ObjectKind;
-use varve_format::segment::Codec;
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, Compression, ErrorKind};
+use varve_types::{BLOCK, ErrorKind};
 
-/// Bytes that the stored blocks take, as they were before compression; of what does not compress with headers and indexes.
-fn room(totals: &TableTotals) -> u64 {
-    totals.bytes.max(totals.blocks * BLOCK)
+/// Bytes of dead blocks that cleaning has to give back, as they were before compression, for the room that is taken to be as full as it should be: `occupancy` of a
+/// hundred blocks alive. Room that headers and indexes take of blocks that live can not be given back.
+fn debt_bytes(totals: &TableTotals, occupancy: u64) -> u64 {
+    // Of what does not compress with headers and indexes.
+    let room = totals.bytes.max(totals.blocks * BLOCK);
+    let allowed = (totals.live_blocks * BLOCK * 100).checked_div(occupancy).unwrap_or(u64::MAX);
+    let dead = totals.blocks.saturating_sub(totals.live_blocks) * BLOCK;
+    room.saturating_sub(allowed).min(dead)
+}
+
+/// Why a job has failed, and whether its object is to be let be from now on; `is_needed` tells whether the table leads to the object still.
+fn gave_up_on(Failed { object, error }: Failed, is_needed: bool) -> (EngineError, bool) {
+    let error = match error.kind() {
+        ErrorKind::NotFound if is_needed => {
+            EngineError::corrupt(format!("an object that is needed is missing: {object}"))
+        }
+        _ => error,
+    };
+    let is_unclean = !error.may_pass() && error.kind() != ErrorKind::NotFound;
+    (error, is_unclean)
 }
 
 impl Timeline {
@@ -96,13 +114,9 @@ impl Timeline {
         Ok(true)
     }
 
-    /// Bytes of dead blocks that cleaning has to give back, as they were before compression, for the room that is taken to be as full as it should be. Room that
-    /// headers and indexes take of blocks that live can not be given back.
+    /// Bytes of dead blocks that cleaning has to give back.
     pub fn clean_debt_bytes(&self, totals: &TableTotals) -> u64 {
-        let occupancy = self.context.limits.occupancy;
-        let allowed = (totals.live_blocks * BLOCK * 100).checked_div(occupancy).unwrap_or(u64::MAX);
-        let dead = totals.blocks.saturating_sub(totals.live_blocks) * BLOCK;
-        room(totals).saturating_sub(allowed).min(dead)
+        debt_bytes(totals, self.context.limits.occupancy)
     }
 
     async fn next_job(&self) -> Option<Job> {
@@ -114,29 +128,21 @@ impl Timeline {
             return None;
         }
         let number = self.context.cleaning.next_bundle();
-        let codec = match data.settings.compression {
-            Compression::Lz4 => Codec::Lz4,
-            Compression::Zstd => Codec::Zstd,
-            Compression::None => Codec::Raw,
-        };
         let bundle = self.object(ObjectKind::Bundle, number, 0);
-        Some(Job { bundle, codec, made_ms: self.context.now_ms(), sources })
+        Some(Job { bundle, codec: data.settings.compression.into(), made_ms: self.context.now_ms(), sources })
     }
 
     /// Takes in that a job has failed: what can not be read is let be, so that the rest is cleaned. Gives the reason.
     fn gave_up(&self, job: &Job, failed: Failed) -> EngineError {
-        let Failed { object, error } = failed;
+        let object = failed.object;
         let mut data = self.data.borrow_mut();
+        // What was taken from the list is in it no more, and is to be tried again.
+        data.victims = Victims::default();
         // Its put may have come to something all the same.
         data.table.never_used(job.bundle);
         let is_needed = job.sources.iter().any(|s| s.object == object && data.table.leads_to(s.ordinal, &object));
-        let error = match error.kind() {
-            ErrorKind::NotFound if is_needed => {
-                EngineError::corrupt(format!("an object that is needed is missing: {object}"))
-            }
-            _ => error,
-        };
-        if !error.may_pass() && error.kind() != ErrorKind::NotFound {
+        let (error, is_unclean) = gave_up_on(failed, is_needed);
+        if is_unclean {
             data.unclean.insert(object);
         }
         error

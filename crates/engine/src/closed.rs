@@ -24,17 +24,19 @@ mod sweep;
 mod trim;
 
 pub(crate) use end::{has_objects, remove_named};
+pub(crate) use pages::Pages;
 pub(crate) use reach::Reached;
 pub(crate) use sweep::{Family, Pinned};
-pub(crate) use trim::Kept;
+pub(crate) use trim::{Kept, put_parts_into};
 
-use crate::context::{Context, Held};
+use crate::context::{Context, Held, Turn};
 use crate::lineage::newest_manifest;
 use crate::manifests::{PoolStore, accept, may_go, numbers_behind, put_manifest};
 use crate::timeline::Timeline;
 use crate::volume::Volume;
-use crate::{EngineError, Result};
-use std::collections::BTreeSet;
+use crate::{EngineError, Result, TableTotals};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use varve_coord::{TimelineState as RecordState, VolumeRecord};
@@ -42,7 +44,24 @@ use varve_format::manifest::{DeadObject, Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{ErrorKind, TimelineId};
+use varve_types::{ErrorKind, Overrides, TimelineId, VolumeId};
+
+/// The timelines of a volume: the one that it shows, if that is open, and what is known of those that are closed. Of a deleted volume whose window is over all are.
+pub struct Histories {
+    pub(crate) id: VolumeId,
+    pub(crate) context: Rc<Context>,
+    pub(crate) pool: Rc<PoolStore>,
+    pub(crate) pool_settings: RefCell<Overrides>,
+    pub(crate) record: RefCell<VolumeRecord>,
+    /// The timeline that is shown; `None` where the volume is not open.
+    pub(crate) timeline: RefCell<Option<Rc<Timeline>>>,
+    /// One change of what the volume is at a time.
+    pub(crate) changes: Turn,
+    /// Its timelines that are not open, as far as they were asked for.
+    pub(crate) closed: RefCell<BTreeMap<TimelineId, Closed>>,
+    /// One look at a time at what closed timelines can give back.
+    pub(crate) tidying: Turn,
+}
 
 /// What is known of a closed timeline.
 pub(crate) struct Closed {
@@ -58,12 +77,28 @@ pub(crate) struct Closed {
     swept: Option<(Family, Duration)>,
     /// Number of the manifest at which objects that no manifest names were looked for last in this opening.
     orphans: Option<u64>,
+    /// The manifest at which nothing was found to clean.
+    pub clean_at: Option<u64>,
+    /// Objects of which something that lives is damaged: they are cleaned no more.
+    pub unclean: BTreeSet<ObjectName>,
+    /// What its table was when it was last looked at.
+    pub totals: TableTotals,
 }
 
 impl Closed {
     fn new(context: &Context, manifest: Rc<Manifest>) -> Self {
-        let (since, deleted) = (context.env.now(), BTreeSet::new());
-        Self { manifest, since, deleted, settled: None, swept: None, orphans: None }
+        let (since, deleted, unclean) = (context.env.now(), BTreeSet::new(), BTreeSet::new());
+        Self {
+            manifest,
+            since,
+            deleted,
+            settled: None,
+            swept: None,
+            orphans: None,
+            clean_at: None,
+            unclean,
+            totals: TableTotals::default(),
+        }
     }
 
     /// Whether the trees were these when they were walked last.
@@ -77,7 +112,43 @@ impl Closed {
     }
 }
 
-impl Volume {
+impl Histories {
+    /// Those of a volume with this record.
+    pub(crate) fn new(
+        context: Rc<Context>,
+        pool: Rc<PoolStore>,
+        pool_settings: Overrides,
+        record: VolumeRecord,
+        shown: Option<Rc<Timeline>>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            id: record.id,
+            context,
+            pool,
+            pool_settings: RefCell::new(pool_settings),
+            record: RefCell::new(record),
+            timeline: RefCell::new(shown),
+            changes: Turn::default(),
+            closed: RefCell::default(),
+            tidying: Turn::default(),
+        })
+    }
+
+    /// The volume's record in coordination, as this node knows it.
+    pub fn record(&self) -> VolumeRecord {
+        self.record.borrow().clone()
+    }
+
+    /// The settings of its pool, as far as they are set.
+    pub fn pool_settings(&self) -> Overrides {
+        *self.pool_settings.borrow()
+    }
+
+    /// The timeline that is open.
+    pub(crate) fn open_timeline(&self) -> Option<Rc<Timeline>> {
+        self.timeline.borrow().clone()
+    }
+
     /// The manifest of a timeline of this volume that is not shown. The store is asked once.
     ///
     /// # Errors
@@ -103,13 +174,6 @@ impl Volume {
         // The manifest after the next is told of it; after a crash it is found as an orphan.
         manifest.dead.extend(previous.map(|name| DeadObject { name, since }));
         self.closed.borrow_mut().insert(id, Closed::new(&self.context, Rc::new(manifest)));
-    }
-
-    /// Loads the manifests that a listing of snapshots needs, so that later ones need no store.
-    pub(crate) async fn know_closed(&self) {
-        if let Err(error) = self.snapshots().await {
-            tracing::warn!(volume = %self.id, %error, "what was before a rollback can not be looked at yet");
-        }
     }
 
     /// Writes a manifest of a closed timeline and has it accepted. The caller has the turn.
@@ -149,42 +213,18 @@ impl Volume {
         }
     }
 
-    /// Does what is due for every closed timeline but the end of one, and tells which are to be ended. With `all` everything that can be freed is, however
-    /// short ago it was looked at. The caller has the turn to do so.
-    ///
-    /// # Errors
-    /// `Fenced` when the volume or its pool is another's. What hinders one timeline alone is only told: it is tried again.
-    pub(crate) async fn tidy(&self, turn: &Held<'_>, all: bool) -> Result<Vec<TimelineId>> {
-        let mut over = Vec::new();
-        for id in self.closed_ids() {
-            match self.tidy_one(turn, id, all).await {
-                Ok(false) => {}
-                Ok(true) => over.push(id),
-                Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
-                Err(error) => {
-                    tracing::warn!(timeline = %id, %error, "a hidden history could not give back its space yet");
-                }
-            }
-        }
-        Ok(over)
-    }
-
-    /// The same for one; tells whether it is at its end.
-    async fn tidy_one(&self, _turn: &Held<'_>, id: TimelineId, all: bool) -> Result<bool> {
+    /// Does what is due for a closed timeline, but for its end and for a sweep. The caller has the turn to do so.
+    pub(crate) async fn tidy_one(&self, _turn: &Held<'_>, id: TimelineId) -> Result<Tidied> {
         if self.held_manifest(id).await?.is_none() {
-            return Ok(true);
+            return Ok(Tidied::AtEnd);
         }
         self.write_second(id).await?;
         self.delete_dead(id).await?;
         self.delete_orphans(id).await?;
         if !self.is_past(id) {
-            return Ok(false);
+            return Ok(Tidied::Whole);
         }
-        if self.trim(id).await? {
-            return Ok(true);
-        }
-        self.sweep_if_due(id, all).await?;
-        Ok(false)
+        Ok(if self.trim(id).await? { Tidied::AtEnd } else { Tidied::Held })
     }
 
     /// Writes the manifest after the one that stopped needing something.
@@ -202,7 +242,7 @@ impl Volume {
     }
 
     /// Writes a manifest of a closed timeline that was made from `from`, if that is still the newest and its window is over. Tells whether it was.
-    async fn edit_held(&self, from: &Manifest, edit: impl Fn(&mut Manifest)) -> Result<bool> {
+    pub(crate) async fn edit_held(&self, from: &Manifest, edit: impl Fn(&mut Manifest)) -> Result<bool> {
         let id = from.timeline;
         let _turn = self.changes.take().await;
         if !self.is_closed(id) || !self.is_past(id) || *self.closed_manifest(id).await? != *from {
@@ -213,25 +253,38 @@ impl Volume {
         Ok(true)
     }
 
-    fn closed_ids(&self) -> Vec<TimelineId> {
-        let record = self.record.borrow();
+    pub(crate) fn closed_ids(&self) -> Vec<TimelineId> {
+        let ids: Vec<_> = self.record.borrow().timelines.iter().map(|timeline| timeline.id).collect();
         // The youngest first: what it keeps of the others is known then.
-        record.timelines.iter().rev().map(|timeline| timeline.id).filter(|id| *id != record.shown).collect()
+        ids.into_iter().rev().filter(|id| self.is_closed(*id)).collect()
     }
 
     fn is_closed(&self, id: TimelineId) -> bool {
         let record = self.record.borrow();
-        record.shown != id && record.timeline(id).is_some()
+        (record.shown != id || self.timeline.borrow().is_none()) && record.timeline(id).is_some()
+    }
+
+    /// Notes what the table of a closed timeline is, for people.
+    pub(crate) fn note_totals(&self, id: TimelineId, totals: TableTotals) {
+        if let Some(closed) = self.closed.borrow_mut().get_mut(&id) {
+            closed.totals = totals;
+        }
+    }
+
+    /// Whether it is that of a deleted volume that nothing brings back any more.
+    fn is_gone(&self) -> bool {
+        self.timeline.borrow().is_none() && is_over_for_good(&self.record.borrow())
     }
 
     /// Whether its window is over. What is held never comes back.
-    fn is_past(&self, id: TimelineId) -> bool {
+    pub(crate) fn is_past(&self, id: TimelineId) -> bool {
         match self.record.borrow().timeline(id).map(|timeline| timeline.state) {
             Some(RecordState::Hidden { until_ms }) => {
                 until_ms <= self.context.now_ms() || planted(Mutant::TrimInsideWindow)
             }
             Some(RecordState::Held) => true,
-            Some(RecordState::Shown) | None => false,
+            Some(RecordState::Shown) => self.is_gone(),
+            None => false,
         }
     }
 
@@ -259,8 +312,64 @@ impl Volume {
     }
 }
 
+impl Volume {
+    /// Loads the manifests that a listing of snapshots needs, so that later ones need no store.
+    pub(crate) async fn know_closed(&self) {
+        if let Err(error) = self.snapshots().await {
+            tracing::warn!(volume = %self.id, %error, "what was before a rollback can not be looked at yet");
+        }
+    }
+
+    /// Does what is due for every closed timeline but the end of one, and tells which are to be ended. With `all` everything that can be freed is, however
+    /// short ago it was looked at. The caller has the turn to do so.
+    ///
+    /// # Errors
+    /// `Fenced` when the volume or its pool is another's. What hinders one timeline alone is only told: it is tried again.
+    pub(crate) async fn tidy(&self, turn: &Held<'_>, all: bool) -> Result<Vec<TimelineId>> {
+        let mut over = Vec::new();
+        for id in self.closed_ids() {
+            let tidied = match self.tidy_one(turn, id).await {
+                Ok(Tidied::Held) => self.sweep_if_due(id, all).await.map(|()| Tidied::Held),
+                done => done,
+            };
+            match tidied {
+                Ok(Tidied::Whole | Tidied::Held) => {}
+                Ok(Tidied::AtEnd) => over.push(id),
+                Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
+                Err(error) => {
+                    tracing::warn!(timeline = %id, %error, "a hidden history could not give back its space yet");
+                }
+            }
+        }
+        Ok(over)
+    }
+}
+
+/// How far a closed timeline has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tidied {
+    /// Inside its window: it stays whole.
+    Whole,
+    /// Past it, and something of it is kept.
+    Held,
+    /// Nothing of it is kept.
+    AtEnd,
+}
+
+/// When the window of a deleted volume ended that nothing brings back any more, whatever the clock shows: before anything of it is freed its record says so.
+pub(crate) const OVER: u64 = 1;
+
+/// Whether a deleted volume's window is over, whatever the clock shows.
+fn is_over_for_good(record: &VolumeRecord) -> bool {
+    record.deleted.is_some_and(|deleted| deleted.until_ms <= OVER || planted(Mutant::UndeleteGone))
+}
+
 /// Makes the record say of a timeline that it is held.
 fn held(record: &mut VolumeRecord, id: TimelineId) -> Result<()> {
+    if record.shown == id && is_over_for_good(record) {
+        // That it was shown last is all that tells which of the timelines the volume was.
+        return Ok(());
+    }
     match record.timeline_mut(id) {
         Some(entry) if entry.state != RecordState::Shown => entry.state = RecordState::Held,
         _ => return Err(EngineError::new(ErrorKind::Conflict, format!("timeline {id} is shown"))),

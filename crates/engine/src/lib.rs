@@ -71,7 +71,7 @@ pub use pressure::SlowCounts;
 pub use rewind::{RewindPoint, RewindPoints};
 pub use scrub::{Finding, ScrubCounts};
 pub use serve::Device;
-pub use shard::{Importing, NewVolume, Shard, ShardCounts};
+pub use shard::{GoneCounts, Importing, NewVolume, Shard, ShardCounts};
 pub use ssd::SsdCounts;
 pub use stages::{Stage, StageTimes};
 pub use table::TableTotals;

@@ -11,6 +11,7 @@
 //! looked at again.
 
 use crate::ahead::Streams;
+use crate::clean::Victims;
 use crate::context::{Context, Turn, damaged};
 use crate::journal::Replayed;
 use crate::layer::{Layer, Piece, Sums};
@@ -119,6 +120,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         deleting: false,
         unclean: BTreeSet::new(),
         clean_at: None,
+        victims: Victims::default(),
         pins: Vec::new(),
         fresh_maps: Vec::new(),
         reclaiming: false,

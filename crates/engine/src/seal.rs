@@ -27,7 +27,7 @@ use varve_format::table::{LiveBits, Place, TableEntry};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, Compression, MAX_SEGMENT_BLOCKS, Ordinal};
+use varve_types::{BLOCK, MAX_SEGMENT_BLOCKS, Ordinal};
 
 /// A layer that was overwritten again and again is sealed when so many times its size came in.
 const MAX_OVERWRITE: u64 = 2;
@@ -197,11 +197,7 @@ impl Timeline {
                 last: layer.last,
                 sealed_ms: self.context.now_ms(),
             };
-            let codec = match data.settings.compression {
-                Compression::Lz4 => Codec::Lz4,
-                Compression::Zstd => Codec::Zstd,
-                Compression::None => Codec::Raw,
-            };
+            let codec = data.settings.compression.into();
             let mut marks = layer.marks.clone();
             if planted(Mutant::DropSizeMarks) {
                 marks.retain(|mark| !matches!(mark, Mark::Size { .. }));

@@ -6,9 +6,11 @@
 //! takes them.
 
 mod births;
+mod gone;
 mod life;
 
 pub use births::Importing;
+pub use gone::GoneCounts;
 pub use life::NewVolume;
 
 use crate::cache::{BlockCache, CacheCounts};
@@ -68,6 +70,8 @@ pub struct ShardCounts {
     pub clean: CleanCounts,
     /// Scrubbing.
     pub scrub: ScrubCounts,
+    /// Deleted volumes that clones need.
+    pub gone: GoneCounts,
 }
 
 /// See the module.
@@ -81,6 +85,8 @@ pub struct Shard {
     births: births::Births,
     /// Whoever brings back, ends or edits what is deleted: it is in nobody's list of volumes, and still each of its manifests follows from the one before.
     deleted: Turn,
+    /// Deleted volumes that clones need.
+    gone: gone::Gone,
     stopping: Cell<bool>,
     /// Whether somebody looks what windows have ended.
     sweeping: Cell<bool>,
@@ -154,6 +160,7 @@ impl Shard {
             tails: RefCell::new(tails),
             births: births::Births::default(),
             deleted: Turn::default(),
+            gone: gone::Gone::default(),
             stopping: Cell::new(false),
             sweeping: Cell::new(false),
             stopped: Signal::default(),
@@ -191,6 +198,9 @@ impl Shard {
             timeline.reclaim_if_due();
             timeline.clean_if_due();
             timeline.start_deletes();
+            if sweep {
+                volume.histories.clean_closed_if_due();
+            }
         }
         self.context.fit_maps();
         if sweep {
@@ -333,6 +343,7 @@ impl Shard {
             ssd: self.context.ssd.counts(),
             clean: self.context.cleaning.counts(),
             scrub: self.context.scrub.counts(),
+            gone: self.gone_counts(),
         }
     }
 

@@ -61,6 +61,15 @@ impl TableTotals {
         self.bytes += entry.bytes;
     }
 
+    /// Adds those of another table.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.segments += other.segments;
+        self.partly_dead += other.partly_dead;
+        self.blocks += other.blocks;
+        self.live_blocks += other.live_blocks;
+        self.bytes += other.bytes;
+    }
+
     fn subtract(&mut self, entry: &TableEntry) {
         self.segments -= 1;
         self.partly_dead -= u64::from(entry.live.live() < entry.stored());

@@ -13,6 +13,7 @@
 //! A crash leaves the manifest, the segments and the journal; [`crate::recover`] builds the rest again.
 
 use crate::ahead::Streams;
+use crate::clean::Victims;
 use crate::context::{Context, Turn};
 use crate::extent::At;
 use crate::journal::Stamp;
@@ -121,6 +122,8 @@ pub(crate) struct Data {
     pub unclean: BTreeSet<ObjectName>,
     /// The manifest at which nothing was found to clean: blocks die only with the next one.
     pub clean_at: Option<u64>,
+    /// What is to be cleaned next.
+    pub victims: Victims,
     /// Roots that somebody walks: their nodes stay meanwhile.
     pub pins: Vec<RootNumber>,
     /// Whether the reclaim queue is being worked off, or can not be.

@@ -5,8 +5,8 @@
 //! through a compare-and-swap of its record together with the acceptance of a manifest, one at a time. A change of
 //! the shown timeline is refused while somebody is attached.
 
-use crate::closed::Closed;
-use crate::context::{Context, Turn};
+use crate::closed::Histories;
+use crate::context::Context;
 use crate::journal::Replayed;
 use crate::manifests::PoolStore;
 use crate::pressure::SlowCounts;
@@ -17,6 +17,7 @@ use crate::waits::WaitCounts;
 use crate::{EngineError, Result, TableTotals};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::Manifest;
@@ -90,18 +91,7 @@ pub struct VolumeCounts {
 
 /// See the module.
 pub struct Volume {
-    pub(crate) id: VolumeId,
-    pub(crate) context: Rc<Context>,
-    pub(crate) pool: Rc<PoolStore>,
-    pub(crate) pool_settings: RefCell<Overrides>,
-    pub(crate) record: RefCell<VolumeRecord>,
-    pub(crate) timeline: RefCell<Rc<Timeline>>,
-    /// One change of what the volume is at a time.
-    pub(crate) changes: Turn,
-    /// Its timelines that are not shown, as far as they were asked for.
-    pub(crate) closed: RefCell<BTreeMap<TimelineId, Closed>>,
-    /// One look at a time at what closed timelines can give back.
-    pub(crate) tidying: Turn,
+    pub(crate) histories: Rc<Histories>,
     /// Its limits; those who are attached share them.
     pub(crate) rate: RateLimiter,
     attached: RefCell<BTreeMap<u64, Attachment>>,
@@ -125,6 +115,14 @@ async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId) -> Resul
     Ok(Records::new(&*context.coord).modify_volume(id, change).await?.0)
 }
 
+impl Deref for Volume {
+    type Target = Histories;
+
+    fn deref(&self) -> &Histories {
+        &self.histories
+    }
+}
+
 impl Volume {
     /// Opens a volume in a new epoch. `tail` are the records of the journal that name its shown timeline.
     pub(crate) async fn open(
@@ -139,7 +137,7 @@ impl Volume {
         let writer = WriterId(u64::from_le_bytes(writer));
         pool.check().await?;
         let record = raise_epoch(&context, id, writer).await?;
-        let timeline = Self::open_timeline(&context, &pool, &pool_settings, &record, record.shown, tail).await?;
+        let timeline = Self::open_one(&context, &pool, &pool_settings, &record, record.shown, tail).await?;
         let this = Self::with(context, pool, pool_settings, record, timeline);
         this.know_closed().await;
         Ok(this)
@@ -152,24 +150,17 @@ impl Volume {
         record: VolumeRecord,
         timeline: Rc<Timeline>,
     ) -> Rc<Self> {
+        let rate = RateLimiter::new(&timeline.settings());
         Rc::new(Self {
-            id: record.id,
-            context,
-            pool,
-            pool_settings: RefCell::new(pool_settings),
-            record: RefCell::new(record),
-            rate: RateLimiter::new(&timeline.settings()),
-            timeline: RefCell::new(timeline),
-            changes: Turn::default(),
-            closed: RefCell::default(),
-            tidying: Turn::default(),
+            histories: Histories::new(context, pool, pool_settings, record, Some(timeline)),
+            rate,
             attached: RefCell::new(BTreeMap::new()),
             next_attachment: Cell::new(1),
         })
     }
 
     /// Opens one of the volume's timelines, at the epoch of the record.
-    pub(crate) async fn open_timeline(
+    pub(crate) async fn open_one(
         context: &Rc<Context>,
         pool: &Rc<PoolStore>,
         pool_settings: &Overrides,
@@ -198,7 +189,7 @@ impl Volume {
 
     /// The timeline that it shows.
     pub(crate) fn shown(&self) -> Rc<Timeline> {
-        Rc::clone(&self.timeline.borrow())
+        self.open_timeline().expect("what a volume shows is open")
     }
 
     /// Its id.
@@ -208,14 +199,6 @@ impl Volume {
     /// Its name.
     pub fn name(&self) -> Name {
         self.record.borrow().name.clone()
-    }
-    /// Its record in coordination, as this node knows it.
-    pub fn record(&self) -> VolumeRecord {
-        self.record.borrow().clone()
-    }
-    /// The settings of its pool, as far as they are set.
-    pub fn pool_settings(&self) -> Overrides {
-        *self.pool_settings.borrow()
     }
     /// Its size in bytes.
     pub fn size(&self) -> u64 {

@@ -14,7 +14,7 @@ use crate::FormatError;
 use crate::codec::{Decoder, Encoder};
 use crate::crc::{crc, is_whole};
 use crate::mark::Mark;
-use varve_types::{BLOCK, Epoch, MAX_SEGMENT_BLOCKS, MAX_VOLUME, Ordinal, Sequence, TimelineId, WriterId};
+use varve_types::{BLOCK, Compression, Epoch, MAX_SEGMENT_BLOCKS, MAX_VOLUME, Ordinal, Sequence, TimelineId, WriterId};
 
 const MAGIC: &[u8; 8] = b"VARVESEG";
 const VERSION: u32 = 1;
@@ -36,6 +36,16 @@ pub enum Codec {
     Lz4 = 1,
     /// Chunks are raw or Zstandard frames.
     Zstd = 2,
+}
+
+impl From<Compression> for Codec {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Lz4 => Self::Lz4,
+            Compression::Zstd => Self::Zstd,
+            Compression::None => Self::Raw,
+        }
+    }
 }
 
 /// What the header says.

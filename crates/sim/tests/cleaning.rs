@@ -86,10 +86,15 @@ fn prove(node: &Node, volume: &str, model: &Model, when: &str) {
 }
 
 fn check(node: &Node, volume: &str, when: &str) {
+    assert_eq!(check_beside_orphans(node, volume, when), 0, "{when}");
+}
+
+/// The same of a volume that has written no manifest since it was opened, and so has looked for no orphans; gives their number.
+fn check_beside_orphans(node: &Node, volume: &str, when: &str) -> u64 {
     let volume = node.volume(volume);
     let report = node.must("check", async move { volume.check(&|_, _| {}).await });
     assert!(report.problems.is_empty(), "{when}: {:?}", report.problems);
-    assert_eq!(report.unreferenced, 0, "{when}");
+    report.unreferenced
 }
 
 /// Objects of a kind in the store.
@@ -339,4 +344,102 @@ fn a_history_that_is_shown_again_uses_no_name_twice() {
     pass(&node, SETTLED);
     prove(&node, "v", &model, "settled");
     check(&node, "v", "settled");
+}
+
+/// Bytes of data that a timeline has in the store.
+fn data_of(node: &Node, timeline: &str) -> u64 {
+    let is_data = |name: &&String| name.starts_with(timeline) && (name.contains("/seg/") || name.contains("/bun/"));
+    node.server.names().iter().filter(is_data).map(|name| node.server.object(name).unwrap().len() as u64).sum()
+}
+
+fn clone(node: &Node, from: &str, snapshot: &str, to: &str) {
+    let (volume, taken) = (node.volume(from), name(snapshot));
+    node.must("snapshot", async move { volume.snapshot(taken).await.map(drop) });
+    let (shard, from, snapshot, to) = (node.shard(), name(from), name(snapshot), name(to));
+    node.must(
+        "clone",
+        async move { shard.clone_volume(&from, Some(&snapshot), to, Overrides::default()).await.map(drop) },
+    );
+}
+
+fn delete(node: &Node, volume: &str) {
+    let (shard, volume) = (node.shard(), name(volume));
+    node.must("delete", async move { shard.delete_volume(&volume).await });
+}
+
+/// What a volume of `BLOCKS` may cost at 80 % occupancy.
+const COST: u64 = BLOCKS * (BLOCK + 64) * 100 / 80;
+
+#[test]
+fn a_deleted_volume_costs_what_its_clones_see() {
+    let (mut node, mut model, mut rng) = start(11, Compression::None);
+    node.shard().pause_cleaning(true);
+    (0..3).for_each(|_| overwrite(&node, "v", &mut model, 300, &mut rng));
+    clone(&node, "v", "s", "c");
+    let seen = model.clone();
+    overwrite(&node, "v", &mut model, 900, &mut rng);
+    merge(&node, "v");
+    let timeline = node.volume("v").record().shown.to_string();
+    let before = data_of(&node, &timeline);
+    delete(&node, "v");
+    assert!(before > 2 * COST, "{before} bytes");
+    pass(&node, SETTLED);
+    let trimmed = data_of(&node, &timeline);
+    assert!(trimmed < before && trimmed > COST, "what the clone does not see went: {before} to {trimmed} bytes");
+    prove(&node, "c", &seen, "trimmed");
+    // Whatever the clock shows then.
+    let (shard, back) = (node.shard(), name("v"));
+    let error = node.run(async move { shard.undelete_volume(&back).await.map(drop) }).unwrap();
+    assert_eq!(error.unwrap_err().kind(), varve_types::ErrorKind::NotFound);
+    node.shard().pause_cleaning(false);
+    for round in 0..4 {
+        pass(&node, Duration::from_millis(3000 + rng.below(15_000)));
+        node.crash(CrashMode::Lost, InFlight::Lost);
+        node.reopen();
+        prove(&node, "c", &seen, &format!("round {round}"));
+    }
+    pass(&node, SETTLED);
+    let cleaned = data_of(&node, &timeline);
+    assert!(cleaned <= COST, "{cleaned} of {trimmed} bytes");
+    assert_eq!(node.shard().counts().gone.volumes, 1);
+    prove(&node, "c", &seen, "cleaned");
+    check_beside_orphans(&node, "c", "cleaned");
+    delete(&node, "c");
+    pass(&node, SETTLED);
+    let left: Vec<_> = node.server.names().into_iter().filter(|name| name.starts_with(&timeline)).collect();
+    assert!(left.is_empty() && node.shard().counts().gone.volumes == 0, "{left:?}");
+}
+
+#[test]
+fn a_hidden_history_costs_what_is_seen_of_it() {
+    let (mut node, mut model, mut rng) = start(12, Compression::None);
+    node.shard().pause_cleaning(true);
+    let first = model.clone();
+    let volume = node.volume("v");
+    node.must("set", async move { volume.set(Overrides { rewind_window_ms: Some(0), ..Overrides::default() }).await });
+    let volume = node.volume("v");
+    node.must("snapshot", async move { volume.snapshot(name("first")).await.map(drop) });
+    (0..3).for_each(|_| overwrite(&node, "v", &mut model, 400, &mut rng));
+    clone(&node, "v", "s", "c");
+    let seen = model.clone();
+    let timeline = node.volume("v").record().shown.to_string();
+    let volume = node.volume("v");
+    node.must("rollback", async move { volume.rollback(&name("first")).await.map(drop) });
+    pass(&node, SETTLED);
+    let before = data_of(&node, &timeline);
+    node.shard().pause_cleaning(false);
+    for round in 0..4 {
+        pass(&node, Duration::from_millis(3000 + rng.below(15_000)));
+        node.crash(CrashMode::Kept, InFlight::Lost);
+        node.reopen();
+        prove(&node, "c", &seen, &format!("round {round}"));
+        prove(&node, "v", &first, &format!("round {round}"));
+        check_beside_orphans(&node, "v", &format!("round {round}"));
+    }
+    pass(&node, SETTLED);
+    let cleaned = data_of(&node, &timeline);
+    assert!(before > 2 * COST && cleaned <= 2 * COST, "two moments are seen: {cleaned} of {before} bytes");
+    prove(&node, "c", &seen, "cleaned");
+    check_beside_orphans(&node, "c", "cleaned");
+    check(&node, "v", "cleaned");
 }

@@ -246,6 +246,10 @@ crate::catalogue::catalogue! {
     CleanAgain = "clean-again",
     /// Some of the segments of a job were gone, or elsewhere, when it had ended.
     CleanOvertaken = "clean-overtaken",
+    /// A closed history that is held for clones or snapshots is so sparse that it is cleaned.
+    CleanClosed = "clean-closed",
+    /// The window of a deleted volume that clones need is over: what they do not see of it is freed.
+    GoneKept = "gone-kept",
 
     // Scrubbing.
     /// A pass of scrubbing begins: all objects that manifests name are looked at.

@@ -8,9 +8,9 @@
 //!
 //! Also here: objects of a closed timeline that no manifest names, which are looked for once an opening.
 
-use super::held;
 use super::pages::Pages;
 use super::trim::Kept;
+use super::{Histories, held};
 use crate::lineage::{load_table_page, newest_manifest_if_there};
 use crate::lineage::{map_name, table_name};
 use crate::manifests::{PoolStore, remove_manifest, remove_objects};
@@ -28,7 +28,7 @@ use varve_types::{ErrorKind, TimelineId};
 /// Pages of names that are looked at for orphans.
 const MAX_PAGES: u32 = 10_000;
 
-impl Volume {
+impl Histories {
     /// The manifest of a closed timeline; `None` where its end came so far that it is gone.
     pub(crate) async fn held_manifest(&self, id: TimelineId) -> Result<Option<Rc<Manifest>>> {
         match self.closed_manifest(id).await {
@@ -50,7 +50,7 @@ impl Volume {
         let is_child = |manifest: &Manifest| {
             manifest.state != TimelineState::Tombstone && manifest.birth.is_some_and(|birth| birth.origin == id)
         };
-        if is_child(&self.shown().data.borrow().manifest) {
+        if self.open_timeline().is_some_and(|shown| is_child(&shown.data.borrow().manifest)) {
             return Ok(true);
         }
         for other in self.closed_ids().into_iter().filter(|other| *other != id) {
@@ -68,13 +68,46 @@ impl Volume {
 
     /// Where a timeline of this volume was born.
     pub(crate) async fn closed_birth(&self, id: TimelineId) -> Result<Option<Birth>> {
-        let shown = self.shown();
-        if shown.id == id {
+        if let Some(shown) = self.open_timeline().filter(|shown| shown.id == id) {
             return Ok(shown.data.borrow().manifest.birth);
         }
         Ok(self.held_manifest(id).await?.and_then(|manifest| manifest.birth))
     }
 
+    /// Deletes objects of earlier epochs that the manifest of a closed timeline does not name, once an opening and after some manifests.
+    pub(super) async fn delete_orphans(&self, id: TimelineId) -> Result<()> {
+        let Some(manifest) = self.held_manifest(id).await? else { return Ok(()) };
+        let looked = |closed: &super::Closed| closed.orphans.is_some_and(|at| manifest.number < at + 2);
+        if manifest.state == TimelineState::Tombstone || self.closed.borrow().get(&id).is_none_or(looked) {
+            return Ok(());
+        }
+        let named = names(&manifest, &Pages::load(&self.pool.store, &manifest).await?);
+        let (prefix, epoch) = (format!("{id}/"), self.record().epoch);
+        let mut after: Option<String> = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.pool.store.list(&prefix, after.as_deref()).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.name.clone());
+            let found = page.iter().filter_map(|info| ObjectName::parse(&info.name));
+            let orphans: Vec<_> = found
+                .filter(|name| name.epoch < epoch && !named.contains(name) && !is_needed(&manifest, name))
+                .collect();
+            if !orphans.is_empty() {
+                self.pool.check().await?;
+            }
+            for name in orphans {
+                reached(Branch::HistoryOrphanDeleted);
+                self.pool.store.delete(&name.to_string()).await?;
+            }
+        }
+        if let Some(closed) = self.closed.borrow_mut().get_mut(&id) {
+            closed.orphans = Some(manifest.number);
+        }
+        Ok(())
+    }
+}
+
+impl Volume {
     /// Ends a timeline, if nothing keeps it still. Gives where it was born from another volume: the caller drops that hold and then calls
     /// [`forget_timeline`](Self::forget_timeline).
     pub(crate) async fn end_timeline(&self, id: TimelineId) -> Result<Option<Birth>> {
@@ -125,38 +158,6 @@ impl Volume {
         *self.record.borrow_mut() = record;
         self.closed.borrow_mut().remove(&id);
         tracing::info!(volume = %self.id, timeline = %id, "a history that nothing needs any more was removed");
-        Ok(())
-    }
-
-    /// Deletes objects of earlier epochs that the manifest of a closed timeline does not name, once an opening and after some manifests.
-    pub(super) async fn delete_orphans(&self, id: TimelineId) -> Result<()> {
-        let Some(manifest) = self.held_manifest(id).await? else { return Ok(()) };
-        let looked = |closed: &super::Closed| closed.orphans.is_some_and(|at| manifest.number < at + 2);
-        if manifest.state == TimelineState::Tombstone || self.closed.borrow().get(&id).is_none_or(looked) {
-            return Ok(());
-        }
-        let named = names(&manifest, &Pages::load(&self.pool.store, &manifest).await?);
-        let (prefix, epoch) = (format!("{id}/"), self.record().epoch);
-        let mut after: Option<String> = None;
-        for _ in 0..MAX_PAGES {
-            let page = self.pool.store.list(&prefix, after.as_deref()).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.name.clone());
-            let found = page.iter().filter_map(|info| ObjectName::parse(&info.name));
-            let orphans: Vec<_> = found
-                .filter(|name| name.epoch < epoch && !named.contains(name) && !is_needed(&manifest, name))
-                .collect();
-            if !orphans.is_empty() {
-                self.pool.check().await?;
-            }
-            for name in orphans {
-                reached(Branch::HistoryOrphanDeleted);
-                self.pool.store.delete(&name.to_string()).await?;
-            }
-        }
-        if let Some(closed) = self.closed.borrow_mut().get_mut(&id) {
-            closed.orphans = Some(manifest.number);
-        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! follows; a crash before leaves an object that nothing names, which the next opening removes. Nothing here
 //! outlives a step.
 
+use super::Histories;
 use crate::Result;
 use crate::checkpoint::{is_same, kill_runs, node_kill_runs};
 use crate::context::damaged;
@@ -15,7 +16,6 @@ use crate::overlay::kill_of;
 use crate::recover::missing_is_corrupt;
 use crate::signal::breathe;
 use crate::table::SegmentTable;
-use crate::volume::Volume;
 use crate::{EngineError, context::Context};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,18 +35,18 @@ const SLICE: u32 = 256;
 
 /// Blocks and nodes that waited to be freed.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     pub kills: Vec<Kill>,
     pub nodes: Vec<NodeKill>,
 }
 
 /// The segment table, to be changed.
-pub(super) struct Pages {
+pub(crate) struct Pages {
     pub table: SegmentTable,
 }
 
 /// What was put of a table, as a manifest names it.
-pub(super) struct Parts {
+pub(crate) struct Parts {
     pub pages: Vec<PageRef>,
     pub kills: Vec<RunRef>,
     pub node_kills: Vec<NodeRunRef>,
@@ -130,9 +130,9 @@ async fn work_off(
     }
 }
 
-impl Volume {
+impl Histories {
     /// Puts the pages that changed; and with `runs` these kills, which are sorted, in the place of all that waited.
-    pub(super) async fn put_parts(&self, old: &Manifest, pages: &Pages, runs: Option<Waiting>) -> Result<Parts> {
+    pub(crate) async fn put_parts(&self, old: &Manifest, pages: &Pages, runs: Option<Waiting>) -> Result<Parts> {
         let (record, id) = (self.record(), old.timeline);
         let taken: BTreeSet<u64> = old.tables.iter().map(|table| table.number).collect();
         for number in numbers_behind(&*self.context.env, taken.last().copied().unwrap_or_default().max(old.number)) {

@@ -223,7 +223,7 @@ impl Volume {
         }
         let parts = self.put_parts(&manifest, &pages, Some(Waiting::default())).await?;
         let edit = |m: &mut Manifest| {
-            become_held(m, true);
+            become_held(m, TimelineState::Held { swept: true });
             for hold in m.holds.iter_mut().filter(|hold| looked_at.contains(&hold.clone)) {
                 // Its clone's own trees say what it needs, if it is there still: what is named here may be gone.
                 hold.base_number = RootNumber(0);

@@ -10,13 +10,12 @@
 //!
 //! All of it is one manifest: a crash before it is accepted leaves everything as it was.
 
-use super::is_swept;
 use super::pages::{Pages, Parts, Waiting, is_index_held, load_waiting};
+use super::{Histories, OVER, is_swept};
 use crate::Result;
 use crate::lineage::map_name;
 use crate::signal::breathe;
 use crate::timeline::{is_kept, node_is_kept};
-use crate::volume::Volume;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use varve_coord::TimelineState as RecordState;
@@ -68,17 +67,19 @@ impl Kept {
     }
 }
 
-impl Volume {
+impl Histories {
     /// Up to which boundary of a timeline a snapshot is listed by one that is shown or inside its window.
     pub(crate) async fn listed(&self, id: TimelineId) -> Result<Option<Ordinal>> {
         let (record, now) = (self.record(), self.context.now_ms());
         let mut listed = None;
+        // Nobody lists anything of a volume that is gone.
+        let Some(shown) = self.open_timeline() else { return Ok(listed) };
         if planted(Mutant::TrimIgnoresListings) {
             return Ok(listed);
         }
         for timeline in &record.timelines {
             let mut birth: Option<Birth> = match timeline.state {
-                _ if timeline.id == record.shown => self.shown().data.borrow().manifest.birth,
+                _ if timeline.id == record.shown => shown.data.borrow().manifest.birth,
                 RecordState::Hidden { until_ms } if until_ms > now => self.closed_manifest(timeline.id).await?.birth,
                 _ => continue,
             };
@@ -100,7 +101,7 @@ impl Volume {
             return Ok(true);
         }
         let kept = Kept::of(&manifest, self.listed(id).await?);
-        if kept.boundaries.is_empty() {
+        if kept.boundaries.is_empty() && !self.is_gone() {
             return Ok(true);
         }
         let is_settled = |closed: &super::Closed| closed.settled.as_ref() == Some(&kept);
@@ -131,23 +132,29 @@ impl Volume {
         kills.sort_unstable();
         nodes.sort_unstable();
         pages.table.drop_dead(boundary, |o| is_index_held(manifest, o));
+        self.note_totals(id, pages.table.totals());
         let mut dead: Vec<_> = pages.table.take_left().into_iter().collect();
         let (maps, gone): (Vec<_>, Vec<_>) = maps.into_iter().partition(|map| map.live > 0);
         dead.extend(gone.iter().map(|map| map_name(id, map)));
         let waiting = Waiting { kills, nodes };
         let runs = waiting.is_less_than(manifest).then_some(waiting);
+        // An import has to find it as that of a deleted volume.
+        let is_shown = self.record.borrow().shown == id;
+        let state =
+            if is_shown { TimelineState::Hidden { until_ms: OVER } } else { TimelineState::Held { swept: false } };
         let same = dead.is_empty()
             && runs.is_none()
             && !pages.is_dirty()
             && maps == manifest.maps
             && kept.snapshots.len() == manifest.snapshots.len()
-            && manifest.state == (TimelineState::Held { swept: false });
+            && manifest.state == state
+            && manifest.root.is_absent();
         if same {
             return Ok(true);
         }
         let parts = self.put_parts(manifest, &pages, runs).await?;
         let edit = |m: &mut Manifest| {
-            become_held(m, false);
+            become_held(m, state);
             m.snapshots.retain(|s| kept.snapshots.contains(&s.id));
             m.maps.clone_from(&maps);
             m.reclaim.clear();
@@ -158,15 +165,15 @@ impl Volume {
 }
 
 /// The head of a held timeline is no more.
-pub(super) fn become_held(manifest: &mut Manifest, swept: bool) {
-    manifest.state = TimelineState::Held { swept };
+pub(super) fn become_held(manifest: &mut Manifest, state: TimelineState) {
+    manifest.state = state;
     manifest.root = NodePointer::absent();
     // Its window is over, and with it whatever only that has kept.
     manifest.rewind = Rewind::default();
 }
 
 /// Puts what was written into a manifest, and lists what it does not need any more.
-pub(super) fn put_parts_into(m: &mut Manifest, parts: &Parts, dead: &[varve_format::ObjectName]) {
+pub(crate) fn put_parts_into(m: &mut Manifest, parts: &Parts, dead: &[varve_format::ObjectName]) {
     m.table.clone_from(&parts.pages);
     m.kills.clone_from(&parts.kills);
     m.node_kills.clone_from(&parts.node_kills);

@@ -344,7 +344,7 @@ impl Shard {
     }
 
     /// Whether a volume was deleted, and its window is over.
-    fn is_over(&self, record: &VolumeRecord) -> bool {
+    pub(super) fn is_over(&self, record: &VolumeRecord) -> bool {
         let is_past = |until_ms| until_ms <= self.context.now_ms() || planted(Mutant::PurgeInsideWindow);
         record.deleted.is_some_and(|deleted| is_past(deleted.until_ms))
     }
@@ -393,12 +393,13 @@ impl Shard {
             for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
                 if self.is_held(hold, timeline.id).await? && !planted(Mutant::PurgeHeldOrigin) {
                     reached(Branch::PurgeKept);
-                    return Ok(());
+                    return self.keep_for_clones(record).await;
                 }
             }
             births.extend(manifest.birth.map(|birth| (birth.origin, timeline.id)));
         }
         pool.check().await?;
+        self.gone.borrow_mut().remove(&record.id);
         let Some(mut record) = self.begin_end(record).await? else { return Ok(()) };
         for id in record.timelines.iter().map(|t| t.id).collect::<Vec<_>>() {
             if newest_manifest_if_there(&self.context, &pool.store, id).await?.is_err() {
@@ -438,6 +439,9 @@ impl Shard {
         if let Some(open) = open {
             drop(turn);
             return open.drop_hold(origin, clone).await;
+        }
+        if self.drop_hold_of_gone(volume, origin, clone).await? {
+            return Ok(());
         }
         let (record, _) = records.load_volume(volume).await?;
         if record.deleted.is_none() {

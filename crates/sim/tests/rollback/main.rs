@@ -120,9 +120,11 @@ fn objects(node: &Node) -> BTreeMap<TimelineId, BTreeSet<ObjectName>> {
     all
 }
 
-fn bytes_of(node: &Node, timeline: TimelineId, kind: ObjectKind) -> usize {
+/// Bytes of data that a timeline has in the store, in segments and in what cleaning has made of them.
+fn bytes_of(node: &Node, timeline: TimelineId) -> usize {
     let all = objects(node);
-    let of = all.get(&timeline).into_iter().flatten().filter(|object| object.kind == kind);
+    let is_data = |object: &&ObjectName| matches!(object.kind, ObjectKind::Segment | ObjectKind::Bundle);
+    let of = all.get(&timeline).into_iter().flatten().filter(is_data);
     of.map(|object| node.server.object(&object.to_string()).unwrap().len()).sum()
 }
 
@@ -195,12 +197,12 @@ fn behind_the_newest_snapshot_all_goes_when_the_window_ends() {
         let (mut node, mut rng, mut model, before) = rolled_back(seed);
         let (_, closed) = timelines(&node, "v");
         let old = closed[0].0;
-        let whole = bytes_of(&node, old, ObjectKind::Segment);
+        let whole = bytes_of(&node, old);
         let at_a = model.clone();
         write(&node, "v", &mut model, &mut rng, 10..20);
         pass(&node, 30);
         // But for what it had let go of itself: segments of marks alone.
-        let within = bytes_of(&node, old, ObjectKind::Segment);
+        let within = bytes_of(&node, old);
         assert!(within + BLOCK > whole, "{within} bytes of {whole} are left within the window");
         undo(&node, "v");
         shows(&node, &node.device("v"), &before, "undone");
@@ -212,7 +214,7 @@ fn behind_the_newest_snapshot_all_goes_when_the_window_ends() {
         let (_, closed) = timelines(&node, "v");
         assert_eq!(closed, [(old, RecordState::Held)], "it can not be shown any more");
         assert_eq!(newest(&node, old).state, TimelineState::Held { swept: false });
-        let kept = bytes_of(&node, old, ObjectKind::Segment);
+        let kept = bytes_of(&node, old);
         assert!(kept < 80 * BLOCK && kept > 60 * BLOCK, "{kept} bytes are kept of {whole}");
         check(&node, "v");
         nothing_is_left_over(&node, &["v"], "after the window");
@@ -260,7 +262,7 @@ fn a_clone_keeps_what_it_was_made_of() {
         prove(&format!("without {gone}"));
         nothing_is_left_over(&node, left, &format!("without {gone}"));
     }
-    assert_eq!(bytes_of(&node, old, ObjectKind::Segment), 0, "nobody needs the old history");
+    assert_eq!(bytes_of(&node, old), 0, "nobody needs the old history");
 }
 
 #[test]
