@@ -10,6 +10,7 @@
 //!
 //! No store overwrites an object, and none trusts a name: names are checked before they reach a file system or a URL.
 
+mod ballast;
 mod credentials;
 mod dir;
 mod limit;

@@ -6,6 +6,7 @@
 //! name taken; a server that ignores the condition would let two owners of a pool both believe they are first. A probe that is cut
 //! short leaves an empty object there, which nothing looks at.
 
+use crate::ballast::Ballast;
 use crate::credentials;
 use crate::s3::S3Store;
 use crate::{DirStore, Limited, S3Url, StoreLimits, StoreUrl, SystemPace, error, invalid};
@@ -15,7 +16,7 @@ use varve_env::{ObjectStore, Payload, PutOutcome, StoreError, StoreErrorKind};
 
 /// Opens the store at `url` and proves that it can be read and written. A directory is made if its parent is there; a bucket is not.
 /// The requests of S3 run on the runtime of `handle`, which must have time and I/O enabled; the futures of the store may be polled
-/// anywhere. A directory keeps a part of its disk in reserve for what is no bulk by its name: guests' data may fill the rest, and it can still be emptied.
+/// anywhere. A part of the disk, or some objects of a bucket, are kept in reserve for what is no bulk by its name: guests' data may fill the rest, and it can still be emptied.
 ///
 /// # Errors
 /// `Invalid` with what to mend, `Unavailable` when the server does not answer, `NoSpace` when nothing can be put.
@@ -34,7 +35,17 @@ pub async fn open(
             })?;
             Ok(Arc::new(opened?))
         }
-        StoreUrl::S3(url) => Ok(Arc::new(open_s3(url, limits, handle).await?)),
+        StoreUrl::S3(url) => {
+            let store = Arc::new(Ballast::new(open_s3(url, limits, handle.clone()).await?, is_bulk));
+            let ballast = Arc::clone(&store);
+            // Beside everything else: nobody waits for it.
+            handle.spawn(async move {
+                if let Err(failure) = ballast.fill().await {
+                    tracing::warn!(%failure, "the store keeps no reserve yet: should it be full, nothing could be deleted");
+                }
+            });
+            Ok(store)
+        }
     }
 }
 
