@@ -23,13 +23,14 @@ mod reach;
 mod sweep;
 mod trim;
 
-pub(crate) use end::{has_objects, remove_named};
+pub(crate) use end::has_objects;
 pub(crate) use pages::Pages;
 pub(crate) use reach::Reached;
 pub(crate) use sweep::{Family, Pinned};
 pub(crate) use trim::{Kept, put_parts_into};
 
 use crate::context::{Context, Held, Turn};
+use crate::ends::delete_all;
 use crate::lineage::newest_manifest;
 use crate::manifests::{PoolStore, accept, may_go, numbers_behind, put_manifest};
 use crate::timeline::Timeline;
@@ -302,13 +303,12 @@ impl Histories {
             return Ok(());
         }
         self.pool.check().await?;
-        for name in due {
-            self.pool.store.delete(&name.to_string()).await?;
+        delete_all(&*self.pool.store, due, |name| {
             if let Some(closed) = self.closed.borrow_mut().get_mut(&id) {
                 closed.deleted.insert(name);
             }
-        }
-        Ok(())
+        })
+        .await
     }
 }
 
@@ -327,7 +327,8 @@ impl Volume {
     /// `Fenced` when the volume or its pool is another's. What hinders one timeline alone is only told: it is tried again.
     pub(crate) async fn tidy(&self, turn: &Held<'_>, all: bool) -> Result<Vec<TimelineId>> {
         let mut over = Vec::new();
-        for id in self.closed_ids() {
+        // What somebody is at the end of is nobody else's business.
+        for id in self.closed_ids().into_iter().filter(|id| !self.context.ends.is_under_way(*id)) {
             let tidied = match self.tidy_one(turn, id).await {
                 Ok(Tidied::Held) => self.sweep_if_due(id, all).await.map(|()| Tidied::Held),
                 done => done,

@@ -9,6 +9,7 @@
 use crate::EngineError;
 use crate::cache::BlockCache;
 use crate::clean::Cleaning;
+use crate::ends::Ends;
 use crate::fetch::Fetches;
 use crate::journal::{Journal, Stamp};
 use crate::lineage::PageTables;
@@ -72,6 +73,8 @@ pub struct Limits {
     pub scrub_rate: u64,
     /// Milliseconds between the end of a scrub and the next one.
     pub scrub_interval_ms: u64,
+    /// Objects of a timeline that ends that are deleted for one tombstone, about.
+    pub end_objects: usize,
 }
 
 impl Default for Limits {
@@ -94,6 +97,7 @@ impl Default for Limits {
             clean_rate: 0,
             scrub_rate: 0,
             scrub_interval_ms: 7 * 24 * 3_600_000,
+            end_objects: 16_384,
         }
     }
 }
@@ -255,6 +259,7 @@ pub(crate) struct Context {
     pub put: Cell<PutBytes>,
     pub cleaning: Cleaning,
     pub scrub: Scrub,
+    pub ends: Ends,
     pub stages: Rc<Stages>,
     /// The timelines that are open, for what concerns all of them.
     pub timelines: RefCell<BTreeMap<TimelineId, Weak<Timeline>>>,

@@ -9,6 +9,7 @@
 //! and after a look whether the pool still belongs to this cluster.
 
 use crate::context::{Context, Held};
+use crate::ends::{PoolEnds, delete_all};
 use crate::lineage::manifest_name;
 use crate::proof::proved;
 use crate::timeline::{Data, Timeline, fenced};
@@ -20,9 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{CoordError, ManifestRef, Records, VolumeRecord};
 use varve_env::{Env, ObjectStore, Payload, PutOutcome};
+use varve_format::ObjectName;
 use varve_format::manifest::{DeadObject, Manifest};
 use varve_format::owner::OwnerRecord;
-use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, TimelineId, VolumeId};
@@ -34,13 +35,15 @@ pub struct PoolStore {
     /// Number of the owner record that is ours.
     pub owner: u64,
     lost: Cell<bool>,
+    /// The ends of its timelines.
+    pub(crate) ends: PoolEnds,
 }
 
 impl PoolStore {
     /// A pool whose owner record `owner` is ours.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, owner: u64) -> Self {
-        Self { store, owner, lost: Cell::new(false) }
+        Self { store, owner, lost: Cell::new(false), ends: PoolEnds::default() }
     }
 
     /// Looks whether another cluster has taken the pool over.
@@ -76,6 +79,9 @@ pub(crate) fn numbers_behind(env: &dyn Env, last: u64) -> impl Iterator<Item = u
 const NEAR: u64 = 32;
 /// How far the further ones go.
 const FAR: u64 = 1 << 20;
+
+/// Objects that are deleted between two looks whether it may go on.
+const SLICE: usize = 64;
 
 /// Tries to find out whether a transaction was applied whose answer was lost.
 const MAX_UNKNOWN: u32 = 16;
@@ -175,24 +181,6 @@ impl From<CoordError> for Refused {
 impl From<EngineError> for Refused {
     fn from(error: EngineError) -> Self {
         Self::Engine(error)
-    }
-}
-
-/// Deletes every object of a timeline, but for the manifest with the number `keep`.
-pub(crate) async fn remove_objects(pool: &PoolStore, timeline: TimelineId, keep: Option<u64>) -> Result<()> {
-    let prefix = format!("{timeline}/");
-    let mut after: Option<String> = None;
-    loop {
-        let names = pool.store.list(&prefix, after.as_deref()).await?;
-        let Some(last) = names.last() else { return Ok(()) };
-        after = Some(last.name.clone());
-        for info in &names {
-            let kept = ObjectName::parse(&info.name)
-                .is_some_and(|name| name.kind == ObjectKind::Manifest && Some(name.number) == keep);
-            if !kept {
-                pool.store.delete(&info.name).await?;
-            }
-        }
     }
 }
 
@@ -301,11 +289,13 @@ impl Timeline {
                 self.stop(error.clone());
             }
         })?;
-        for name in due {
+        for slice in due.chunks(SLICE) {
             self.data.borrow().check()?;
-            self.pool.store.delete(&name.to_string()).await?;
-            reached(Branch::DeadDeleted);
-            self.data.borrow_mut().deleted.insert(name);
+            delete_all(&*self.pool.store, slice.to_vec(), |name| {
+                reached(Branch::DeadDeleted);
+                self.data.borrow_mut().deleted.insert(name);
+            })
+            .await?;
         }
         Ok(())
     }

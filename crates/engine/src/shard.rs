@@ -6,6 +6,7 @@
 //! takes them.
 
 mod births;
+mod end;
 mod gone;
 mod life;
 
@@ -16,6 +17,7 @@ pub use life::NewVolume;
 use crate::cache::{BlockCache, CacheCounts};
 use crate::clean::{CleanCounts, Cleaning};
 use crate::context::{Context, HeadCache, Limits, PutBytes, Turn};
+use crate::ends::{EndCounts, Ends};
 use crate::fetch::Fetches;
 use crate::journal::{Journal, Replayed, replay};
 use crate::lineage::PageTables;
@@ -72,6 +74,8 @@ pub struct ShardCounts {
     pub scrub: ScrubCounts,
     /// Deleted volumes that clones need.
     pub gone: GoneCounts,
+    /// What is being deleted for ever.
+    pub ends: EndCounts,
 }
 
 /// See the module.
@@ -149,6 +153,7 @@ impl Shard {
             relieved: Signal::default(),
             cleaning: Cleaning::new(limits.clean_rate),
             scrub: Scrub::new(limits.scrub_rate),
+            ends: Ends::default(),
             timelines: RefCell::new(BTreeMap::new()),
         });
         let weak = Rc::downgrade(&context);
@@ -344,6 +349,7 @@ impl Shard {
             clean: self.context.cleaning.counts(),
             scrub: self.context.scrub.counts(),
             gone: self.gone_counts(),
+            ends: self.context.ends.counts(),
         }
     }
 
@@ -358,6 +364,7 @@ impl Shard {
     /// When the journal has failed and the store did not take everything.
     pub async fn stop(&self) -> Result<()> {
         self.stopping.set(true);
+        self.context.ends.stop();
         let volumes = self.volumes();
         let mut result = Ok(());
         for volume in &volumes {

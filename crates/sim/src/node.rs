@@ -39,6 +39,7 @@ pub fn small_limits() -> Limits {
         clean_rate: 0,
         scrub_rate: 0,
         scrub_interval_ms: 0,
+        end_objects: 4,
     }
 }
 

@@ -326,6 +326,12 @@ crate::catalogue::catalogue! {
     PurgeBlind = "purge-blind",
     /// The end of a deleted volume was interrupted: some of its histories have no objects any more, and it goes on with the others.
     PurgeResumed = "purge-resumed",
+    /// The end of a deleted volume was interrupted: a history of it has its tombstone, which says what is left.
+    EndResumed = "end-resumed",
+    /// So much of a history that ends is deleted that a tombstone is written that has no more of it.
+    EndShrinks = "end-shrinks",
+    /// A tombstone says less already than it was to be cut down to: another node has come further.
+    EndOvertaken = "end-overtaken",
     /// An object of an earlier opening is named by nothing: the sweep deletes it.
     OrphanDeleted = "orphan-deleted",
     /// The same of an object of a hidden history.

@@ -11,9 +11,9 @@
 use super::pages::Pages;
 use super::trim::Kept;
 use super::{Histories, held};
-use crate::lineage::{load_table_page, newest_manifest_if_there};
-use crate::lineage::{map_name, table_name};
-use crate::manifests::{PoolStore, remove_manifest, remove_objects};
+use crate::ends::{End, Ending, shrink};
+use crate::lineage::{map_name, newest_manifest_if_there, table_name};
+use crate::manifests::{PoolStore, remove_manifest};
 use crate::timeline::fenced;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
@@ -108,35 +108,47 @@ impl Histories {
 }
 
 impl Volume {
-    /// Ends a timeline, if nothing keeps it still. Gives where it was born from another volume: the caller drops that hold and then calls
-    /// [`forget_timeline`](Self::forget_timeline).
-    pub(crate) async fn end_timeline(&self, id: TimelineId) -> Result<Option<Birth>> {
-        let tombstone = {
-            let _turn = self.changes.take().await;
-            if !self.is_closed(id) || !self.is_past(id) {
-                return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is not at its end")));
-            }
-            let Some(manifest) = self.held_manifest(id).await? else { return Ok(None) };
-            reached_if(manifest.state == TimelineState::Tombstone, Branch::HistoryEndResumed);
-            if manifest.state != TimelineState::Tombstone {
-                if !Kept::of(&manifest, self.listed(id).await?).boundaries.is_empty() {
-                    return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is kept again")));
-                }
-                self.edit_closed_with(id, |m| m.state = TimelineState::Tombstone, |record| held(record, id)).await?;
-                reached(Branch::HistoryEnds);
-            }
-            self.closed_manifest(id).await?
-        };
-        // Nothing brings it back from here on.
-        self.pool.check().await?;
-        remove_named(&self.pool, &tombstone).await?;
-        remove_objects(&self.pool, id, Some(tombstone.number)).await?;
-        let Some(birth) = tombstone.birth else { return Ok(None) };
-        if self.record.borrow().timeline(birth.origin).is_none() {
-            return Ok(Some(birth));
+    /// Gives a timeline its tombstone, if nothing keeps it still: nothing brings it back from here on. Gives that; `None` where it is gone already.
+    pub(crate) async fn bury_timeline(&self, id: TimelineId) -> Result<Option<Rc<Manifest>>> {
+        let _turn = self.changes.take().await;
+        if !self.is_closed(id) || !self.is_past(id) {
+            return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is not at its end")));
         }
-        self.drop_hold(birth.origin, id).await?;
-        Ok(None)
+        let Some(manifest) = self.held_manifest(id).await? else { return Ok(None) };
+        reached_if(manifest.state == TimelineState::Tombstone, Branch::HistoryEndResumed);
+        if manifest.state != TimelineState::Tombstone {
+            if !Kept::of(&manifest, self.listed(id).await?).boundaries.is_empty() {
+                return Err(EngineError::new(ErrorKind::Busy, format!("timeline {id} is kept again")));
+            }
+            self.edit_closed_with(id, |m| m.state = TimelineState::Tombstone, |record| held(record, id)).await?;
+            reached(Branch::HistoryEnds);
+        }
+        Ok(Some(self.closed_manifest(id).await?))
+    }
+
+    /// Deletes whatever a timeline has that got its tombstone. Gives where it was born: the caller drops that hold and then calls
+    /// [`forget_timeline`](Self::forget_timeline).
+    pub(crate) async fn remove_timeline(&self, tombstone: Rc<Manifest>) -> Result<Option<Birth>> {
+        let (id, birth) = (tombstone.timeline, tombstone.birth);
+        self.context.ends.tell(Ending {
+            volume: self.id,
+            name: self.name(),
+            timeline: id,
+            whole: false,
+            since_ms: self.context.now_ms(),
+            deleted: 0,
+            left: 0,
+            waits: None,
+        });
+        let end = End { context: &self.context, pool: &self.pool, key: id };
+        let left = async |pages| {
+            let _turn = self.changes.take().await;
+            self.edit_closed(id, |manifest| shrink(manifest, pages)).await?;
+            self.closed_manifest(id).await
+        };
+        let tombstone = end.remove_named(tombstone, left).await?;
+        end.remove_listed(id, Some(tombstone.number)).await?;
+        Ok(birth)
     }
 
     /// Takes a timeline that has ended out of the volume's record, its tombstone before.
@@ -144,7 +156,8 @@ impl Volume {
         let _turn = self.changes.take().await;
         self.pool.check().await?;
         let tombstone = self.record.borrow().timeline(id).and_then(|timeline| timeline.manifest);
-        remove_objects(&self.pool, id, None).await?;
+        let end = End { context: &self.context, pool: &self.pool, key: id };
+        end.remove_listed(id, None).await?;
         remove_manifest(&self.pool, id, tombstone).await?;
         let (epoch, writer) = (self.record().epoch, self.record().writer);
         let change = |record: &mut VolumeRecord| -> Result<()> {
@@ -170,33 +183,6 @@ pub(crate) async fn has_objects(pool: &PoolStore, id: TimelineId) -> Result<bool
         }
     }
     Ok(false)
-}
-
-/// Deletes by name everything that the tombstone of a timeline names, itself apart: a listing may lag behind what is young. What it can not name (it was put in vain)
-/// is for a listing to show.
-pub(crate) async fn remove_named(pool: &PoolStore, tombstone: &Manifest) -> Result<()> {
-    let id = tombstone.timeline;
-    // Segments first: only the pages know their names.
-    for page in &tombstone.table {
-        match load_table_page(&pool.store, tombstone, *page).await {
-            Ok(entries) => {
-                // Several segments may live in one bundle.
-                let objects: BTreeSet<_> = entries.iter().map(|(ordinal, entry)| entry.object(id, *ordinal)).collect();
-                for name in objects {
-                    pool.store.delete(&name.to_string()).await?;
-                }
-            }
-            Err(error) if error.may_pass() => return Err(error),
-            // An earlier try has come so far, or it is damaged: what it named is listed, sooner or later.
-            Err(error) => tracing::debug!(timeline = %id, %error, "a page of what has ended is not there"),
-        }
-    }
-    let maps = tombstone.maps.iter().map(|map| map_name(id, map));
-    let tables = tombstone.tables.iter().map(|table| table_name(id, table));
-    for name in maps.chain(tables).chain(tombstone.dead.iter().map(|dead| dead.name)) {
-        pool.store.delete(&name.to_string()).await?;
-    }
-    Ok(())
 }
 
 /// Everything that a manifest and its table name.

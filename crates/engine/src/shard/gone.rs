@@ -6,8 +6,7 @@
 //!
 //! Always holds:
 //! - Before anything is freed the record says, in an epoch of its own, that the window is over for good: nothing brings the volume back, whatever the clock shows.
-//! - Whoever changes a manifest of a deleted volume has the turn of what is deleted; and where its histories are known here, they are asked to do it: they know the newest
-//!   manifest.
+//! - Where its histories are known here, they alone change its manifests, one at a time: they know the newest ones.
 //! - They are forgotten before the volume is ended.
 //!
 //! A crash leaves the manifest that was accepted last; the next look at windows goes on from it.
@@ -37,7 +36,7 @@ pub struct GoneCounts {
 }
 
 impl Shard {
-    /// Gives back what no clone sees of a deleted volume whose window is over. The caller has the turn of what is deleted.
+    /// Gives back what no clone sees of a deleted volume whose window is over. Nobody else is at it.
     pub(super) async fn keep_for_clones(&self, seen: &VolumeRecord) -> Result<()> {
         let known = self.gone.borrow().get(&seen.id).cloned();
         let histories = match known {
@@ -94,7 +93,7 @@ impl Shard {
         Ok(Some(histories))
     }
 
-    /// Drops the hold of a clone in a deleted volume that is known here; tells whether it is. The caller has the turn of what is deleted.
+    /// Drops the hold of a clone in a deleted volume that is known here; tells whether it is.
     pub(super) async fn drop_hold_of_gone(
         &self,
         volume: VolumeId,

@@ -1,25 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The life of volumes: made, cloned, deleted, brought back, and gone for ever.
+//! The life of volumes: made, cloned, deleted, and brought back.
 //!
-//! A deleted volume is hidden until its window ends; what others were born from stays until they are gone. The end
-//! is in this order: a tombstone, so that an import does not bring it back; every object by name, and by prefix; the record in
-//! coordination; the hold in its origin.
+//! A deleted volume is hidden until its window ends; what others were born from stays until they are gone. What happens then
+//! is in [`super::end`]. Here too: holds of clones, which are dropped once the clone is gone.
 
 use super::Shard;
+use super::end::is_ending;
 use crate::birth::{Source, start};
-use crate::closed::{edit_closed, has_objects, remove_named};
-use crate::lineage::{manifest_name, newest_manifest_if_there};
-use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest, remove_objects};
+use crate::closed::edit_closed;
+use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest};
 use crate::rewind::RewindPoint;
 use crate::timeline::Data;
-use crate::volume::{Volume, raise};
+use crate::volume::Volume;
 use crate::{EngineError, Result};
 use std::rc::Rc;
 use varve_coord::{
     Check, CoordError, Deleted, Record, Records, TimelineRecord, TimelineState as RecordState, VolumeRecord,
 };
 use varve_format::manifest::{DeadObject, Hold, Manifest, TimelineState};
-use varve_types::branch::{Branch, reached, reached_if};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
 
@@ -38,9 +37,6 @@ pub struct NewVolume {
 
 /// Tries of a transaction that others may be faster than.
 const MAX_TRIES: u32 = 16;
-
-/// The end of the window of a deleted volume whose end has begun: it is over whatever the clock shows.
-const ENDING: u64 = 0;
 
 fn not_back(name: &Name) -> EngineError {
     let what = format!("no deleted volume {name} can be brought back (its window may be over)");
@@ -307,123 +303,10 @@ impl Shard {
     /// Why a deleted volume could not be brought back. One that another node has begun to end meanwhile looks damaged, or opened elsewhere.
     async fn why_not_back(&self, seen: &VolumeRecord, error: EngineError) -> EngineError {
         let has_begun = match Records::new(&*self.context.coord).load_volume(seen.id).await {
-            Ok((record, _)) => record.deleted.is_some_and(|deleted| deleted.until_ms == ENDING),
+            Ok((record, _)) => is_ending(&record),
             Err(error) => matches!(error, CoordError::NotFound(_)),
         };
         if has_begun { not_back(&seen.name) } else { error }
-    }
-
-    /// Looks which windows have ended, and ends what they kept.
-    pub async fn sweep(self: &Rc<Self>) -> Result<()> {
-        for (record, _) in Records::new(&*self.context.coord).list_volumes().await? {
-            if self.is_over(&record)
-                && let Err(error) = self.purge(&record).await
-            {
-                tracing::warn!(volume = %record.id, %error, "a deleted volume could not be removed yet");
-            }
-        }
-        self.drop_orphaned_holds().await?;
-        for volume in self.volumes().into_iter().filter(|volume| volume.stopped().is_none()) {
-            if let Err(error) = self.tidy_volume(&volume).await {
-                tracing::warn!(volume = %volume.id(), %error, "hidden histories could not be looked at; it will be tried again");
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives back what histories of a volume keep whose windows have ended, and ends those that nothing needs.
-    async fn tidy_volume(self: &Rc<Self>, volume: &Volume) -> Result<()> {
-        let turn = volume.tidying.take().await;
-        for id in volume.tidy(&turn, false).await? {
-            if let Some(birth) = volume.end_timeline(id).await? {
-                self.drop_hold(birth.origin, id).await?;
-            }
-            volume.forget_timeline(id).await?;
-        }
-        Ok(())
-    }
-
-    /// Whether a volume was deleted, and its window is over.
-    pub(super) fn is_over(&self, record: &VolumeRecord) -> bool {
-        let is_past = |until_ms| until_ms <= self.context.now_ms() || planted(Mutant::PurgeInsideWindow);
-        record.deleted.is_some_and(|deleted| is_past(deleted.until_ms))
-    }
-
-    /// Takes a deleted volume over to end it; `None` where it was brought back since it was looked at. Nothing brings it back from then on, whatever the
-    /// clock shows.
-    async fn begin_end(&self, seen: &VolumeRecord) -> Result<Option<VolumeRecord>> {
-        let begin = |record: &mut VolumeRecord| -> Result<bool> {
-            // What was deleted anew meanwhile has other clones and histories than were looked at.
-            let is_same = record.deleted == seen.deleted && self.is_over(record);
-            if !is_same && !planted(Mutant::PurgeBroughtBack) {
-                return Ok(false);
-            }
-            // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
-            raise(record, seen.writer);
-            record.deleted = record.deleted.map(|deleted| Deleted { until_ms: ENDING, ..deleted });
-            Ok(true)
-        };
-        let (record, _, begun) = Records::new(&*self.context.coord).modify_volume(seen.id, begin).await?;
-        reached_if(!begun, Branch::PurgeOvertaken);
-        Ok(begun.then_some(record))
-    }
-
-    /// Removes a deleted volume for ever, unless others were born from it.
-    async fn purge(self: &Rc<Self>, record: &VolumeRecord) -> Result<()> {
-        let (pool, _) = self.pool(&record.pool)?;
-        let _ending = self.begin_making(&record.pool)?;
-        let turn = self.deleted.take().await;
-        let mut births = Vec::new();
-        let has_begun = record.deleted.is_some_and(|deleted| deleted.until_ms == ENDING);
-        for timeline in &record.timelines {
-            let manifest = match newest_manifest_if_there(&self.context, &pool.store, timeline.id).await? {
-                Ok(manifest) => manifest,
-                // An earlier try came so far.
-                Err(_) if has_begun || planted(Mutant::PurgeWithoutManifest) => continue,
-                // A history that had ended, and that only the record did not know of yet.
-                Err(_) if timeline.id != record.shown && !has_objects(&pool, timeline.id).await? => continue,
-                Err(lost) => {
-                    reached(Branch::PurgeBlind);
-                    let name = manifest_name(timeline.id, lost);
-                    return Err(EngineError::corrupt(format!(
-                        "an object that is needed is missing: {name}; nobody can tell whether others were born from this timeline, so it is kept"
-                    )));
-                }
-            };
-            for hold in manifest.holds.iter().filter(|hold| hold.volume != record.id) {
-                if self.is_held(hold, timeline.id).await? && !planted(Mutant::PurgeHeldOrigin) {
-                    reached(Branch::PurgeKept);
-                    return self.keep_for_clones(record).await;
-                }
-            }
-            births.extend(manifest.birth.map(|birth| (birth.origin, timeline.id)));
-        }
-        pool.check().await?;
-        self.gone.borrow_mut().remove(&record.id);
-        let Some(mut record) = self.begin_end(record).await? else { return Ok(()) };
-        for id in record.timelines.iter().map(|t| t.id).collect::<Vec<_>>() {
-            if newest_manifest_if_there(&self.context, &pool.store, id).await?.is_err() {
-                reached(Branch::PurgeResumed);
-                continue;
-            }
-            let end = |m: &mut Manifest| m.state = TimelineState::Tombstone;
-            let (newer, tombstone) = edit_closed(&self.context, &pool, &record, id, end).await?;
-            record = newer;
-            remove_named(&pool, &tombstone).await?;
-            remove_objects(&pool, id, Some(tombstone.number)).await?;
-        }
-        for timeline in &record.timelines {
-            remove_objects(&pool, timeline.id, None).await?;
-            remove_manifest(&pool, timeline.id, timeline.manifest).await?;
-        }
-        let records = Records::new(&*self.context.coord);
-        let (last, revision) = records.load_volume(record.id).await?;
-        records.remove_volume(&last, revision).await?;
-        drop(turn);
-        for (origin, clone) in births {
-            self.drop_hold(origin, clone).await?;
-        }
-        Ok(())
     }
 
     /// Drops the hold of a clone that is no more, wherever its origin is.
@@ -444,8 +327,8 @@ impl Shard {
             return Ok(());
         }
         let (record, _) = records.load_volume(volume).await?;
-        if record.deleted.is_none() {
-            // Whoever owns it writes its manifests, and looks after its holds.
+        if record.deleted.is_none() || is_ending(&record) {
+            // Whoever owns it writes its manifests, and looks after its holds; one that ends keeps nothing for anybody.
             return Ok(());
         }
         let (pool, _) = self.pool(&record.pool)?;
@@ -454,7 +337,7 @@ impl Shard {
     }
 
     /// Drops holds whose clone was never recorded, is gone, or was flattened, and snapshots that were only taken for such a clone.
-    async fn drop_orphaned_holds(&self) -> Result<()> {
+    pub(super) async fn drop_orphaned_holds(&self) -> Result<()> {
         for volume in self.volumes() {
             let record = volume.record();
             if !volume.unused_snapshots().is_empty() {
@@ -485,7 +368,7 @@ impl Shard {
     }
 
     /// Whether the clone of a hold is recorded, and still needs the origin: a flattened one names no parent any more.
-    async fn is_held(&self, hold: &Hold, origin: TimelineId) -> Result<bool> {
+    pub(super) async fn is_held(&self, hold: &Hold, origin: TimelineId) -> Result<bool> {
         let records = Records::new(&*self.context.coord);
         let found = match records.find_timeline(hold.clone).await {
             Ok(volume) => records.load_volume(volume).await,

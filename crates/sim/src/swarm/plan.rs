@@ -244,5 +244,6 @@ fn limits(rng: &mut Rng) -> Limits {
         clean_rate: if rng.chance(200) { 64 << 10 } else { 0 },
         scrub_rate: if rng.chance(150) { (64 << 10) << rng.below(8) } else { 0 },
         scrub_interval_ms: rng.below(60_000),
+        end_objects: 1 + rng.below(32) as usize,
     }
 }
