@@ -29,7 +29,6 @@ use varve_format::manifest::Manifest;
 use varve_format::table::PAGE_ORDINALS;
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached, reached_if};
-use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Name, TimelineId, VolumeId};
 
 /// Deletes under way at once, for one pool: a quarter of the requests that a store may be asked at once.
@@ -287,6 +286,5 @@ pub(crate) async fn delete_all<T: ToString>(
 pub(crate) fn shrink(manifest: &mut Manifest, pages: usize) {
     // Whoever else is at it may be further.
     reached_if(manifest.table.len() < pages, Branch::EndOvertaken);
-    let pages = if planted(Mutant::EndForgetsPages) { 0 } else { pages };
     manifest.table.truncate(pages);
 }

@@ -196,8 +196,6 @@ crate::catalogue::catalogue! {
     PurgeBroughtBack = "purge-brought-back",
     /// A deleted volume whose manifest is lost ends, whoever was born from it: what a clone has inherited is gone.
     PurgeWithoutManifest = "purge-without-manifest",
-    /// A tombstone that is cut down names nothing any more: after a crash a listing that lags does not show what is left, and it stays for ever.
-    EndForgetsPages = "end-forgets-pages",
     /// A deleted volume is brought back though its window is over: half of it may be gone.
     UndeleteAfterWindow = "undelete-after-window",
 
