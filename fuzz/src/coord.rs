@@ -8,12 +8,13 @@ use crate::config::scratch;
 use crate::{bounded_by, choose, made_up, samples};
 use std::cell::OnceCell;
 use varve_coord::{
-    ClusterRecord, Coord, CoordError, Embedded, NameRecord, PoolRecord, Record, TimelineOwner, VolumeRecord,
+    ClusterRecord, Coord, CoordError, Embedded, NameRecord, PoolRecord, Record, ScrubRecord, TimelineOwner,
+    VolumeRecord,
 };
 
 /// The records: a byte that says which, a key, a zero byte, the record.
 pub fn check(data: &[u8]) {
-    let Some((choice, rest)) = choose(data, 5) else { return };
+    let Some((choice, rest)) = choose(data, 6) else { return };
     let Some(at) = rest.iter().position(|byte| *byte == 0) else { return };
     let (key, bytes) = (&rest[..at], &rest[at + 1..]);
     let Ok(key) = std::str::from_utf8(key) else { return };
@@ -22,7 +23,8 @@ pub fn check(data: &[u8]) {
         1 => record::<PoolRecord>(key, bytes),
         2 => record::<VolumeRecord>(key, bytes),
         3 => record::<NameRecord>(key, bytes),
-        _ => record::<TimelineOwner>(key, bytes),
+        4 => record::<TimelineOwner>(key, bytes),
+        _ => record::<ScrubRecord>(key, bytes),
     }
 }
 

@@ -7,6 +7,7 @@
 //! volume/UUID    VolumeRecord      owner, timelines, accepted manifests: the one record that every switch of a volume goes through
 //! name/NAME      NameRecord        claims a name for a volume; a deleted volume gives it up
 //! timeline/UUID  TimelineOwner     the volume that a timeline belongs to, so that a clone finds the one of its origin
+//! scrub/UUID     ScrubRecord       how far the shard with this journal has come with scrubbing; without it a pass is begun anew
 //! ```
 //!
 //! Every record carries its version. An older or equal one is read; fields that are not known are passed over; a newer version is refused by name,
@@ -17,7 +18,7 @@ use crate::{CoordError, MAX_VALUE_BYTES, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use varve_types::{ClusterId, Epoch, Name, Overrides, TimelineId, VolumeId, WriterId};
+use varve_types::{ClusterId, Epoch, JournalId, Name, Overrides, TimelineId, VolumeId, WriterId};
 
 /// A fact under a key.
 pub trait Record: Serialize + DeserializeOwned {
@@ -218,11 +219,61 @@ pub struct TimelineOwner {
     pub volume: VolumeId,
 }
 
+/// How far scrubbing has come. Only the shard itself writes it, and nothing is lost with it but the way that it has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubRecord {
+    /// See [`Record::VERSION`].
+    pub version: u32,
+    /// The journal of the shard.
+    pub journal: JournalId,
+    /// Passes that came to their end.
+    pub passes: u64,
+    /// When the last of them did: wall clock, milliseconds since 1970; 0: none has.
+    pub ended_ms: u64,
+    /// The pass that is under way.
+    pub pass: Option<ScrubPass>,
+    /// Objects that were damaged or missing; of many the first.
+    pub findings: Vec<ScrubFinding>,
+}
+
+/// A pass of scrubbing that is under way: timelines in the order of their ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubPass {
+    /// When it began: wall clock, milliseconds since 1970.
+    pub begun_ms: u64,
+    /// The timeline that it is at; those before it are done. None: it has not come to any.
+    pub timeline: Option<TimelineId>,
+    /// The page of that timeline's segment table that it is at; those below are done. None: all are, and it is at map and table objects.
+    pub page: Option<u64>,
+    /// Of the objects there those are done whose names stand up to this one.
+    pub object: Option<String>,
+    /// Objects that it has proved.
+    pub objects: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// An object that is damaged or missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubFinding {
+    /// Volume whose timeline it is.
+    pub volume: VolumeId,
+    /// What that was called then.
+    pub name: Name,
+    /// The name of the object.
+    pub object: String,
+    /// What is wrong with it.
+    pub message: String,
+    /// When it was found first: wall clock, milliseconds since 1970.
+    pub found_ms: u64,
+}
+
 pub(crate) const CLUSTER_KEY: &str = "cluster";
 pub(crate) const POOL_PREFIX: &str = "pool/";
 pub(crate) const VOLUME_PREFIX: &str = "volume/";
 pub(crate) const NAME_PREFIX: &str = "name/";
 pub(crate) const TIMELINE_PREFIX: &str = "timeline/";
+const SCRUB_PREFIX: &str = "scrub/";
 
 impl ClusterRecord {
     /// A new record of this build's version.
@@ -307,6 +358,24 @@ impl Record for TimelineOwner {
     const WHAT: &'static str = "timeline record";
     fn key(&self) -> String {
         Self::key_of(self.timeline)
+    }
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl ScrubRecord {
+    /// The key of the shard with this journal.
+    #[must_use]
+    pub fn key_of(journal: JournalId) -> String {
+        format!("{SCRUB_PREFIX}{journal}")
+    }
+}
+
+impl Record for ScrubRecord {
+    const WHAT: &'static str = "scrub record";
+    fn key(&self) -> String {
+        Self::key_of(self.journal)
     }
     fn version(&self) -> u32 {
         self.version

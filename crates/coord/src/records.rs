@@ -10,13 +10,13 @@
 
 use crate::record::{CLUSTER_KEY, POOL_PREFIX, VOLUME_PREFIX};
 use crate::{
-    Change, Check, ClusterRecord, Coord, CoordError, NameRecord, Outcome, PoolRecord, Record, Result, TimelineOwner,
-    VolumeRecord,
+    Change, Check, ClusterRecord, Coord, CoordError, NameRecord, Outcome, PoolRecord, Record, Result, ScrubRecord,
+    TimelineOwner, VolumeRecord,
 };
 use std::collections::BTreeSet;
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{Name, TimelineId, VolumeId};
+use varve_types::{JournalId, Name, TimelineId, VolumeId};
 
 /// How often a change is tried that others keep forestalling.
 const MAX_TRIES: usize = 32;
@@ -286,6 +286,22 @@ impl<'a> Records<'a> {
             Outcome::Applied { .. } => Ok(()),
             Outcome::Refused => Err(self.why_refused(checks).await?),
         }
+    }
+
+    /// How far the shard with this journal has come with scrubbing, if it has told.
+    ///
+    /// # Errors
+    /// As [`cluster`](Self::cluster).
+    pub async fn scrub(&self, journal: JournalId) -> Result<Option<ScrubRecord>> {
+        Ok(self.load(&ScrubRecord::key_of(journal)).await?.map(|(record, _)| record))
+    }
+
+    /// Keeps how far a shard has come with scrubbing, whatever was kept before: nobody else writes it.
+    ///
+    /// # Errors
+    /// What coordination says.
+    pub async fn keep_scrub(&self, record: &ScrubRecord) -> Result<()> {
+        self.coord.transact(Vec::new(), vec![Change::put(record.key(), record.encode()?)]).await.map(drop)
     }
 
     /// The error of a refused transaction: that of the first check that does not hold now.

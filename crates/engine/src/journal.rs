@@ -148,6 +148,11 @@ impl Journal {
         Ok(Rc::new(Self::with(disk, env, Superblock { generation: 1, ..superblock }, 0, 0)))
     }
 
+    /// Its id.
+    pub fn id(&self) -> JournalId {
+        self.id
+    }
+
     fn with(disk: Rc<dyn Disk>, env: Rc<dyn Env>, superblock: Superblock, head: u64, synced: u64) -> Self {
         let state = State {
             superblock,

@@ -2,30 +2,37 @@
 //! Scrub: whatever the volumes of a node have in stores is read in the background, at a set pace, and proved against its checksums, so that damage is found
 //! while there may still be a copy of what it took.
 //!
-//! It goes by manifests: of each timeline, whether shown, hidden, or deleted and held, the newest one, and what that names; a pass begins with a timeline at
-//! random, so that a node that is often started anew comes to all of them. Segments above a manifest's boundary are the next pass's.
+//! It goes by manifests: of each timeline, whether shown, hidden, or deleted and held, the newest one, and what that names. A pass takes timelines in the
+//! order of their ids, and goes on where it was after whatever has interrupted it, a restart too ([`place`]). What comes to be behind its place is the next
+//! pass's; so are segments above a manifest's boundary.
 //!
 //! Always holds:
 //! - It takes no turn and changes nothing: objects never change, and one that went meanwhile is none that is needed any more. So damage is a finding only where a
 //!   newer look at the manifest still names the object.
 //! - Nothing that it reads goes into the cache, and nothing that it found damaged is given out: a read proves its blocks by itself.
 //! - A finding is told of until a pass has proved the object, or nothing names it any more.
+//! - A pass that has ended has come to every object that was named when it began and is still.
 
+mod place;
+
+use crate::closed::has_objects;
 use crate::context::Turn;
-use crate::lineage::{load_table_page, newest_manifest_if_there};
+use crate::lineage::{load_table_page, manifest_name, newest_manifest_if_there};
 use crate::manifests::PoolStore;
 use crate::pace::Pace;
 use crate::proof::{Proved, Prover, page_objects, proved};
 use crate::shard::Shard;
 use crate::{EngineError, Result};
+use place::Rest;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use varve_coord::{Records, VolumeRecord};
+use std::time::Duration;
+use varve_coord::{CoordError, Records, ScrubPass, VolumeRecord};
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_format::table::{TableEntry, TablePage};
 use varve_format::{ObjectKind, ObjectName};
-use varve_types::branch::{Branch, reached};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Name, Ordinal, TimelineId, VolumeId};
 
@@ -66,6 +73,12 @@ pub struct ScrubCounts {
     pub bytes: u64,
     /// Objects that are damaged or missing.
     pub findings: u64,
+    /// When the pass began that has not ended, in milliseconds since 1970; 0: there is none. An earlier process may have begun it.
+    pub pass_begun_ms: u64,
+    /// Objects that it has proved.
+    pub pass_objects: u64,
+    /// Bytes of them.
+    pub pass_bytes: u64,
 }
 
 /// What is known of scrubbing in a shard.
@@ -76,6 +89,16 @@ pub(crate) struct Scrub {
     /// One pass at a time.
     turn: Turn,
     due_ms: Cell<u64>,
+    /// Whether somebody has asked for a pass, however short ago the last was.
+    asked: Cell<bool>,
+    /// Whether what an earlier process has kept was taken up.
+    recalled: Cell<bool>,
+    /// When it was kept last how far the pass has come.
+    kept_at: Cell<Option<Duration>>,
+    /// The pass that has begun and not ended.
+    pass: RefCell<Option<ScrubPass>>,
+    /// Passes that came to their end, in earlier processes too.
+    total: Cell<u64>,
     counts: Cell<ScrubCounts>,
     findings: RefCell<BTreeMap<ObjectName, Finding>>,
 }
@@ -87,7 +110,11 @@ impl Scrub {
 
     pub fn counts(&self) -> ScrubCounts {
         let (running, rate) = (self.running.get(), self.rate.get());
-        ScrubCounts { running, rate, findings: self.findings.borrow().len() as u64, ..self.counts.get() }
+        let pass = self.pass.borrow();
+        let [pass_begun_ms, pass_objects, pass_bytes] =
+            pass.as_ref().map_or([0; 3], |pass| [pass.begun_ms, pass.objects, pass.bytes]);
+        let findings = self.findings.borrow().len() as u64;
+        ScrubCounts { running, rate, findings, pass_begun_ms, pass_objects, pass_bytes, ..self.counts.get() }
     }
 
     fn count(&self, change: impl FnOnce(&mut ScrubCounts)) {
@@ -112,6 +139,7 @@ impl Shard {
 
     /// Lets a pass begin soon, if none is under way and scrubbing is not off.
     pub fn scrub_now(&self) {
+        self.context.scrub.asked.set(true);
         self.context.scrub.due_ms.set(0);
     }
 
@@ -120,7 +148,7 @@ impl Shard {
         self.context.scrub.findings.borrow().values().cloned().collect()
     }
 
-    /// Begins a pass if one is due.
+    /// Begins a pass if one is due, or goes on with the one that was interrupted.
     pub(crate) fn scrub_if_due(self: &Rc<Self>) {
         let scrub = &self.context.scrub;
         if scrub.rate.get() == 0 || scrub.due_ms.get() > self.context.now_ms() || scrub.running.replace(true) {
@@ -128,41 +156,55 @@ impl Shard {
         }
         let this = Rc::clone(self);
         self.context.env.spawn(Box::pin(async move {
-            let (ended, scrub) = (this.scrub().await, &this.context.scrub);
-            let now_ms = this.context.now_ms();
-            let wait_ms = match ended {
-                Ok(()) => {
-                    scrub.count(|counts| (counts.passes, counts.ended_ms) = (counts.passes + 1, now_ms));
-                    this.context.limits.scrub_interval_ms
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "scrubbing waits");
-                    PAUSE_MS
-                }
-            };
-            scrub.due_ms.set(now_ms.saturating_add(wait_ms));
+            let (ended, scrub) = (this.go_on_scrubbing().await, &this.context.scrub);
+            if let Err(error) = ended {
+                tracing::debug!(%error, "scrubbing waits");
+                scrub.due_ms.set(this.context.now_ms().saturating_add(PAUSE_MS));
+            }
             scrub.running.set(false);
         }));
     }
 
-    /// One pass over all timelines.
+    /// The same, once it is known how far an earlier process has come.
+    async fn go_on_scrubbing(&self) -> Result<()> {
+        let scrub = &self.context.scrub;
+        let _turn = scrub.turn.take().await;
+        self.context.recall_scrub().await?;
+        if scrub.due_ms.get() > self.context.now_ms() {
+            return Ok(());
+        }
+        self.pass().await
+    }
+
+    /// One pass over all timelines, from the first.
     ///
     /// # Errors
     /// Those of store and coordination that may pass.
     pub async fn scrub(&self) -> Result<()> {
-        let _turn = self.context.scrub.turn.take().await;
+        let scrub = &self.context.scrub;
+        let _turn = scrub.turn.take().await;
+        self.context.recall_scrub().await?;
+        scrub.pass.borrow_mut().take();
+        self.pass().await
+    }
+
+    /// The rest of the pass that is under way, or a whole one.
+    async fn pass(&self) -> Result<()> {
+        let scrub = &self.context.scrub;
         reached(Branch::ScrubPass);
         let records = Records::new(&*self.context.coord).list_volumes().await?;
-        let mut all: Vec<(&VolumeRecord, TimelineId)> = Vec::new();
+        let mut all: BTreeMap<TimelineId, &VolumeRecord> = BTreeMap::new();
         for (record, _) in &records {
-            all.extend(record.timelines.iter().map(|timeline| (record, timeline.id)));
+            all.extend(record.timelines.iter().map(|timeline| (timeline.id, record)));
         }
-        let mut seed = [0; 8];
-        self.context.env.random(&mut seed);
-        let first = u64::from_le_bytes(seed).checked_rem(all.len() as u64).unwrap_or_default();
-        all.rotate_left(first as usize);
-        let mut named = BTreeSet::new();
-        for (record, timeline) in all {
+        scrub.asked.set(false);
+        let goes_on = scrub.go_on(self.context.now_ms());
+        let at = scrub.at();
+        reached_if(at.is_some(), Branch::ScrubGoesOn);
+        // What was found on the way so far is found until a pass comes by there again.
+        let mut named: BTreeSet<ObjectName> =
+            if goes_on { scrub.findings.borrow().keys().copied().collect() } else { BTreeSet::new() };
+        for (timeline, record) in all.into_iter().filter(|(timeline, _)| at.is_none_or(|at| at <= *timeline)) {
             // A pool that this node does not serve is another's.
             let Ok((pool, _)) = self.pool(&record.pool) else { continue };
             let subject = Subject { record, pool: &pool, timeline };
@@ -176,7 +218,15 @@ impl Shard {
             }
         }
         // What no manifest names any more is nobody's loss.
-        self.context.scrub.findings.borrow_mut().retain(|object, _| named.contains(object));
+        scrub.findings.borrow_mut().retain(|object, _| named.contains(object));
+        let now_ms = self.context.now_ms();
+        scrub.pass.borrow_mut().take();
+        scrub.total.set(scrub.total.get() + 1);
+        scrub.count(|counts| (counts.passes, counts.ended_ms) = (counts.passes + 1, now_ms));
+        if !scrub.asked.get() {
+            scrub.due_ms.set(now_ms.saturating_add(self.context.limits.scrub_interval_ms));
+        }
+        self.context.keep_scrub(true).await;
         Ok(())
     }
 
@@ -189,35 +239,90 @@ impl Shard {
     }
 
     async fn scrub_timeline(&self, subject: &Subject<'_>, named: &mut BTreeSet<ObjectName>) -> Result<()> {
-        let Some(manifest) = self.newest(subject).await? else { return Ok(()) };
         let scrub = &self.context.scrub;
+        let rest = scrub.come_to(subject.timeline);
+        let Some(manifest) = self.prove_manifest(subject, named).await? else { return Ok(()) };
         let pace = Pace { env: &*self.context.env, rate: &scrub.rate };
         let prover = Prover { store: &*subject.pool.store, pace };
+        self.scrub_data(subject, &prover, &manifest, rest, named).await?;
+        let mut objects = Vec::new();
+        for (name, bytes, records) in page_objects(&manifest) {
+            objects.push((name?, bytes, records));
+        }
+        objects.sort_unstable_by_key(|(name, ..)| *name);
+        for (name, bytes, records) in objects.into_iter().filter(|(name, ..)| rest.has(None, name)) {
+            self.check_scrubs()?;
+            let found = proved(async || prover.pages(&name, bytes, records).await).await;
+            self.note(subject, name, found, named).await?;
+            scrub.done(None, &name);
+            self.context.keep_scrub(false).await;
+        }
+        Ok(())
+    }
+
+    /// Whatever the pages of a table lead to that are left.
+    async fn scrub_data(
+        &self,
+        subject: &Subject<'_>,
+        prover: &Prover<'_>,
+        manifest: &Manifest,
+        rest: Rest,
+        named: &mut BTreeSet<ObjectName>,
+    ) -> Result<()> {
         let mut bundles = BTreeSet::new();
-        for page in &manifest.table {
-            let table = match load_table_page(&subject.pool.store, &manifest, *page).await {
+        for page in manifest.table.iter().filter(|page| rest.has_page(page.page)) {
+            let table = match load_table_page(&subject.pool.store, manifest, *page).await {
                 Ok(table) => table,
-                // The object that has the page is proved below.
+                // The object that has the page is proved with the others.
                 Err(error) if !error.may_pass() => continue,
                 Err(error) => return Err(error),
             };
+            let page = Some(page.page);
             for (name, entries) in by_object(subject.timeline, &table) {
                 // One whose shares are in several pages is proved with the first.
-                if name.kind == ObjectKind::Bundle && !bundles.insert(name) {
+                if !rest.has(page, &name) || (name.kind == ObjectKind::Bundle && !bundles.insert(name)) {
                     continue;
                 }
                 self.check_scrubs()?;
                 let found = proved(async || prover.data(&name, &entries).await).await;
                 self.note(subject, name, found, named).await?;
+                self.context.scrub.done(page, &name);
+                self.context.keep_scrub(false).await;
             }
         }
-        for (name, bytes, records) in page_objects(&manifest) {
-            self.check_scrubs()?;
-            let name = name?;
-            let found = proved(async || prover.pages(&name, bytes, records).await).await;
-            self.note(subject, name, found, named).await?;
-        }
         Ok(())
+    }
+
+    /// The newest manifest of a timeline. One that is damaged or missing is a finding; `None` then, and where the timeline has ended.
+    async fn prove_manifest(
+        &self,
+        subject: &Subject<'_>,
+        named: &mut BTreeSet<ObjectName>,
+    ) -> Result<Option<Manifest>> {
+        let id = subject.timeline;
+        let error = match newest_manifest_if_there(&self.context, &subject.pool.store, id).await {
+            Ok(Ok(manifest)) => {
+                let is_of_it = |object: &ObjectName| object.kind == ObjectKind::Manifest && object.timeline == id;
+                self.context.scrub.findings.borrow_mut().retain(|object, _| !is_of_it(object));
+                return Ok(Some(manifest).filter(|manifest| manifest.state != TimelineState::Tombstone));
+            }
+            Ok(Err(lost)) => EngineError::corrupt(format!("it is missing: {}", manifest_name(id, lost))),
+            Err(error) if error.kind() == ErrorKind::Corrupt => error,
+            Err(error) => return Err(error),
+        };
+        let record = match Records::new(&*self.context.coord).load_volume(subject.record.id).await {
+            Ok((record, _)) => record,
+            Err(CoordError::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(accepted) = record.timeline(id).and_then(|timeline| timeline.manifest) else { return Ok(None) };
+        // Of a timeline that ends the manifest goes last, and then its record.
+        let may_end = record.deleted.is_some() || record.shown != id;
+        if !may_end || has_objects(subject.pool, id).await? {
+            reached(Branch::ScrubFindsManifest);
+            self.take_finding(subject, manifest_name(id, accepted), &error, named);
+        }
+        Ok(None)
     }
 
     /// The newest manifest of a timeline, if it is still there and whole.
@@ -225,11 +330,8 @@ impl Shard {
         match newest_manifest_if_there(&self.context, &subject.pool.store, subject.timeline).await {
             Ok(Ok(manifest)) if manifest.state == TimelineState::Tombstone => Ok(None),
             Ok(found) => Ok(found.ok()),
-            // The volume tells of it wherever its manifest is needed.
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                tracing::error!(timeline = %subject.timeline, %error, "scrubbing can not go by its manifest");
-                Ok(None)
-            }
+            // It is a finding itself.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -249,6 +351,7 @@ impl Shard {
                     counts.objects += 1;
                     counts.bytes += proved.bytes;
                 });
+                scrub.change(|pass| (pass.objects, pass.bytes) = (pass.objects + 1, pass.bytes + proved.bytes));
                 scrub.findings.borrow_mut().remove(&object);
                 return Ok(());
             }
@@ -260,15 +363,26 @@ impl Shard {
             return Ok(());
         }
         reached(Branch::ScrubFinding);
+        self.take_finding(subject, object, &error, named);
+        Ok(())
+    }
+
+    /// Takes in that an object is damaged or missing.
+    fn take_finding(
+        &self,
+        subject: &Subject<'_>,
+        object: ObjectName,
+        error: &EngineError,
+        named: &mut BTreeSet<ObjectName>,
+    ) {
         named.insert(object);
-        let mut findings = scrub.findings.borrow_mut();
+        let mut findings = self.context.scrub.findings.borrow_mut();
         if findings.len() < MAX_FINDINGS && !findings.contains_key(&object) {
             tracing::error!(volume = %subject.record.name, %object, %error, "a stored object is damaged");
             let Subject { record, .. } = subject;
             let (volume, name, found_ms) = (record.id, record.name.clone(), self.context.now_ms());
             findings.insert(object, Finding { volume, name, object, message: error.to_string(), found_ms });
         }
-        Ok(())
     }
 
     /// Whether the newest manifest of a timeline names an object.

@@ -6,10 +6,12 @@
 use varve_sim::node;
 
 use node::{Node, name};
+use std::sync::Arc;
 use std::time::Duration;
+use varve_coord::{Change, Coord, ManifestRef, Records, TimelineRecord};
 use varve_engine::Finding;
 use varve_format::{ObjectKind, ObjectName};
-use varve_sim::{Rng, SimOptions};
+use varve_sim::{CrashMode, InFlight, Rng, SimOptions};
 use varve_types::{Compression, Overrides};
 
 const BLOCK: u64 = 4096;
@@ -126,4 +128,138 @@ fn passes_begin_by_themselves_and_rest() {
     node.world.run_for(Duration::from_secs(60)).unwrap();
     let off = node.shard().counts().scrub;
     assert!(!off.running && off.passes == 2 && off.objects <= under_way.objects + 1, "{under_way:?}, {off:?}");
+}
+
+/// The node dies, and another process begins.
+fn restart(node: &mut Node) {
+    node.crash(CrashMode::Kill, InFlight::Lost);
+    node.reopen();
+}
+
+/// The key under which it is kept how far the node has come.
+fn place(node: &Node) -> String {
+    let coord = Arc::clone(&node.coord);
+    let listed = node.run(async move { coord.list("scrub/").await }).unwrap().unwrap();
+    listed.entries[0].key.clone()
+}
+
+fn plant(node: &Node, key: String, value: Option<Vec<u8>>) {
+    let change = value.map_or(Change::Delete(key.clone()), |value| Change::put(key, value));
+    let coord = Arc::clone(&node.coord);
+    node.run(async move { coord.transact(Vec::new(), vec![change]).await }).unwrap().unwrap();
+}
+
+/// A node in the middle of a slow pass, and the objects that it has proved.
+fn half_way() -> (Node, u64) {
+    let node = start(NEVER);
+    node.shard().set_scrub_rate(8 << 10);
+    node.shard().scrub_now();
+    let all = objects(&node).len() as u64;
+    for _ in 0..1000 {
+        node.world.run_for(Duration::from_secs(10)).unwrap();
+        let counts = node.shard().counts().scrub;
+        assert!(counts.running, "{counts:?}");
+        if counts.pass_objects > all / 2 {
+            return (node, counts.pass_objects);
+        }
+    }
+    panic!("the pass does not come half way: {:?}", node.shard().counts().scrub);
+}
+
+#[test]
+fn a_pass_goes_on_where_it_was_after_a_restart() {
+    let (mut node, done) = half_way();
+    let (all, begun) = (objects(&node).len() as u64, node.shard().counts().scrub.pass_begun_ms);
+    restart(&mut node);
+    node.shard().set_scrub_rate(1 << 40);
+    node.world.run_for(Duration::from_secs(60)).unwrap();
+    let counts = node.shard().counts().scrub;
+    assert!(!counts.running && counts.passes == 1 && counts.pass_begun_ms == 0, "{counts:?}");
+    // What was proved in the last minute before, or belongs to the page that it was at, is proved again.
+    assert!(counts.objects < all - done / 2, "{} of {all} objects, {done} were proved before", counts.objects);
+    assert!(begun < counts.ended_ms, "{counts:?}");
+    // And then it rests, over another restart too.
+    restart(&mut node);
+    node.world.run_for(Duration::from_secs(60)).unwrap();
+    let rests = node.shard().counts().scrub;
+    assert!(rests.objects == 0 && rests.ended_ms == counts.ended_ms, "{rests:?}");
+    node.shard().scrub_now();
+    node.world.run_for(Duration::from_secs(60)).unwrap();
+    assert!(node.shard().counts().scrub.objects >= all);
+}
+
+#[test]
+fn what_was_found_before_a_restart_is_known_behind_it() {
+    let mut node = start(NEVER);
+    let found_at = objects(&node)[0];
+    let (text, bytes) = (found_at.to_string(), node.server.object(&found_at.to_string()).unwrap());
+    node.server.remove(&text);
+    assert_eq!(scrub(&node).len(), 1);
+    let found = node.shard().findings();
+    // The pass that goes on behind the restart has come by it already.
+    node.shard().set_scrub_rate(8 << 10);
+    node.shard().scrub_now();
+    node.world.run_for(Duration::from_secs(400)).unwrap();
+    assert!(node.shard().counts().scrub.running);
+    restart(&mut node);
+    node.shard().set_scrub_rate(1 << 40);
+    node.world.run_for(Duration::from_secs(60)).unwrap();
+    assert_eq!(node.shard().counts().scrub.passes, 1);
+    assert_eq!(node.shard().findings(), found);
+    node.server.plant(&text, bytes);
+    assert_eq!(scrub(&node), []);
+}
+
+#[test]
+fn a_place_that_is_lost_or_makes_no_sense_costs_only_the_way() {
+    let newer = br#"{"version":7}"#.to_vec();
+    for value in [None, Some(b"nonsense".to_vec()), Some(newer)] {
+        let (mut node, _) = half_way();
+        let all = objects(&node).len() as u64;
+        let key = place(&node);
+        node.crash(CrashMode::Kill, InFlight::Lost);
+        plant(&node, key, value);
+        node.reopen();
+        node.shard().set_scrub_rate(1 << 40);
+        node.world.run_for(Duration::from_secs(60)).unwrap();
+        let counts = node.shard().counts().scrub;
+        assert!(counts.passes == 1 && counts.objects >= all && counts.findings == 0, "{counts:?}");
+    }
+}
+
+#[test]
+fn it_is_written_once_a_minute_and_no_more() {
+    let (node, _) = half_way();
+    let revision = |node: &Node| {
+        let (coord, key) = (Arc::clone(&node.coord), place(node));
+        node.run(async move { coord.get(&key).await }).unwrap().unwrap().unwrap().revision
+    };
+    let before = revision(&node);
+    node.world.run_for(Duration::from_secs(50)).unwrap();
+    let written = revision(&node) - before;
+    assert!(written <= 1, "{written} changes of coordination in 50 s");
+}
+
+#[test]
+fn a_manifest_that_is_damaged_or_gone_is_a_finding() {
+    let node = start(NEVER);
+    assert_eq!(scrub(&node), []);
+    let (coord, id) = (Arc::clone(&node.coord), node.volume("v").id());
+    let (shown, _) = node.run(async move { Records::new(&*coord).load_volume(id).await }).unwrap().unwrap();
+    let of = |timeline: &TimelineRecord| {
+        let ManifestRef { number, epoch, writer } = timeline.manifest.unwrap();
+        ObjectName { timeline: timeline.id, kind: ObjectKind::Manifest, number, part: 0, epoch, writer }
+    };
+    assert!(shown.timelines.len() > 1);
+    for name in shown.timelines.iter().map(of) {
+        let bytes = node.server.object(&name.to_string()).unwrap();
+        node.server.flip_bit(&name.to_string(), bytes.len() as u64 / 2, 3);
+        let objects: Vec<_> = scrub(&node).into_iter().map(|finding| finding.object).collect();
+        assert_eq!(objects, [name], "damaged");
+        node.server.remove(&name.to_string());
+        let objects: Vec<_> = scrub(&node).into_iter().map(|finding| finding.object).collect();
+        assert_eq!(objects, [name], "gone");
+        node.server.plant(&name.to_string(), bytes);
+        assert_eq!(scrub(&node), [], "mended");
+    }
 }

@@ -254,6 +254,14 @@ crate::catalogue::catalogue! {
     // Scrubbing.
     /// A pass of scrubbing begins: all objects that manifests name are looked at.
     ScrubPass = "scrub-pass",
+    /// A pass of scrubbing was interrupted, and goes on where it was.
+    ScrubGoesOn = "scrub-goes-on",
+    /// An earlier process has told how far it came with scrubbing.
+    ScrubRecalled = "scrub-recalled",
+    /// What an earlier process has told of scrubbing makes no sense: it is begun anew.
+    ScrubForgotten = "scrub-forgotten",
+    /// Scrubbing finds the newest manifest of a timeline damaged or missing.
+    ScrubFindsManifest = "scrub-finds-manifest",
     /// An object was gone, or not what it should be, and nothing names it any more.
     ScrubOvertaken = "scrub-overtaken",
     /// An object that is needed is damaged or missing.

@@ -4,10 +4,10 @@
 //! They are written out without defaults: a new field does not compile here until it has a value, and with it a golden file of its own.
 
 use varve_coord::{
-    ClusterRecord, CoordError, Deleted, ManifestRef, NameRecord, PoolRecord, Record, TimelineOwner, TimelineRecord,
-    TimelineState, VolumeRecord,
+    ClusterRecord, CoordError, Deleted, ManifestRef, NameRecord, PoolRecord, Record, ScrubFinding, ScrubPass,
+    ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
-use varve_types::{Ack, ClusterId, Compression, Epoch, Name, Overrides, TimelineId, VolumeId, WriterId};
+use varve_types::{Ack, ClusterId, Compression, Epoch, JournalId, Name, Overrides, TimelineId, VolumeId, WriterId};
 
 /// A record with its golden file.
 pub struct Golden {
@@ -101,6 +101,30 @@ pub fn owner() -> TimelineOwner {
     TimelineOwner { version: 1, timeline: HELD, volume: VOLUME }
 }
 
+fn scrub() -> ScrubRecord {
+    ScrubRecord {
+        version: 1,
+        journal: JournalId::from_bytes(*b"journal-id-v1-00"),
+        passes: 3,
+        ended_ms: 1_700_000_000_126,
+        pass: Some(ScrubPass {
+            begun_ms: 1_700_000_000_127,
+            timeline: Some(HIDDEN),
+            page: Some(17),
+            object: Some(format!("{HIDDEN}/seg/0000000000000011.00-4-{WRITER}")),
+            objects: 1000,
+            bytes: 70_000_000_000,
+        }),
+        findings: vec![ScrubFinding {
+            volume: VOLUME,
+            name: name("disk-1"),
+            object: format!("{SHOWN}/seg/0000000000000007.00-4-{WRITER}"),
+            message: "the checksum of block 3 is wrong".to_owned(),
+            found_ms: 1_700_000_000_128,
+        }],
+    }
+}
+
 macro_rules! golden {
     ($file:literal, $value:ident) => {
         Golden {
@@ -121,5 +145,6 @@ pub fn all() -> Vec<Golden> {
         golden!("volume-deleted", deleted),
         golden!("name", claim),
         golden!("timeline", owner),
+        golden!("scrub", scrub),
     ]
 }
