@@ -39,6 +39,11 @@ pub struct StoreLimits {
     pub backoff_most: Duration,
 }
 
+impl StoreLimits {
+    /// The slowest rate that is waited for unless another is set, in bytes a second.
+    pub const SLOWEST_RATE: u64 = 1 << 20;
+}
+
 impl Default for StoreLimits {
     /// What suits a server nearby and one across a country: a refused connection is reported within 2 seconds, silence within 1.5
     /// minutes, and a body of 64 MiB is given 80 seconds a try.
@@ -49,7 +54,7 @@ impl Default for StoreLimits {
             tries: 5,
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(15),
-            slowest_rate: 1 << 20,
+            slowest_rate: Self::SLOWEST_RATE,
             backoff_first: Duration::from_millis(100),
             backoff_most: Duration::from_secs(5),
         }

@@ -168,6 +168,7 @@ pub(super) fn at_work(local: &Local, open: &Open) -> VolumeStatus {
         size_bytes: open.size(),
         live_bytes: counts.table.live_blocks * BLOCK,
         dirty_bytes: counts.unsealed_bytes,
+        reclaim_bytes: counts.reclaim_bytes,
         write_rate_bytes: Some(counts.slowed.rate).filter(|rate| *rate > 0),
         attached: u32::try_from(clients(open.attachments()).len()).unwrap_or(u32::MAX),
         io: IoCounters {

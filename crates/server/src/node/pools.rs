@@ -9,7 +9,7 @@
 //!
 //! A pool whose store can not be reached at the start is tried again and again; the others serve meanwhile.
 
-use super::watched::{Health, Watched};
+use super::watched::{Health, Waiting, Watched};
 use super::{coord_error, store_error};
 use crate::api::ControlError;
 use crate::api::model::StoreState;
@@ -259,22 +259,36 @@ impl Pools {
     /// Looks at every open store, so that the state is not older than the period of these looks. Gives the pools that
     /// another cluster has taken over since, and why.
     pub(super) async fn look(&self) -> Vec<(Name, String)> {
-        let mut lost = Vec::new();
-        for (record, _) in self.records().list_pools().await.unwrap_or_default() {
-            let store = self.lock().get(&record.name).and_then(|entry| entry.store.clone());
-            let Some(store) = store else { continue };
-            // What the store answers is noted on the way.
-            if let Ok(Some(next)) = owner(&*store, record.owner_number + 1).await
-                && next.cluster != self.cluster
-            {
-                let why = format!("the pool {} was imported by cluster {}", record.name, next.cluster);
-                tracing::error!(pool = %record.name, %why, "a pool is lost");
-                let entry = Entry { url: record.store, store: None, trouble: Some((StoreState::Lost, why.clone())) };
-                self.lock().insert(record.name.clone(), entry);
-                lost.push((record.name, why));
-            }
+        let records = self.records().list_pools().await.unwrap_or_default();
+        // Beside each other: one that does not answer keeps no look at the others waiting.
+        let looks = records.into_iter().map(|(record, _)| self.look_at(record));
+        futures_util::future::join_all(looks).await.into_iter().flatten().collect()
+    }
+
+    async fn look_at(&self, record: PoolRecord) -> Option<(Name, String)> {
+        let store = self.lock().get(&record.name).and_then(|entry| entry.store.clone())?;
+        // What the store answers is noted on the way.
+        let next = owner(&*store, record.owner_number + 1).await.ok()??;
+        if next.cluster == self.cluster {
+            return None;
         }
-        lost
+        let why = format!("the pool {} was imported by cluster {}", record.name, next.cluster);
+        tracing::error!(pool = %record.name, %why, "a pool is lost");
+        let entry = Entry { url: record.store, store: None, trouble: Some((StoreState::Lost, why.clone())) };
+        self.lock().insert(record.name.clone(), entry);
+        Some((record.name, why))
+    }
+
+    /// Looks which stores take requests and answer none; to be asked every second.
+    pub(super) fn look_for_silence(&self) {
+        for (_, store) in self.stores() {
+            store.look();
+        }
+    }
+
+    /// What is under way at a pool's store.
+    pub(super) fn waiting(&self, name: &Name) -> Waiting {
+        self.lock().get(name).and_then(|entry| entry.store.as_ref()).map(|store| store.waiting()).unwrap_or_default()
     }
 
     /// The address of a pool's store.

@@ -2,7 +2,7 @@
 //! Scrubbing: what it has found, and how fast it goes.
 
 use super::local::Local;
-use crate::api::model::{Finding, Scrub, SetScrub};
+use crate::api::model::{Finding, Scrub, ScrubPass, SetScrub};
 use varve_engine::Limits;
 
 /// How it goes.
@@ -19,6 +19,11 @@ pub(super) fn state(local: &Local, limits: &Limits) -> Scrub {
         running: counts.running,
         rate_bytes: (counts.rate > 0).then_some(counts.rate),
         interval_ms: limits.scrub_interval_ms,
+        pass: (counts.pass_begun_ms > 0).then_some(ScrubPass {
+            begun_ms: counts.pass_begun_ms,
+            objects: counts.pass_objects,
+            read_bytes: counts.pass_bytes,
+        }),
         passes: counts.passes,
         ended_ms: (counts.ended_ms > 0).then_some(counts.ended_ms),
         objects: counts.objects,

@@ -41,6 +41,8 @@ use varve_types::{ClusterId, ErrorKind, Overrides, format_size};
 const RETRY_TIME: Duration = Duration::from_secs(5);
 /// How often the stores are looked at.
 const LOOK_TIME: Duration = Duration::from_secs(10);
+/// Between two looks which stores answer nothing.
+const SILENCE_TIME: Duration = Duration::from_secs(1);
 /// Jobs that wait for a thread of the pool.
 const JOBS: usize = 256;
 
@@ -420,9 +422,18 @@ fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()
         tokio::select! {
             () = stop => {}
             () = chores(&node) => {}
+            () = look_for_silence(&node) => {}
         }
     });
     (stopping, servers)
+}
+
+/// Looks which stores answer nothing: a store is asked for something at least as often as the chores look at it.
+async fn look_for_silence(node: &Node) {
+    loop {
+        tokio::time::sleep(SILENCE_TIME).await;
+        node.pools.look_for_silence();
+    }
 }
 
 /// Looks at the stores from time to time, and opens those that could not be before.

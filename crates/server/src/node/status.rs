@@ -9,7 +9,7 @@ use super::control::Node;
 use super::local::Local;
 use super::{coord_error, describe};
 use crate::api::ControlError;
-use crate::api::model::{Fill, Journal, PoolStatus, Status, StoreState, VolumeState, VolumeStatus};
+use crate::api::model::{Ending, Fill, Journal, PoolStatus, Status, StoreState, VolumeState, VolumeStatus};
 use varve_engine::ShardCounts;
 use varve_types::BLOCK;
 
@@ -20,6 +20,7 @@ const JOURNAL_FULL: u64 = 90;
 struct Facts {
     counts: ShardCounts,
     volumes: Vec<VolumeStatus>,
+    endings: Vec<Ending>,
     warnings: Vec<String>,
 }
 
@@ -47,13 +48,28 @@ async fn facts(local: &Local) -> Result<Facts, ControlError> {
             size_bytes: looked.map_or(0, |looked| looked.size),
             live_bytes: 0,
             dirty_bytes: 0,
+            reclaim_bytes: 0,
             write_rate_bytes: None,
             attached: 0,
             io: crate::api::model::IoCounters::default(),
         });
     }
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Facts { counts: local.shard.counts(), volumes, warnings })
+    let endings = local.shard.endings().into_iter().map(ending).collect();
+    Ok(Facts { counts: local.shard.counts(), volumes, endings, warnings })
+}
+
+fn ending(ending: varve_engine::Ending) -> Ending {
+    Ending {
+        volume: ending.name,
+        volume_id: ending.volume,
+        timeline: ending.timeline,
+        whole: ending.whole,
+        since_ms: ending.since_ms,
+        deleted_objects: ending.deleted,
+        left_objects: ending.left,
+        message: ending.waits,
+    }
 }
 
 /// The pools and how their stores are.
@@ -67,8 +83,17 @@ async fn pools(node: &Node, warnings: &mut Vec<String>) -> Result<Vec<PoolStatus
             let why = message.clone().unwrap_or_else(|| "its store was not asked yet".to_owned());
             warnings.push(format!("Pool {}: {why}.", record.name));
         }
-        let volumes = inside.count() as u64;
-        pools.push(PoolStatus { name: record.name, store: record.store, state, message, volumes });
+        let (volumes, waiting) = (inside.count() as u64, node.pools.waiting(&record.name));
+        let oldest_ms = u64::try_from(waiting.oldest.as_millis()).unwrap_or(u64::MAX);
+        pools.push(PoolStatus {
+            name: record.name,
+            store: record.store,
+            state,
+            message,
+            volumes,
+            requests: waiting.requests,
+            oldest_request_ms: (waiting.requests > 0).then_some(oldest_ms),
+        });
     }
     Ok(pools)
 }
@@ -81,7 +106,7 @@ fn node_name() -> String {
 }
 
 pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
-    let Facts { counts, volumes, mut warnings } =
+    let Facts { counts, volumes, endings, mut warnings } =
         node.on_shard(|local| Box::pin(async move { facts(&local).await })).await?;
     let pools = pools(node, &mut warnings).await?;
     if counts.journal_failed {
@@ -120,6 +145,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
         ssd_cache_misses: counts.ssd.misses,
         cache_hits: counts.cache.hits,
         cache_misses: counts.cache.misses,
+        endings,
         warnings,
     })
 }

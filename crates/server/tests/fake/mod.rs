@@ -194,6 +194,8 @@ impl State {
             state: StoreState::Ok,
             message: None,
             volumes: self.volumes.values().filter(|volume| volume.pool == *name).count() as u64,
+            requests: 1,
+            oldest_request_ms: Some(12),
         };
         let volume = |(name, volume): (&Name, &FakeVolume)| VolumeStatus {
             name: name.clone(),
@@ -202,6 +204,7 @@ impl State {
             size_bytes: volume.size,
             live_bytes: volume.blocks.len() as u64 * BLOCK,
             dirty_bytes: 0,
+            reclaim_bytes: 0,
             write_rate_bytes: None,
             attached: attached(name).len() as u32,
             io: IoCounters { writes: volume.writes, written_bytes: volume.written, ..IoCounters::default() },
@@ -230,6 +233,7 @@ impl State {
             ssd_cache_misses: 0,
             cache_hits: 99,
             cache_misses: 1,
+            endings: Vec::new(),
             warnings: vec!["The store of pool default was slow.".to_owned()],
         }
     }

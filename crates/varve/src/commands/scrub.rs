@@ -30,6 +30,10 @@ fn render(state: &Scrub) -> String {
     let mut table = Table::default();
     table.pair("scrubbing", doing);
     table.pair("rate", state.rate_bytes.map_or("none".to_owned(), |rate| format!("{} a second", format_size(rate))));
+    if let Some(pass) = &state.pass {
+        let (objects, bytes) = (pass.objects, format_size(pass.read_bytes));
+        table.pair("this pass", format!("{objects} objects, {bytes} since {}", moment(pass.begun_ms)));
+    }
     table.pair("passes", state.passes.to_string());
     table.pair("last ended", state.ended_ms.map_or("not yet".to_owned(), moment));
     table.pair("proved", format!("{} objects, {}", state.objects, format_size(state.read_bytes)));

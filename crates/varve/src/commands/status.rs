@@ -81,6 +81,11 @@ fn render(status: &Status, before: Option<&Status>) -> String {
         text.push('\n');
         text.push_str(&volumes(status, before));
     }
+    let freeing = freeing(status);
+    if !freeing.is_empty() {
+        text.push('\n');
+        text.push_str(&freeing);
+    }
     for warning in &status.warnings {
         text.push_str(&format!("\nwarning: {warning}"));
     }
@@ -91,7 +96,7 @@ fn render(status: &Status, before: Option<&Status>) -> String {
 }
 
 fn pools(pools: &[PoolStatus]) -> String {
-    let mut table = Table::new(&["POOL", "VOLUMES", "STORE", "STATE"]).right(&[1]);
+    let mut table = Table::new(&["POOL", "VOLUMES", "REQUESTS", "OLDEST", "STORE", "STATE"]).right(&[1, 2, 3]);
     for pool in pools {
         let state = match pool.state {
             StoreState::Ok => "ok",
@@ -100,7 +105,32 @@ fn pools(pools: &[PoolStatus]) -> String {
             StoreState::Lost => "lost",
         };
         let state = pool.message.as_ref().map_or(state.to_owned(), |message| format!("{state}: {message}"));
-        table.row(vec![pool.name.to_string(), pool.volumes.to_string(), pool.store.clone(), state]);
+        let oldest = pool.oldest_request_ms.map_or("-".to_owned(), |ms| format!("{}.{} s", ms / 1000, ms % 1000 / 100));
+        let (volumes, requests) = (pool.volumes.to_string(), pool.requests.to_string());
+        table.row(vec![pool.name.to_string(), volumes, requests, oldest, pool.store.clone(), state]);
+    }
+    table.render("")
+}
+
+/// What is being freed in the background; nothing where that is nothing.
+fn freeing(status: &Status) -> String {
+    if status.endings.is_empty() && status.volumes.iter().all(|volume| volume.reclaim_bytes == 0) {
+        return String::new();
+    }
+    let mut table = Table::new(&["FREEING", "WHAT", "LEFT", "DONE", "STATE"]).right(&[2, 3]);
+    for ending in &status.endings {
+        let what = if ending.whole { "deleted volume" } else { "hidden history" };
+        table.row(vec![
+            ending.volume.to_string(),
+            what.to_owned(),
+            format!("{} objects", ending.left_objects),
+            ending.deleted_objects.to_string(),
+            ending.message.as_ref().map_or("at work".to_owned(), |why| format!("waits: {why}")),
+        ]);
+    }
+    for volume in status.volumes.iter().filter(|volume| volume.reclaim_bytes > 0) {
+        let left = format!("up to {}", format_size(volume.reclaim_bytes));
+        table.row(vec![volume.name.to_string(), "discarded".to_owned(), left, "-".to_owned(), "at work".to_owned()]);
     }
     table.render("")
 }

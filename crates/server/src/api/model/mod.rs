@@ -27,8 +27,8 @@ pub use data::{Extent, ExtentMap, RangeQuery, Target, WriteQuery};
 pub use job::{Job, JobKind, JobResult, JobState, Progress, ProgressUnit};
 pub use pool::{ImportPool, NewPool, Pool, PoolImport};
 pub use rewind::{Rewind, RewindPoints, RewindQuery, Rewound};
-pub use scrub::{Finding, Scrub, SetScrub};
-pub use status::{Fill, IoCounters, Journal, PoolStatus, Status, StoreState, Version, VolumeStatus};
+pub use scrub::{Finding, Scrub, ScrubPass, SetScrub};
+pub use status::{Ending, Fill, IoCounters, Journal, PoolStatus, Status, StoreState, Version, VolumeStatus};
 pub use volume::{
     Client, CloneVolume, NewSnapshot, NewVolume, Origin, Rename, Resize, Rollback, RollbackReport, SetSettings,
     Setting, Snapshot, Space, Timeline, TimelineState, Volume, VolumeState,

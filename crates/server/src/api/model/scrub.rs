@@ -14,6 +14,9 @@ pub struct Scrub {
     pub rate_bytes: Option<u64>,
     /// For so long it rests between two passes, in milliseconds.
     pub interval_ms: u64,
+    /// The pass that has begun and not ended: it goes on over restarts. Null: it rests.
+    #[serde(default)]
+    pub pass: Option<ScrubPass>,
     /// Passes that came to their end since the node started.
     pub passes: u64,
     /// When the last of them did, in milliseconds since 1970.
@@ -24,6 +27,17 @@ pub struct Scrub {
     pub read_bytes: u64,
     /// Objects that are damaged or missing, and that something needs. A read of what they have lost is answered with an error.
     pub findings: Vec<Finding>,
+}
+
+/// A pass over all objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubPass {
+    /// When it began, in milliseconds since 1970.
+    pub begun_ms: u64,
+    /// Objects that it has proved.
+    pub objects: u64,
+    /// Bytes of them.
+    pub read_bytes: u64,
 }
 
 /// An object that is damaged or missing.

@@ -9,7 +9,7 @@
 use super::VolumeState;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use varve_types::Name;
+use varve_types::{Name, TimelineId, VolumeId};
 
 /// Which program answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -61,6 +61,9 @@ pub struct Status {
     pub cache_hits: u64,
     /// Reads that the store had to answer.
     pub cache_misses: u64,
+    /// What is being deleted for ever: volumes whose time to be brought back is over, and histories that a rollback has hidden.
+    #[serde(default)]
+    pub endings: Vec<Ending>,
     /// What a person should know, in whole sentences; empty when all is well.
     pub warnings: Vec<String>,
 }
@@ -99,6 +102,36 @@ pub struct PoolStatus {
     pub message: Option<String>,
     /// How many volumes it has.
     pub volumes: u64,
+    /// Requests to its store that are under way.
+    #[serde(default)]
+    pub requests: u64,
+    /// For how long the oldest of them is; `null` where there is none.
+    #[serde(default)]
+    pub oldest_request_ms: Option<u64>,
+}
+
+/// A volume, or a history of one, that is being deleted for ever, object by object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ending {
+    /// What the volume is called, or was.
+    #[schema(value_type = String)]
+    pub volume: Name,
+    /// Its id.
+    #[schema(value_type = String)]
+    pub volume_id: VolumeId,
+    /// The history; that which the volume has shown last where all of it goes.
+    #[schema(value_type = String)]
+    pub timeline: TimelineId,
+    /// Whether all of the volume goes; else a history of it that was hidden.
+    pub whole: bool,
+    /// Since when this process is at it, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Objects that it has deleted since.
+    pub deleted_objects: u64,
+    /// Objects that are left, at most.
+    pub left_objects: u64,
+    /// Why it waits; `null` while it goes on.
+    pub message: Option<String>,
 }
 
 /// Whether a store answers.
@@ -132,6 +165,9 @@ pub struct VolumeStatus {
     pub live_bytes: u64,
     /// Bytes written that the store does not have yet.
     pub dirty_bytes: u64,
+    /// Bytes that were discarded in large pieces and are not freed yet, at most.
+    #[serde(default)]
+    pub reclaim_bytes: u64,
     /// Bytes a second that it may write while its store takes less than is written; `null` while nothing is slowed.
     #[serde(default)]
     pub write_rate_bytes: Option<u64>,

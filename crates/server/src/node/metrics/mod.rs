@@ -145,7 +145,7 @@ pub(super) async fn metrics(node: &Node) -> Result<String, ControlError> {
             operation: operation.name(),
             took: store.took(operation),
         }));
-        moment.pools.push(PoolRow { name, ok, counts: store.counts() });
+        moment.pools.push(PoolRow { name, ok, waiting: store.waiting(), counts: store.counts() });
     }
     let failed = |error| ControlError::new(varve_types::ErrorKind::Internal, format!("the metrics: {error}"));
     text(moment).map_err(failed)

@@ -9,7 +9,7 @@
 
 use super::family::{Family, Row, counter, gauge, histogram, seconds};
 use crate::nbd::Counts;
-use crate::node::watched::StoreCounts;
+use crate::node::watched::{StoreCounts, Waiting};
 use varve_engine::{CacheCounts, Limits, ShardCounts, StageTimes, VolumeCounts};
 use varve_types::{BLOCK, Histogram};
 
@@ -64,6 +64,9 @@ impl Row for NodeRow {
         }),
         counter("clean_read_bytes", "Bytes of blocks that cleaning has read", |n| n.shard.clean.read_bytes),
         counter("clean_put_bytes", "Bytes that cleaning has put", |n| n.shard.clean.put_bytes),
+        gauge("endings", "Volumes and hidden histories that are being deleted for ever", |n| n.shard.ends.endings),
+        gauge("ending_objects", "Objects that these have left in their stores, at most", |n| n.shard.ends.objects_left),
+        counter("ended_objects", "Objects that were deleted for these", |n| n.shard.ends.deleted),
         gauge("scrub_findings", "Stored objects that scrubbing has found damaged or missing", |n| {
             n.shard.scrub.findings
         }),
@@ -230,6 +233,7 @@ impl Row for RequestRow {
 pub(super) struct PoolRow {
     pub(super) name: String,
     pub(super) ok: bool,
+    pub(super) waiting: Waiting,
     pub(super) counts: StoreCounts,
 }
 
@@ -237,6 +241,10 @@ impl Row for PoolRow {
     const LABELS: &'static [&'static str] = &["pool"];
     const FAMILIES: &'static [Family<Self>] = &[
         gauge("store_ok", "Whether the store answers and has room", |p| u64::from(p.ok)),
+        gauge("store_requests", "Requests under way", |p| p.waiting.requests),
+        seconds("store_oldest_request_seconds", "For how long the oldest of them is; 0 where there is none", |p| {
+            p.waiting.oldest.as_secs_f64()
+        }),
         counter("store_puts", "Objects put", |p| p.counts.puts),
         counter("store_put_bytes", "Bytes of the objects put", |p| p.counts.put_bytes),
         counter("store_gets", "Reads of objects", |p| p.counts.gets),
