@@ -157,6 +157,19 @@ pub struct Deleted {
     pub until_ms: u64,
 }
 
+impl Deleted {
+    /// Until when, for a volume whose end has begun: its objects are being deleted.
+    pub const ENDING: u64 = 0;
+    /// Until when, for a volume that clones need: what they do not see of it is freed.
+    pub const OVER: u64 = 1;
+
+    /// Whether nothing brings the volume back any more, whatever the clock shows.
+    #[must_use]
+    pub const fn is_for_good(&self) -> bool {
+        self.until_ms <= Self::OVER
+    }
+}
+
 /// A timeline of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineRecord {

@@ -274,7 +274,7 @@ impl Histories {
 
     /// Whether it is that of a deleted volume that nothing brings back any more.
     fn is_gone(&self) -> bool {
-        self.timeline.borrow().is_none() && is_over_for_good(&self.record.borrow())
+        self.timeline.borrow().is_none() && is_for_good(&self.record.borrow())
     }
 
     /// Whether its window is over. What is held never comes back.
@@ -357,17 +357,14 @@ pub(crate) enum Tidied {
     AtEnd,
 }
 
-/// When the window of a deleted volume ended that nothing brings back any more, whatever the clock shows: before anything of it is freed its record says so.
-pub(crate) const OVER: u64 = 1;
-
-/// Whether a deleted volume's window is over, whatever the clock shows.
-fn is_over_for_good(record: &VolumeRecord) -> bool {
-    record.deleted.is_some_and(|deleted| deleted.until_ms <= OVER || planted(Mutant::UndeleteGone))
+/// Whether nothing brings a deleted volume back any more: before anything of it is freed its record says so.
+fn is_for_good(record: &VolumeRecord) -> bool {
+    record.deleted.is_some_and(|deleted| deleted.is_for_good() || planted(Mutant::UndeleteGone))
 }
 
 /// Makes the record say of a timeline that it is held.
 fn held(record: &mut VolumeRecord, id: TimelineId) -> Result<()> {
-    if record.shown == id && is_over_for_good(record) {
+    if record.shown == id && is_for_good(record) {
         // That it was shown last is all that tells which of the timelines the volume was.
         return Ok(());
     }

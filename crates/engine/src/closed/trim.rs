@@ -11,14 +11,14 @@
 //! All of it is one manifest: a crash before it is accepted leaves everything as it was.
 
 use super::pages::{Pages, Parts, Waiting, is_index_held, load_waiting};
-use super::{Histories, OVER, is_swept};
+use super::{Histories, is_swept};
 use crate::Result;
 use crate::lineage::map_name;
 use crate::signal::breathe;
 use crate::timeline::{is_kept, node_is_kept};
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use varve_coord::TimelineState as RecordState;
+use varve_coord::{Deleted, TimelineState as RecordState};
 use varve_format::NodePointer;
 use varve_format::manifest::{Birth, DeadObject, Hold, Manifest, MapObject, Rewind, TimelineState};
 use varve_format::table::{Kill, NodeKill};
@@ -140,8 +140,11 @@ impl Histories {
         let runs = waiting.is_less_than(manifest).then_some(waiting);
         // An import has to find it as that of a deleted volume.
         let is_shown = self.record.borrow().shown == id;
-        let state =
-            if is_shown { TimelineState::Hidden { until_ms: OVER } } else { TimelineState::Held { swept: false } };
+        let state = if is_shown {
+            TimelineState::Hidden { until_ms: Deleted::OVER }
+        } else {
+            TimelineState::Held { swept: false }
+        };
         let same = dead.is_empty()
             && runs.is_none()
             && !pages.is_dirty()

@@ -23,12 +23,9 @@ use varve_types::TimelineId;
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 
-/// The end of the window of a deleted volume whose end has begun: it is over whatever the clock shows.
-pub(super) const ENDING: u64 = 0;
-
 /// Whether the end of a volume has begun: nothing brings it back any more.
 pub(super) fn is_ending(record: &VolumeRecord) -> bool {
-    record.deleted.is_some_and(|deleted| deleted.until_ms == ENDING)
+    record.deleted.is_some_and(|deleted| deleted.until_ms == Deleted::ENDING)
 }
 
 /// A timeline that is born from another volume's, which holds what it was born with: the origin, and itself.
@@ -135,7 +132,7 @@ impl Shard {
             }
             // The epoch is raised first: whoever still thinks that it owns the volume is fenced.
             raise(record, seen.writer);
-            record.deleted = record.deleted.map(|deleted| Deleted { until_ms: ENDING, ..deleted });
+            record.deleted = record.deleted.map(|deleted| Deleted { until_ms: Deleted::ENDING, ..deleted });
             Ok(true)
         };
         let (record, _, begun) = Records::new(&*self.context.coord).modify_volume(seen.id, begin).await?;

@@ -12,7 +12,7 @@
 //! A crash leaves the manifest that was accepted last; the next look at windows goes on from it.
 
 use super::Shard;
-use crate::closed::{Histories, OVER};
+use crate::closed::Histories;
 use crate::volume::raise;
 use crate::{Result, TableTotals};
 use std::cell::RefCell;
@@ -79,7 +79,7 @@ impl Shard {
             if !planted(Mutant::UndeleteGone) {
                 // An end that has begun says so with less.
                 record.deleted =
-                    record.deleted.map(|deleted| Deleted { until_ms: OVER.min(deleted.until_ms), ..deleted });
+                    record.deleted.map(|deleted| Deleted { until_ms: Deleted::OVER.min(deleted.until_ms), ..deleted });
             }
             Ok(true)
         };

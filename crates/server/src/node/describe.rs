@@ -12,7 +12,7 @@ use crate::api::model::{
     VolumeStatus,
 };
 use std::rc::Rc;
-use varve_coord::{CoordError, TimelineState as Kept, VolumeRecord};
+use varve_coord::{CoordError, Deleted, TimelineState as Kept, VolumeRecord};
 use varve_engine::{Attachment, SnapshotInfo, Volume as Open};
 use varve_types::{BLOCK, Name, Overrides, Settings};
 
@@ -130,6 +130,9 @@ pub(super) async fn closed(local: &Local, record: VolumeRecord) -> Volume {
     let pool_settings = pool.map_or_else(|_| Overrides::default(), |(pool, _)| pool.settings);
     let looked = local.shard.look_at(&record).await;
     let (state, message) = match (record.deleted, local.unopened().remove(&record.id)) {
+        (Some(deleted), _) if deleted.until_ms == Deleted::OVER && looked.is_ok() => {
+            (VolumeState::Deleted, Some("for good; what its clones see of it stays".to_owned()))
+        }
         (Some(_), _) => (VolumeState::Deleted, looked.as_ref().err().map(ToString::to_string)),
         (None, Some(unopened)) if unopened.may_pass() => (VolumeState::Recovering, Some(unopened.error.to_string())),
         (None, Some(unopened)) => (VolumeState::Failed, Some(unopened.error.to_string())),
@@ -142,7 +145,7 @@ pub(super) async fn closed(local: &Local, record: VolumeRecord) -> Volume {
         size_bytes: looked.map_or(0, |looked| looked.size),
         state,
         state_message: message,
-        undelete_until_ms: record.deleted.map(|deleted| deleted.until_ms),
+        undelete_until_ms: record.deleted.filter(|deleted| !deleted.is_for_good()).map(|deleted| deleted.until_ms),
         template: record.template,
         attached: Vec::new(),
         settings: Setting::rows(Settings::describe(&record.settings, &pool_settings)),

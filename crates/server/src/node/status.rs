@@ -146,6 +146,8 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
         cache_hits: counts.cache.hits,
         cache_misses: counts.cache.misses,
         endings,
+        gone_volumes: counts.gone.volumes,
+        gone_bytes: counts.gone.table.bytes,
         warnings,
     })
 }

@@ -234,6 +234,8 @@ impl State {
             cache_hits: 99,
             cache_misses: 1,
             endings: Vec::new(),
+            gone_volumes: 0,
+            gone_bytes: 0,
             warnings: vec!["The store of pool default was slow.".to_owned()],
         }
     }

@@ -74,6 +74,10 @@ fn render(status: &Status, before: Option<&Status>) -> String {
     if status.ssd_cache.limit_bytes > 0 {
         table.pair("cache on SSD", of_cache(&status.ssd_cache, status.ssd_cache_hits, status.ssd_cache_misses));
     }
+    if status.gone_volumes > 0 {
+        let what = format!("{} of {}, for their clones", format_size(status.gone_bytes), count(status.gone_volumes));
+        table.pair("kept", what);
+    }
     let mut text = table.render("");
     text.push('\n');
     text.push_str(&pools(&status.pools));
@@ -110,6 +114,10 @@ fn pools(pools: &[PoolStatus]) -> String {
         table.row(vec![pool.name.to_string(), volumes, requests, oldest, pool.store.clone(), state]);
     }
     table.render("")
+}
+
+fn count(gone: u64) -> String {
+    if gone == 1 { "a deleted volume".to_owned() } else { format!("{gone} deleted volumes") }
 }
 
 /// What is being freed in the background; nothing where that is nothing.

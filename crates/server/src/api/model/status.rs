@@ -64,6 +64,12 @@ pub struct Status {
     /// What is being deleted for ever: volumes whose time to be brought back is over, and histories that a rollback has hidden.
     #[serde(default)]
     pub endings: Vec<Ending>,
+    /// Deleted volumes that clones need, though nothing brings them back.
+    #[serde(default)]
+    pub gone_volumes: u64,
+    /// Bytes of data that are stored of these.
+    #[serde(default)]
+    pub gone_bytes: u64,
     /// What a person should know, in whole sentences; empty when all is well.
     pub warnings: Vec<String>,
 }

@@ -64,6 +64,13 @@ impl Row for NodeRow {
         }),
         counter("clean_read_bytes", "Bytes of blocks that cleaning has read", |n| n.shard.clean.read_bytes),
         counter("clean_put_bytes", "Bytes that cleaning has put", |n| n.shard.clean.put_bytes),
+        gauge("gone_volumes", "Deleted volumes that clones need though nothing brings them back", |n| {
+            n.shard.gone.volumes
+        }),
+        gauge("gone_stored_bytes", "Bytes of data that are stored of these", |n| n.shard.gone.table.bytes),
+        gauge("gone_live_bytes", "Bytes of these that clones see, before compression", |n| {
+            n.shard.gone.table.live_blocks * BLOCK
+        }),
         gauge("endings", "Volumes and hidden histories that are being deleted for ever", |n| n.shard.ends.endings),
         gauge("ending_objects", "Objects that these have left in their stores, at most", |n| n.shard.ends.objects_left),
         counter("ended_objects", "Objects that were deleted for these", |n| n.shard.ends.deleted),
