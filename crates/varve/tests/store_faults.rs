@@ -230,3 +230,37 @@ fn bytes_that_stay_wrong_are_never_given_for_right_ones() {
     assert!(log.contains("checksum") || log.contains("damaged"), "{log}");
     scene.healed();
 }
+
+/// A deleted volume is seen on its way out, with why it waits while the store is down; and then all of it is gone.
+#[test]
+fn the_end_of_a_volume_is_shown_and_waits_for_the_store() {
+    let store = FaultyStore::start();
+    let node = Node::start(&["--store", &store.url, "--volume", "v:256M", "--volume", "other:16M"]);
+    node.varve(&["pool", "set", "default", "segment-size=4M", "seal-age=1s", "undelete-window=0s"]).ok();
+    let mut client = Client::unix(&node.data().join("nbd.sock"), "v").unwrap();
+    for at in 0..32 {
+        client.run(Command::Write { fua: false }, at * (4 << 20), 4 << 20, &real::noise(4 << 20, at + 1)).unwrap();
+    }
+    drop(client);
+    node.until_status("all to be in the store", |status| {
+        status["volumes"].as_array().unwrap().iter().all(|volume| volume["dirty_bytes"] == 0)
+    });
+    store.proxy.set(Fault::Slow(Duration::from_millis(700)));
+    node.varve(&["volume", "delete", "v"]).ok();
+    node.until_status("the end to be seen", |status| {
+        let ending = &status["endings"][0];
+        ending["volume"] == "v" && ending["whole"] == true && ending["left_objects"].as_u64() > Some(0)
+    });
+    assert!(node.varve(&["status"]).ok().contains("deleted volume"));
+    store.proxy.set(Fault::Down);
+    node.until_status("it to be said why it waits", |status| status["endings"][0]["message"].is_string());
+    store.proxy.set(Fault::Pass);
+    node.until_status("the end", |status| status["endings"].as_array().unwrap().is_empty());
+    let metrics = node.metrics();
+    let value = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.unwrap_or_else(|| panic!("{name} is not there")).parse::<f64>().unwrap()
+    };
+    assert!(value("varve_ended_objects_total") >= 32.0, "{metrics}");
+    assert_eq!((value("varve_endings"), value("varve_ending_objects")), (0.0, 0.0));
+}
