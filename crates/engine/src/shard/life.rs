@@ -3,6 +3,8 @@
 //!
 //! A deleted volume is hidden until its window ends; what others were born from stays until they are gone. What happens then
 //! is in [`super::end`]. Here too: holds of clones, which are dropped once the clone is gone.
+//!
+//! Always holds: whoever edits a manifest of a deleted volume has the turn of all that is deleted, but for the end itself, which nothing follows.
 
 use super::Shard;
 use super::end::is_ending;

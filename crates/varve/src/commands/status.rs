@@ -3,6 +3,8 @@
 //!
 //! While watched, each volume also has its rates, from the difference of two answers; a node that does not answer for a moment (it is started
 //! again, say) is waited for. With `--json` each answer is a line.
+//!
+//! What is being freed in the background has a table of its own, while there is something.
 
 use super::volume;
 use crate::client::Client;
