@@ -11,22 +11,33 @@
 //!   of two manifests.
 //! - A segment that was moved since a job was made is let be: the job's share of it is for nothing.
 //! - Where a hold still needs to know what a segment has changed, its share tells that too.
+//! - A share that does not tell what its segment has changed is let be where somebody needs to know that by now.
 //!
-//! A crash leaves a bundle that nothing names: the next opening sweeps it. One job runs at a time in a shard.
+//! A crash leaves a bundle that nothing names: the next opening sweeps it. The shard itself runs one job at a time; other processes may run more, at most one
+//! of each timeline: see [`lease`].
 
+mod answer;
 mod choose;
 mod closed;
 mod control;
 mod job;
+mod lease;
+mod lost;
+mod workers;
 
+pub use answer::{CleanAnswer, run_clean_job};
 pub(crate) use choose::Victims;
 pub use control::CleanCounts;
 pub(crate) use control::Cleaning;
+pub use job::{Job as CleanJob, Source as CleanSource};
+pub use lease::{LeaseEnd, LeaseTerms, Leased};
+pub use workers::CleanWorker;
 
 use crate::stages::Stage;
 use crate::timeline::Timeline;
 use crate::{EngineError, Result, TableTotals};
 use job::{Failed, Job, Made};
+use std::cell::Cell;
 use std::rc::Rc;
 use varve_format::ObjectKind;
 use varve_types::branch::{Branch, reached, reached_if};
@@ -60,6 +71,9 @@ impl Timeline {
     pub fn clean_if_due(self: &Rc<Self>) {
         let cleaning = &self.context.cleaning;
         if cleaning.paused.get() || !self.is_sparse() || self.cleans.is_taken() || cleaning.turn.is_taken() {
+            return;
+        }
+        if self.is_left_to_workers() {
             return;
         }
         let this = Rc::clone(self);
@@ -97,10 +111,14 @@ impl Timeline {
     pub async fn clean(self: &Rc<Self>) -> Result<bool> {
         let cleaning = &self.context.cleaning;
         let turn = cleaning.turn.take().await;
+        if self.is_left_to_workers() {
+            return Ok(false);
+        }
         let Some(job) = self.next_job().await else { return Ok(false) };
         reached(Branch::CleanJob);
         let timed = self.context.timed(Stage::Clean);
-        let ended = job::run(&*self.context.env, &*self.pool.store, &cleaning.rate, &job).await;
+        let read = Cell::new(0);
+        let ended = job::run(&*self.context.env, &*self.pool.store, &cleaning.rate, &read, &job).await;
         drop(timed);
         cleaning.count(ended.as_ref());
         // A check may keep blocks where they are for long; others are cleaned meanwhile.
@@ -135,9 +153,8 @@ impl Timeline {
     /// Takes in that a job has failed: what can not be read is let be, so that the rest is cleaned. Gives the reason.
     fn gave_up(&self, job: &Job, failed: Failed) -> EngineError {
         let object = failed.object;
+        self.choose_again();
         let mut data = self.data.borrow_mut();
-        // What was taken from the list is in it no more, and is to be tried again.
-        data.victims = Victims::default();
         // Its put may have come to something all the same.
         data.table.never_used(job.bundle);
         let is_needed = job.sources.iter().any(|s| s.object == object && data.table.leads_to(s.ordinal, &object));
@@ -148,8 +165,8 @@ impl Timeline {
         error
     }
 
-    /// Lets the table point to what was made.
-    async fn point_to(&self, made: Made) -> Result<()> {
+    /// Lets the table point to what was made. Tells how many segments are there now.
+    async fn point_to(&self, made: Made) -> Result<u32> {
         let _moving = self.cleans.take().await;
         // In the turn: the pages of one manifest are encoded, and what they leave is named as dead, while nothing moves.
         let _turn = self.manifests.take().await;
@@ -157,6 +174,10 @@ impl Timeline {
         data.check()?;
         let mut moved = 0u32;
         for share in &made.shares {
+            if data.manifest.needs_index(share.ordinal) && !share.history && !planted(Mutant::CleanWithoutHistory) {
+                reached(Branch::CleanHistoryLate);
+                continue;
+            }
             if data.table.move_to(share.ordinal, &share.from, &made.bundle, share.blocks, share.bytes) {
                 self.context.heads.borrow_mut().forget(self.id, share.ordinal);
                 reached_if(share.from.kind == ObjectKind::Bundle, Branch::CleanAgain);
@@ -167,6 +188,6 @@ impl Timeline {
         if moved == 0 {
             data.table.never_used(made.bundle);
         }
-        Ok(())
+        Ok(moved)
     }
 }

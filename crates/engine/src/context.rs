@@ -69,6 +69,9 @@ pub struct Limits {
     pub occupancy: u64,
     /// Bytes that cleaning may read and put in a second; 0: as many as can be.
     pub clean_rate: u64,
+    /// Milliseconds that a job of cleaning counts which was handed to another process, without news of it. For as long nothing is cleaned here after such a
+    /// process was heard of.
+    pub lease_ms: u64,
     /// Bytes that scrubbing may read in a second; 0: nothing is scrubbed.
     pub scrub_rate: u64,
     /// Milliseconds between the end of a scrub and the next one.
@@ -95,6 +98,7 @@ impl Default for Limits {
             rewind_runs: 512,
             occupancy: 80,
             clean_rate: 0,
+            lease_ms: 120_000,
             scrub_rate: 0,
             scrub_interval_ms: 7 * 24 * 3_600_000,
             end_objects: 16_384,

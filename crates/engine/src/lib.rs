@@ -59,7 +59,9 @@ mod write;
 
 pub use cache::CacheCounts;
 pub use check::{CheckReport, Problem, Progress};
-pub use clean::CleanCounts;
+pub use clean::{
+    CleanAnswer, CleanCounts, CleanJob, CleanSource, CleanWorker, LeaseEnd, LeaseTerms, Leased, run_clean_job,
+};
 pub use context::{Limits, PutBytes};
 pub use device::{BlockDevice, Later, StatusExtent, Submit};
 pub use ends::{EndCounts, Ending};

@@ -208,6 +208,7 @@ impl Shard {
             }
         }
         self.context.fit_maps();
+        self.context.mind_leases();
         if sweep {
             self.context.ssd.settle();
             self.scrub_if_due();
@@ -346,7 +347,7 @@ impl Shard {
             map: self.context.map_counts(),
             put: self.context.put.get(),
             ssd: self.context.ssd.counts(),
-            clean: self.context.cleaning.counts(),
+            clean: self.context.cleaning.counts(self.context.env.now()),
             scrub: self.context.scrub.counts(),
             gone: self.gone_counts(),
             ends: self.context.ends.counts(),

@@ -37,6 +37,7 @@ pub fn small_limits() -> Limits {
         rewind_runs: 4,
         occupancy: 80,
         clean_rate: 0,
+        lease_ms: 20_000,
         scrub_rate: 0,
         scrub_interval_ms: 0,
         end_objects: 4,

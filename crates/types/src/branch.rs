@@ -250,6 +250,20 @@ crate::catalogue::catalogue! {
     CleanClosed = "clean-closed",
     /// The window of a deleted volume that clones need is over: what they do not see of it is freed.
     GoneKept = "gone-kept",
+    /// Somebody needs to know by now what a segment has changed, and its share in a bundle does not tell: it stays where it is.
+    CleanHistoryLate = "clean-history-late",
+    /// A job is handed to another process.
+    CleanLeased = "clean-leased",
+    /// What another process has made was looked at, and the table points there.
+    CleanAnswered = "clean-answered",
+    /// What another process says that it has made is not there, or is something else.
+    CleanRefused = "clean-refused",
+    /// Nothing was heard of a job for so long that it was given up.
+    CleanExpired = "clean-expired",
+    /// An answer came to a job that was over.
+    CleanLate = "clean-late",
+    /// A bundle of a job that was given up is in the store, and goes.
+    CleanLostDeleted = "clean-lost-deleted",
 
     // Scrubbing.
     /// A pass of scrubbing begins: all objects that manifests name are looked at.

@@ -70,6 +70,11 @@ uuid_id!(
     ClusterId
 );
 
+uuid_id!(
+    /// A job of cleaning that was handed to another process.
+    LeaseId
+);
+
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*

@@ -16,7 +16,9 @@ mod settings;
 mod size;
 
 pub use histogram::{BUCKETS, Histogram};
-pub use id::{ClusterId, Epoch, JournalId, Ordinal, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId};
+pub use id::{
+    ClusterId, Epoch, JournalId, LeaseId, Ordinal, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId,
+};
 pub use kind::ErrorKind;
 pub use name::{Name, NameError};
 pub use settings::{Ack, CacheMode, Compression, Overrides, SettingError, Settings, Source, parse_duration_ms};

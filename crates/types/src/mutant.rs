@@ -216,6 +216,10 @@ crate::catalogue::catalogue! {
     SweepLeft = "sweep-left",
     /// What a bundle has taken over is deleted at once: after a crash the table points there still.
     CleanDeletesAtOnce = "clean-deletes-at-once",
+    /// What another process says that it has put is believed unseen: where it is not there, what lived there is gone.
+    BelieveWorker = "believe-worker",
+    /// An answer counts though the job was given up for lost, and its bundle deleted: what lived there is gone.
+    TakeLateAnswer = "take-late-answer",
 
     // Rollback, and what is hidden.
     /// After a rollback the snapshots taken behind its point are listed still: they belong to a history that is hidden.

@@ -154,6 +154,13 @@ fn look_again(table: &SegmentTable, name: &ObjectName, ordinals: &[Ordinal]) -> 
 }
 
 impl Timeline {
+    /// What was chosen was not cleaned: it is in the list no more, and is to be chosen again.
+    pub(super) fn choose_again(&self) {
+        let mut data = self.data.borrow_mut();
+        data.victims = Victims::default();
+        data.clean_at = None;
+    }
+
     /// Chooses what fills a bundle; nothing where nothing can be gained. Who asks has the turn of cleaning.
     pub(super) async fn choose_sparse(&self) -> Vec<Source> {
         let at = self.data.borrow().manifest.number;

@@ -14,6 +14,7 @@ use crate::closed::{Closed, Histories, Pages, put_parts_into};
 use crate::signal::breathe;
 use crate::stages::Stage;
 use crate::{EngineError, Result};
+use std::cell::Cell;
 use std::rc::Rc;
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
@@ -71,7 +72,7 @@ impl Histories {
         };
         reached(Branch::CleanClosed);
         let timed = self.context.timed(Stage::Clean);
-        let ended = job::run(&*self.context.env, &*self.pool.store, &cleaning.rate, &job).await;
+        let ended = job::run(&*self.context.env, &*self.pool.store, &cleaning.rate, &Cell::new(0), &job).await;
         drop(timed);
         cleaning.count(ended.as_ref());
         drop(turn);
@@ -123,10 +124,16 @@ impl Histories {
                 return Ok(());
             };
             let mut pages = Pages::load(&self.pool.store, &manifest).await?;
-            let moved = made.shares.iter().filter(|share| {
-                pages.table.move_to(share.ordinal, &share.from, &made.bundle, share.blocks, share.bytes)
-            });
-            if moved.count() == 0 {
+            let mut moved = 0u32;
+            for share in &made.shares {
+                // A clone of a snapshot may have come to need that since the job was made.
+                if manifest.needs_index(share.ordinal) && !share.history {
+                    continue;
+                }
+                let (ordinal, from) = (share.ordinal, &share.from);
+                moved += u32::from(pages.table.move_to(ordinal, from, &made.bundle, share.blocks, share.bytes));
+            }
+            if moved == 0 {
                 pages.table.never_used(made.bundle);
             }
             let mut dead = pages.table.take_left();

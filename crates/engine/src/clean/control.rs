@@ -2,9 +2,13 @@
 //! What people can see of cleaning in a shard, and how they hold it back.
 
 use super::job::{Failed, Made};
+use super::lease::Leases;
+use super::lost::Lost;
+use super::workers::Workers;
 use crate::Shard;
 use crate::context::Turn;
 use std::cell::Cell;
+use std::time::Duration;
 
 /// Numbers of cleaning since the shard began, for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,8 +21,18 @@ pub struct CleanCounts {
     pub rate: u64,
     /// Jobs that came to an end.
     pub jobs: u64,
-    /// Jobs that were given up: the store refused, or what they read was damaged.
+    /// Jobs of them that other processes have run.
+    pub worker_jobs: u64,
+    /// Jobs that were given up: the store refused, or what they read was damaged; of other processes also those that were refused, or not heard of.
     pub failed: u64,
+    /// Jobs of other processes whose answer was refused: what they have put was not what it should be.
+    pub refused: u64,
+    /// Jobs of other processes that were given up because nothing was heard of them.
+    pub expired: u64,
+    /// Jobs that other processes are at.
+    pub leased: u64,
+    /// Other processes that clean.
+    pub workers: u64,
     /// Bytes of blocks that they have read.
     pub read_bytes: u64,
     /// Bytes of the bundles that they have put.
@@ -35,6 +49,12 @@ pub(crate) struct Cleaning {
     pub(super) paused: Cell<bool>,
     pub(super) rate: Cell<u64>,
     counts: Cell<CleanCounts>,
+    /// Jobs that are out.
+    pub(super) leases: Leases,
+    /// Who asks for jobs.
+    pub(super) workers: Workers,
+    /// What may come of jobs that were given up.
+    pub(super) lost: Lost,
 }
 
 impl Cleaning {
@@ -43,9 +63,11 @@ impl Cleaning {
         Self { rate: Cell::new(rate), ..Self::default() }
     }
 
-    pub fn counts(&self) -> CleanCounts {
-        let (running, paused, rate) = (self.turn.is_taken(), self.paused.get(), self.rate.get());
-        CleanCounts { running, paused, rate, ..self.counts.get() }
+    /// Its numbers, at this moment of the shard's time.
+    pub fn counts(&self, now: Duration) -> CleanCounts {
+        let (leased, workers) = (self.leases.count() as u64, self.workers.awaited(now).len() as u64);
+        let (running, paused, rate) = (self.turn.is_taken() || leased > 0, self.paused.get(), self.rate.get());
+        CleanCounts { running, paused, rate, leased, workers, ..self.counts.get() }
     }
 
     /// A number that no bundle of this opening has.
@@ -65,6 +87,37 @@ impl Cleaning {
             Err(_) => counts.failed += 1,
         }
         self.counts.set(counts);
+    }
+
+    fn change_counts(&self, change: impl FnOnce(&mut CleanCounts)) {
+        let mut counts = self.counts.get();
+        change(&mut counts);
+        self.counts.set(counts);
+    }
+
+    /// A job of another process was done.
+    pub(super) fn count_worker_job(&self, read_bytes: u64, put_bytes: u64) {
+        self.change_counts(|counts| {
+            counts.jobs += 1;
+            counts.worker_jobs += 1;
+            counts.read_bytes = counts.read_bytes.saturating_add(read_bytes);
+            counts.put_bytes += put_bytes;
+        });
+    }
+
+    /// One came to nothing.
+    pub(super) fn count_failed(&self) {
+        self.change_counts(|counts| counts.failed += 1);
+    }
+
+    /// What it has put was refused.
+    pub(super) fn count_refused(&self) {
+        self.change_counts(|counts| counts.refused += 1);
+    }
+
+    /// Nothing was heard of it.
+    pub(super) fn count_expired(&self) {
+        self.change_counts(|counts| counts.expired += 1);
     }
 }
 

@@ -37,10 +37,12 @@ const GAP: u32 = 16;
 
 /// What is to be made.
 #[derive(Clone, Debug)]
-pub(crate) struct Job {
+pub struct Job {
+    /// The name that what is made is put under: it is used for nothing else.
     pub bundle: ObjectName,
+    /// How its blocks are to be coded, where that makes them smaller.
     pub codec: Codec,
-    /// In milliseconds since 1970.
+    /// When the job was made, in milliseconds since 1970. It stands in the bundle.
     pub made_ms: u64,
     /// By ordinal.
     pub sources: Vec<Source>,
@@ -48,7 +50,8 @@ pub(crate) struct Job {
 
 /// A segment that is cleaned.
 #[derive(Clone, Debug)]
-pub(crate) struct Source {
+pub struct Source {
+    /// Which segment.
     pub ordinal: Ordinal,
     /// The object that has its blocks.
     pub object: ObjectName,
@@ -77,16 +80,20 @@ pub(crate) struct Means<'a> {
     pub read: &'a Cell<u64>,
 }
 
-impl Means<'_> {
-    /// Asks the store again where it refuses for now, a few times.
-    async fn patiently<T>(&self, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<T> {
-        for pause in PAUSES {
-            match ask().await {
-                Err(error) if error.may_pass() => self.pace.env.sleep(pause).await,
-                done => return done,
-            }
+/// Asks the store again where it refuses for now, a few times.
+pub(super) async fn patiently<T>(env: &dyn Env, mut ask: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    for pause in PAUSES {
+        match ask().await {
+            Err(error) if error.may_pass() => env.sleep(pause).await,
+            done => return done,
         }
-        ask().await
+    }
+    ask().await
+}
+
+impl Means<'_> {
+    async fn patiently<T>(&self, ask: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+        patiently(self.pace.env, ask).await
     }
 
     async fn read_span(&self, head: &Head, span: &RangeInclusive<u32>) -> Result<Vec<(u32, Block)>> {
@@ -106,6 +113,8 @@ pub(crate) struct MadeShare {
     pub from: ObjectName,
     pub blocks: u32,
     pub bytes: u64,
+    /// Whether it tells what the segment has changed.
+    pub history: bool,
 }
 
 /// Why nothing was made.
@@ -116,20 +125,20 @@ pub(crate) struct Failed {
 }
 
 /// What an object tells of one of its segments.
-struct Part {
-    head: Head,
-    history: Option<History>,
+pub(super) struct Part {
+    pub head: Head,
+    pub history: Option<History>,
 }
 
-/// Runs a job, with at most `rate` bytes a second (0: as many as can be).
+/// Runs a job, with at most `rate` bytes a second (0: as many as can be). What it has read is added to `read` as it goes.
 pub(crate) async fn run(
     env: &dyn Env,
     store: &dyn ObjectStore,
     rate: &Cell<u64>,
+    read: &Cell<u64>,
     job: &Job,
 ) -> std::result::Result<Made, Failed> {
-    let read = Cell::new(0);
-    let means = Means { pace: Pace { env, rate }, store, read: &read };
+    let means = Means { pace: Pace { env, rate }, store, read };
     let mut known: BTreeMap<ObjectName, Vec<Part>> = BTreeMap::new();
     let (mut index, mut made, mut parts) = (BundleIndex::default(), Vec::new(), Vec::new());
     for source in &job.sources {
@@ -161,7 +170,7 @@ pub(crate) async fn run(
         }
         parts.extend(packed.parts);
         let (blocks, bytes) = (share.blocks.len(), share.data_len());
-        made.push(MadeShare { ordinal, from: source.object, blocks, bytes });
+        made.push(MadeShare { ordinal, from: source.object, blocks, bytes, history: source.history });
         breathe().await;
     }
     let put_bytes = match put(means, job, &index, parts).await {
@@ -172,7 +181,7 @@ pub(crate) async fn run(
 }
 
 /// Heads and histories of the segments that an object has blocks of.
-async fn load(store: &dyn ObjectStore, name: &ObjectName) -> Result<Vec<Part>> {
+pub(super) async fn load(store: &dyn ObjectStore, name: &ObjectName) -> Result<Vec<Part>> {
     if name.kind == ObjectKind::Bundle {
         let (header, shares) = load_bundle_head(store, name).await?;
         let heads = heads_of(name, &header, &shares).into_iter().zip(shares);

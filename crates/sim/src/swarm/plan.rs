@@ -242,6 +242,7 @@ fn limits(rng: &mut Rng) -> Limits {
         reclaim_nodes: 1 + rng.below(7) as usize,
         occupancy: if rng.chance(500) { 0 } else { 40 + rng.below(50) },
         clean_rate: if rng.chance(200) { 64 << 10 } else { 0 },
+        lease_ms: 2_000,
         scrub_rate: if rng.chance(150) { (64 << 10) << rng.below(8) } else { 0 },
         scrub_interval_ms: rng.below(60_000),
         end_objects: 1 + rng.below(32) as usize,
