@@ -6,3 +6,4 @@ pub mod config;
 mod latency;
 pub mod nbd;
 pub mod node;
+pub mod worker;

@@ -237,6 +237,36 @@ async fn cleaning_is_shown_and_held_back() {
 }
 
 #[tokio::test]
+async fn jobs_of_cleaning_are_handed_out_and_taken_back() {
+    let server = Server::start().await;
+    let post = |path: &str, body: serde_json::Value| ask("POST", &format!("/v1/cleaning/jobs{path}")).json(&body);
+    let none = server.send(post("", json!({"worker": "w"}))).await.json();
+    assert_eq!(none, json!({"job": null}));
+    for bad in [json!({}), json!({"worker": "not a name"}), json!({"worker": "w", "more": 1})] {
+        assert_eq!(server.send(post("", bad)).await.status, 400);
+    }
+    let id = "01010101-0101-0101-0101-010101010101";
+    server.fake.state().cleaning_job = serde_json::from_value(json!({
+        "id": id, "pool": "default", "store": "file:///s", "cluster": id, "owner_number": 1, "bundle": "b", "codec": "lz4", "made_ms": 5,
+        "sources": [{"ordinal": 4, "object": "o", "live": [0, 3], "history": false}], "terms": {"lease_ms": 1000, "rate_bytes": null},
+    }))
+    .unwrap();
+    let job = server.send(post("", json!({"worker": "w"}))).await.json();
+    assert_eq!((&job["job"]["id"], &job["job"]["codec"]), (&json!(id), &json!("lz4")));
+    let about = |what: &str, body| post(&format!("/{id}/{what}"), body);
+    let terms = server.send(about("renew", json!({"read_bytes": 70_000}))).await.json();
+    assert_eq!(terms, json!({"lease_ms": 1000, "rate_bytes": 70_000}));
+    let done = |bundle: &str| json!({"bundle": bundle, "shares": 1, "read_bytes": 2, "put_bytes": 3});
+    assert_eq!(server.send(about("complete", done("b"))).await.json(), json!({"segments": 1}));
+    assert_eq!(server.send(about("complete", done("c"))).await.error().0, "invalid");
+    assert_eq!(server.send(about("complete", done(&"b".repeat(70_000)))).await.status, 413);
+    assert_eq!(server.send(about("fail", json!({"message": "x".repeat(1025)}))).await.status, 400);
+    assert_eq!(server.send(about("fail", json!({"message": "no"}))).await.json()["failed_jobs"], 1);
+    assert_eq!(server.send(about("fail", json!({"message": "no"}))).await.error().0, "not-found");
+    assert_eq!(server.send(post("/7/renew", json!({"read_bytes": 0}))).await.status, 400, "no id");
+}
+
+#[tokio::test]
 async fn scrubbing_is_shown_begun_and_bounded() {
     let server = Server::start().await;
     let before = server.send(ask("GET", "/v1/scrub")).await.json();

@@ -73,7 +73,7 @@ pub enum Command {
     },
     /// Verify every block and every count of one volume or of all
     Check(Check),
-    /// Show how cleaning goes; pause it, let it go on, bound it
+    /// Show how cleaning goes; pause it, let it go on, bound it; or do it, beside the node
     Clean(Clean),
     /// Show what scrubbing has found and how it goes; begin a pass, bound it, turn it off
     Scrub(Scrub),
@@ -106,9 +106,22 @@ pub struct Clean {
     /// Go on
     #[arg(long)]
     pub resume: bool,
-    /// Read and put at most so much in a second, 64K at least; 0 for no bound
+    /// Read and put at most so much in a second, 64K at least; 0 for no bound. With --worker: this process, if the node allows more
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub rate: Option<u64>,
+    /// Be a worker: run jobs of cleaning for the node in this process, until stopped. It reads and puts in the pools' stores itself, with credentials from its
+    /// own environment, and runs beside the node where a pool is in a directory
+    #[arg(long, conflicts_with_all = ["pause", "resume"])]
+    pub worker: bool,
+    /// End after so many jobs
+    #[arg(long, value_name = "N", requires = "worker", value_parser = clap::value_parser!(u64).range(1..))]
+    pub jobs: Option<u64>,
+    /// End once the node has nothing to do
+    #[arg(long, requires = "worker")]
+    pub once: bool,
+    /// What the worker is called: no two at a time share a name [default: the host's, with the number of the process]
+    #[arg(long, value_name = "NAME", requires = "worker")]
+    pub name: Option<Name>,
 }
 
 /// How scrubbing is to go on.

@@ -13,6 +13,8 @@ pub type Result<T> = std::result::Result<T, Failure>;
 pub struct Failure {
     /// What the process exits with.
     pub exit_code: u8,
+    /// What kind it is, where it is one of Varve's.
+    pub kind: Option<ErrorKind>,
     /// What was tried, why it failed, and what to do.
     pub message: String,
 }
@@ -20,11 +22,11 @@ pub struct Failure {
 impl Failure {
     /// By its kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { exit_code: kind.exit_code(), message: message.into() }
+        Self { exit_code: kind.exit_code(), kind: Some(kind), message: message.into() }
     }
     /// It was tried and failed here, on the client's side.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self { exit_code: 1, message: message.into() }
+        Self { exit_code: 1, kind: None, message: message.into() }
     }
     /// The command was called wrongly.
     pub fn usage(message: impl Into<String>) -> Self {

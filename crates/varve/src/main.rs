@@ -75,6 +75,7 @@ async fn ask(command: Command, client: &Client, json: bool) -> Result<()> {
         Command::Export(export) => copy::export::run(export, client, json).await,
         Command::Status { watch } => commands::status::run(watch, client, json).await,
         Command::Check(check) => commands::check::online(check.volume.as_ref(), client, json).await,
+        Command::Clean(clean) if clean.worker => commands::worker::run(clean, client, json).await,
         Command::Clean(clean) => commands::clean::run(&clean, client, json).await,
         Command::Scrub(scrub) => commands::scrub::run(&scrub, client, json).await,
         Command::Up(_)

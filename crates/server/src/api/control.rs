@@ -14,13 +14,14 @@
 
 use super::jobs::ProgressHandle;
 use super::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
+    CheckReport, Cleaning, CleaningDone, CleaningFailure, CleaningOffer, CleaningProgress, CleaningTaken,
+    CleaningTerms, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
     RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use varve_env::SendFuture;
-use varve_types::{ErrorKind, Name};
+use varve_types::{ErrorKind, LeaseId, Name};
 
 /// Why an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -126,6 +127,14 @@ pub trait Control: Send + Sync + 'static {
     fn cleaning(&self) -> Answer<'_, Cleaning>;
     /// Changes how it goes, until the node stops.
     fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning>;
+    /// Gives a process a job of cleaning.
+    fn cleaning_job(&self, worker: Name) -> Answer<'_, CleaningOffer>;
+    /// Takes in that a process is still at its job.
+    fn renew_cleaning_job(&self, job: LeaseId, progress: CleaningProgress) -> Answer<'_, CleaningTerms>;
+    /// Looks at what a process has made, and takes it into use.
+    fn complete_cleaning_job(&self, job: LeaseId, done: CleaningDone) -> Answer<'_, CleaningTaken>;
+    /// Takes in that a process will not do its job. Its message is short.
+    fn fail_cleaning_job(&self, job: LeaseId, failure: CleaningFailure) -> Answer<'_, Cleaning>;
     /// What scrubbing has found, and how it goes.
     fn scrub(&self) -> Answer<'_, Scrub>;
     /// Changes how it goes, until the node stops.

@@ -111,6 +111,14 @@ pub const KEYS: &[Key] = &[
         about: "What cleaning may read from stores and put into them in a second. `varve clean --rate` changes it while the node runs.",
     },
     Key {
+        name: "clean-lease",
+        takes: "duration, 1s to 1h",
+        default: "2m",
+        flag: None,
+        about: "How long a job of cleaning that was given to a `varve clean --worker` counts without news of it; then it is given up, and done by others. For as long \
+                the node cleans nothing itself after it has heard of such a process.",
+    },
+    Key {
         name: "scrub-rate",
         takes: "size a second, 64K to 1T, or `0`",
         default: "16M",

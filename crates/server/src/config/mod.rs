@@ -65,6 +65,8 @@ pub struct FileConfig {
     pub clean_occupancy: Option<u64>,
     /// What cleaning may read and put in a second.
     pub clean_rate: Option<Bytes>,
+    /// For how long a job of cleaning that another process has counts without news.
+    pub clean_lease: Option<Duration>,
     /// What scrubbing may read in a second.
     pub scrub_rate: Option<Bytes>,
     /// For how long scrubbing rests between two passes.
@@ -130,6 +132,7 @@ impl FileConfig {
                 .or(file.clean_occupancy)
                 .unwrap_or(default.clean_occupancy_percent),
             clean_rate_bytes: self.clean_rate.or(file.clean_rate).map_or(default.clean_rate_bytes, |b| b.0),
+            clean_lease_ms: self.clean_lease.or(file.clean_lease).map_or(default.clean_lease_ms, |d| d.0),
             scrub_rate_bytes: self.scrub_rate.or(file.scrub_rate).map_or(default.scrub_rate_bytes, |b| b.0),
             scrub_interval_ms: self.scrub_interval.or(file.scrub_interval).map_or(default.scrub_interval_ms, |d| d.0),
             undelete_window_ms: self.undelete_window.or(file.undelete_window).map(|d| d.0),
@@ -168,6 +171,8 @@ pub struct UpConfig {
     pub clean_occupancy_percent: u64,
     /// What cleaning may read and put in a second; 0: as much as it can.
     pub clean_rate_bytes: u64,
+    /// Milliseconds that a job of cleaning that another process has counts without news.
+    pub clean_lease_ms: u64,
     /// What scrubbing may read in a second; 0: nothing is scrubbed.
     pub scrub_rate_bytes: u64,
     /// Milliseconds between two passes of scrubbing.
@@ -195,6 +200,7 @@ impl Default for UpConfig {
             layer_ram_bytes: 512 << 20,
             clean_occupancy_percent: 80,
             clean_rate_bytes: 0,
+            clean_lease_ms: 120_000,
             scrub_rate_bytes: 16 << 20,
             scrub_interval_ms: 7 * 24 * 3_600_000,
             undelete_window_ms: None,
@@ -235,6 +241,9 @@ impl UpConfig {
         within("layer-ram", self.layer_ram_bytes, 16 << 20, 1 << 40)?;
         if self.clean_rate_bytes != 0 {
             within("clean-rate", self.clean_rate_bytes, MIN_RATE, 1 << 40)?;
+        }
+        if !(1000..=3_600_000).contains(&self.clean_lease_ms) {
+            return Err(ConfigError::new(format!("clean-lease is {} ms; it must be 1s to 1h", self.clean_lease_ms)));
         }
         if self.scrub_rate_bytes != 0 {
             within("scrub-rate", self.scrub_rate_bytes, MIN_RATE, 1 << 40)?;
@@ -318,6 +327,8 @@ mod tests {
             "layer-ram = '0'",
             "map-ram = '1M'",
             "clean-rate = '1K'",
+            "clean-lease = '0s'",
+            "clean-lease = '2h'",
             "scrub-rate = '1K'",
             "api-listen = '0.0.0.0:7420'",
             "volumes = ['a:1G', 'a:2G']",

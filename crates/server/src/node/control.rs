@@ -10,7 +10,8 @@ use super::pools::Pools;
 use super::thread::ShardHandle;
 use super::{cleaning, job_control, metrics, pool_control, scrub, sessions, status, volume_control};
 use crate::api::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
+    CheckReport, Cleaning, CleaningDone, CleaningFailure, CleaningOffer, CleaningProgress, CleaningTaken,
+    CleaningTerms, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
     RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use crate::api::{Answer, Control, ControlError, ProgressHandle};
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use varve_engine::Limits;
 use varve_env::LocalFuture;
-use varve_types::Name;
+use varve_types::{LeaseId, Name};
 
 /// What does not change while the node runs.
 #[derive(Clone, Debug)]
@@ -152,6 +153,19 @@ impl Control for Node {
     fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning> {
         let limits = self.place.limits;
         self.on_shard(move |local| Box::pin(async move { Ok(cleaning::set(&local, &limits, set)) }))
+    }
+    fn cleaning_job(&self, worker: Name) -> Answer<'_, CleaningOffer> {
+        self.on_shard(move |local| Box::pin(async move { cleaning::offer(&local, &worker).await }))
+    }
+    fn renew_cleaning_job(&self, job: LeaseId, progress: CleaningProgress) -> Answer<'_, CleaningTerms> {
+        self.on_shard(move |local| Box::pin(async move { cleaning::renew(&local, job, progress) }))
+    }
+    fn complete_cleaning_job(&self, job: LeaseId, done: CleaningDone) -> Answer<'_, CleaningTaken> {
+        self.on_shard(move |local| Box::pin(async move { cleaning::complete(&local, job, &done).await }))
+    }
+    fn fail_cleaning_job(&self, job: LeaseId, failure: CleaningFailure) -> Answer<'_, Cleaning> {
+        let limits = self.place.limits;
+        self.on_shard(move |local| Box::pin(async move { cleaning::fail(&local, &limits, job, &failure) }))
     }
     fn scrub(&self) -> Answer<'_, Scrub> {
         let limits = self.place.limits;

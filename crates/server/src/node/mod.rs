@@ -43,6 +43,7 @@ use crate::api::model::CheckReport;
 use crate::api::{ControlError, ProgressHandle};
 use crate::config::UpConfig;
 pub use metrics::{MetricInfo, metric_infos};
+pub(crate) use pools::{check_owner_record, is_bulk};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use varve_engine::EngineError;

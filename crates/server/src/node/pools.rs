@@ -55,7 +55,7 @@ pub(super) struct Opened {
 }
 
 /// Whether an object by this name holds data that guests wrote. Bundles are none: they make room.
-fn is_bulk(name: &str) -> bool {
+pub(crate) fn is_bulk(name: &str) -> bool {
     ObjectName::parse(name).is_some_and(|name| name.kind == ObjectKind::Segment)
 }
 
@@ -115,6 +115,24 @@ fn check_owner(store: &dyn ObjectStore, found: OwnerRecord, cluster: ClusterId) 
         found.cluster
     );
     Err(ControlError::conflict(message))
+}
+
+/// Sees that a store is the pool of a cluster, by the record with this number, which is the newest.
+///
+/// # Errors
+/// `Conflict` when it is not; those of the store.
+pub(crate) async fn check_owner_record(
+    store: &dyn ObjectStore,
+    number: u64,
+    cluster: ClusterId,
+) -> Result<(), ControlError> {
+    let (ours, next) = (owner(store, number).await?, owner(store, number.saturating_add(1)).await?);
+    if next.is_some() || ours.is_none_or(|record| record.cluster != cluster) {
+        let message =
+            format!("{} is not the pool of cluster {cluster}: it is another cluster's, or another store", store.url());
+        return Err(ControlError::conflict(message));
+    }
+    Ok(())
 }
 
 /// Makes an empty store ours, or finds that it is.

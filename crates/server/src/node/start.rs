@@ -274,6 +274,7 @@ async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
         map_ram: config.map_ram_bytes,
         occupancy: config.clean_occupancy_percent,
         clean_rate: config.clean_rate_bytes,
+        lease_ms: config.clean_lease_ms,
         scrub_rate: config.scrub_rate_bytes,
         scrub_interval_ms: config.scrub_interval_ms,
         ..Limits::default()

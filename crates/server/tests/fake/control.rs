@@ -5,11 +5,12 @@ use super::{CREATED_MS, Fake, FakePool, State, snapshot_id};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
-    CheckReport, Cleaning, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit, Rewind,
+    CheckReport, Cleaning, CleaningDone, CleaningFailure, CleaningOffer, CleaningProgress, CleaningTaken,
+    CleaningTerms, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit, Rewind,
     RewindPoints, Rewound, RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume, VolumeCheck,
 };
 use varve_server::api::{Answer, Control, ControlError, ProgressHandle};
-use varve_types::{Name, Overrides};
+use varve_types::{LeaseId, Name, Overrides};
 
 impl Fake {
     /// Changes the state and answers at once.
@@ -265,14 +266,44 @@ impl Control for Fake {
         })
     }
     fn cleaning(&self) -> Answer<'_, Cleaning> {
-        self.now(|state| Ok(state.cleaning))
+        self.now(|state| Ok(state.cleaning.clone()))
     }
     fn set_cleaning(&self, set: SetCleaning) -> Answer<'_, Cleaning> {
         self.now(move |state| {
             let now = &mut state.cleaning;
             now.paused = set.paused.unwrap_or(now.paused);
             now.rate_bytes = set.rate_bytes.map_or(now.rate_bytes, |rate| (rate > 0).then_some(rate));
-            Ok(*now)
+            Ok(now.clone())
+        })
+    }
+    fn cleaning_job(&self, worker: Name) -> Answer<'_, CleaningOffer> {
+        self.now(move |state| {
+            let job = state.cleaning_job.clone().filter(|_| worker.as_str() != "idle");
+            Ok(CleaningOffer { job })
+        })
+    }
+    fn renew_cleaning_job(&self, job: LeaseId, progress: CleaningProgress) -> Answer<'_, CleaningTerms> {
+        self.now(move |state| {
+            let found = state.cleaning_job.as_ref().filter(|found| found.id == job);
+            let found = found.ok_or_else(|| ControlError::not_found("job", job))?;
+            let rate_bytes = Some(progress.read_bytes).filter(|read| *read > 0);
+            Ok(CleaningTerms { rate_bytes, ..found.terms })
+        })
+    }
+    fn complete_cleaning_job(&self, job: LeaseId, done: CleaningDone) -> Answer<'_, CleaningTaken> {
+        self.now(move |state| match &state.cleaning_job {
+            Some(found) if found.id == job && found.bundle == done.bundle => {
+                Ok(CleaningTaken { segments: done.shares })
+            }
+            Some(found) if found.id == job => Err(ControlError::invalid("it is another object")),
+            _ => Err(ControlError::not_found("job", job)),
+        })
+    }
+    fn fail_cleaning_job(&self, job: LeaseId, failure: CleaningFailure) -> Answer<'_, Cleaning> {
+        self.now(move |state| {
+            state.cleaning_job.take_if(|found| found.id == job).ok_or_else(|| ControlError::not_found("job", job))?;
+            state.cleaning.failed_jobs += u64::from(!failure.given_back);
+            Ok(state.cleaning.clone())
         })
     }
     fn scrub(&self) -> Answer<'_, Scrub> {

@@ -55,6 +55,7 @@ pub struct State {
     pub volumes: BTreeMap<Name, FakeVolume>,
     pub pools: BTreeMap<Name, FakePool>,
     pub cleaning: varve_server::api::model::Cleaning,
+    pub cleaning_job: Option<varve_server::api::model::CleaningJob>,
     pub scrub: varve_server::api::model::Scrub,
     next_id: u8,
 }

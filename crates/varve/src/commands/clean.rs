@@ -41,6 +41,23 @@ fn render(state: &Cleaning) -> String {
         table.pair("begins", format!("where less than {} % of a volume's blocks are alive", state.occupancy_percent));
     }
     table.pair("jobs", format!("{} done, {} given up", state.jobs, state.failed_jobs));
+    if state.worker_jobs + state.refused_jobs + state.expired_jobs > 0 {
+        let (done, refused, expired) = (state.worker_jobs, state.refused_jobs, state.expired_jobs);
+        table.pair("of workers", format!("{done} done, {refused} refused, {expired} not heard of"));
+    }
     table.pair("moved", format!("{} read, {} put", format_size(state.read_bytes), format_size(state.put_bytes)));
-    table.render("")
+    let mut text = table.render("");
+    if !state.workers.is_empty() {
+        let mut table = Table::new(&["WORKER", "DOES", "DONE", "FAILED", "HEARD OF"]).right(&[2, 3]);
+        for worker in &state.workers {
+            let does =
+                if worker.running { format!("{} read", format_size(worker.read_bytes)) } else { "waits".to_owned() };
+            let heard = format!("{} ago", out::duration(worker.heard_ms));
+            let (done, failed) = (worker.jobs.to_string(), worker.failed_jobs.to_string());
+            table.row(vec![worker.name.to_string(), does, done, failed, heard]);
+        }
+        text.push('\n');
+        text.push_str(&table.render(""));
+    }
+    text
 }

@@ -11,6 +11,7 @@ pub mod snapshot;
 pub mod status;
 pub mod up;
 pub mod volume;
+pub mod worker;
 
 use crate::failure::Result;
 use crate::out;

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use varve_server::config::{ConfigError, FileConfig, Listen, LogFormat, UpConfig, VolumeSpec};
+use varve_server::config::{ConfigError, FileConfig, Listen, LogFormat, VolumeSpec};
 use varve_server::node::{Serving, up};
 use varve_types::format_size;
 
@@ -51,7 +51,7 @@ pub fn run(args: Up, json: bool) -> Result<()> {
         ..FileConfig::default()
     };
     let config = flags.resolve(file).map_err(wrong)?;
-    log(&config)?;
+    log(&config.log_level, config.log_format)?;
     let ready = Box::new(move |serving: &Serving| {
         let shown = out::show(json, &document(serving), |_| announce(serving));
         if let Err(failure) = shown {
@@ -59,11 +59,14 @@ pub fn run(args: Up, json: bool) -> Result<()> {
             tracing::warn!(message = failure.message, "what is served could not be printed");
         }
     });
-    Ok(up(config, ready, Box::pin(stopped()))?)
+    Ok(up(config, ready, Box::pin(stopped(LEFT)))?)
 }
 
-/// Completes on SIGTERM, SIGINT or SIGHUP. Another signal after the first one ends the process at once: what was acknowledged is in the journal.
-async fn stopped() {
+/// What a second signal leaves.
+const LEFT: &str = "ended before everything was stopped: the next start recovers what was acknowledged";
+
+/// Completes on SIGTERM, SIGINT or SIGHUP. Another signal after the first one ends the process at once, with that complaint.
+pub(super) async fn stopped(left: &'static str) {
     let catch = |kind| signal(kind).inspect_err(|error| tracing::error!(%error, "a signal can not be caught"));
     let all = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(catch);
     let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = all else { return std::future::pending().await };
@@ -78,16 +81,16 @@ async fn stopped() {
     tracing::info!("stopping; another signal ends it at once");
     tokio::spawn(async move {
         any().await;
-        out::complain("ended before everything was stopped: the next start recovers what was acknowledged");
+        out::complain(left);
         std::process::exit(1);
     });
 }
 
-fn log(config: &UpConfig) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log_level)
-        .map_err(|error| Failure::usage(format!("log-level {:?}: {error}", config.log_level)))?;
+/// Logs to standard error.
+pub(super) fn log(level: &str, format: LogFormat) -> Result<()> {
+    let filter = EnvFilter::try_new(level).map_err(|error| Failure::usage(format!("log-level {level:?}: {error}")))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = match config.log_format {
+    let set = match format {
         LogFormat::Text => {
             let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
             builder.with_ansi(colours).try_init()

@@ -3,9 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use varve_types::Name;
 
 /// Cleaning in a node: what still lives of sparse segments is moved together, and their objects go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cleaning {
     /// Whether something is being cleaned at this moment.
     pub running: bool,
@@ -21,12 +22,42 @@ pub struct Cleaning {
     pub dead_bytes: u64,
     /// Jobs that were done since the node started.
     pub jobs: u64,
+    /// Those of them that other processes have run (`varve clean --worker`).
+    #[serde(default)]
+    pub worker_jobs: u64,
     /// Jobs that were given up since then, to be tried again.
     pub failed_jobs: u64,
+    /// Those of them in which another process has put something else than it should have.
+    #[serde(default)]
+    pub refused_jobs: u64,
+    /// Those of them that another process was at, and nothing was heard of it.
+    #[serde(default)]
+    pub expired_jobs: u64,
     /// Bytes of blocks that cleaning has read since then.
     pub read_bytes: u64,
     /// Bytes that it has put since then.
     pub put_bytes: u64,
+    /// The processes that clean beside the node, by name. While there are any, the node does not clean.
+    #[serde(default)]
+    pub workers: Vec<CleaningWorker>,
+}
+
+/// A process that cleans beside a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CleaningWorker {
+    /// What it calls itself.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Jobs of it that were done since it was first heard of.
+    pub jobs: u64,
+    /// Jobs of it that came to nothing.
+    pub failed_jobs: u64,
+    /// Whether it has a job.
+    pub running: bool,
+    /// Bytes of blocks that it has read for that job, as far as it has told.
+    pub read_bytes: u64,
+    /// How long ago it was heard of, in milliseconds.
+    pub heard_ms: u64,
 }
 
 /// Changes how a node cleans, until it stops; what is left out stays.

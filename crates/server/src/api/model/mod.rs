@@ -13,6 +13,7 @@
 
 mod check;
 mod cleaning;
+mod cleaning_job;
 mod data;
 mod job;
 mod pool;
@@ -22,7 +23,11 @@ mod status;
 mod volume;
 
 pub use check::{CheckError, CheckReport, VolumeCheck};
-pub use cleaning::{Cleaning, SetCleaning};
+pub use cleaning::{Cleaning, CleaningWorker, SetCleaning};
+pub use cleaning_job::{
+    AskCleaningJob, CleaningCodec, CleaningDone, CleaningFailure, CleaningJob, CleaningOffer, CleaningProgress,
+    CleaningSource, CleaningTaken, CleaningTerms,
+};
 pub use data::{Extent, ExtentMap, RangeQuery, Target, WriteQuery};
 pub use job::{Job, JobKind, JobResult, JobState, Progress, ProgressUnit};
 pub use pool::{ImportPool, NewPool, Pool, PoolImport};

@@ -5,6 +5,7 @@
 //! away or a time that runs out never cuts one in half; how many run at once is bounded, as are data requests, which each hold up to
 //! [`super::MAX_DATA`] bytes.
 
+mod cleaning;
 mod data;
 mod node;
 mod pools;
@@ -144,8 +145,12 @@ routes! {
     get "/v1/status" node::status;
     get "/v1/version" node::version;
     post "/v1/check" node::check;
-    get "/v1/cleaning" node::cleaning;
-    patch "/v1/cleaning" node::set_cleaning;
+    get "/v1/cleaning" cleaning::show;
+    patch "/v1/cleaning" cleaning::set;
+    post "/v1/cleaning/jobs" cleaning::ask;
+    post "/v1/cleaning/jobs/{job}/renew" cleaning::renew;
+    post "/v1/cleaning/jobs/{job}/complete" cleaning::complete;
+    post "/v1/cleaning/jobs/{job}/fail" cleaning::fail;
     get "/v1/scrub" node::scrub;
     patch "/v1/scrub" node::set_scrub;
     get "/v1/jobs" node::jobs;

@@ -3,9 +3,7 @@
 
 use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
-use super::super::model::{
-    Cleaning, ErrorBody, Job, JobKind, JobResult, Scrub, SetCleaning, SetScrub, Status, Version,
-};
+use super::super::model::{ErrorBody, Job, JobKind, JobResult, Scrub, SetScrub, Status, Version};
 use super::App;
 use axum::Json;
 use axum::extract::State;
@@ -58,24 +56,6 @@ pub(in super::super) async fn check(
     Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
-/// How cleaning goes.
-#[utoipa::path(get, path = "/v1/cleaning", tag = "node",
-    responses((status = 200, body = Cleaning), (status = "default", body = ErrorBody)))]
-pub(in super::super) async fn cleaning(State(app): State<App>) -> ApiResult<Json<Cleaning>> {
-    Ok(Json(app.control.cleaning().await?))
-}
-
-/// Pauses cleaning, lets it go on, or bounds it, until the node stops.
-#[utoipa::path(patch, path = "/v1/cleaning", tag = "node", request_body = SetCleaning,
-    responses((status = 200, body = Cleaning), (status = "default", body = ErrorBody)))]
-pub(in super::super) async fn set_cleaning(
-    State(app): State<App>,
-    JsonBody(set): JsonBody<SetCleaning>,
-) -> ApiResult<Json<Cleaning>> {
-    check_rate(set.rate_bytes)?;
-    Ok(Json(app.change(|control| async move { control.set_cleaning(set).await }).await?))
-}
-
 /// What scrubbing has found, and how it goes.
 #[utoipa::path(get, path = "/v1/scrub", tag = "node",
     responses((status = 200, body = Scrub), (status = "default", body = ErrorBody)))]
@@ -95,7 +75,7 @@ pub(in super::super) async fn set_scrub(
 }
 
 /// Refuses what is so slow that nothing would come of it.
-fn check_rate(rate: Option<u64>) -> Result<(), ControlError> {
+pub(super) fn check_rate(rate: Option<u64>) -> Result<(), ControlError> {
     match rate {
         Some(rate @ 1..MIN_RATE) => {
             let message = format!("rate_bytes is {rate}; it must be {MIN_RATE} at least, or 0");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The description of the API that the API gives of itself, made from the handlers and the documents.
 
-use super::{data, node, pools, snapshots, volumes};
+use super::{cleaning, data, node, pools, snapshots, volumes};
 use axum::Json;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -23,7 +23,8 @@ use utoipa::{Modify, OpenApi};
         snapshots::rewind_points, snapshots::rewind,
         data::read, data::write, data::zero, data::flush, data::extents,
         pools::list, pools::create, pools::show, pools::delete, pools::set, pools::import,
-        node::status, node::version, node::check, node::cleaning, node::set_cleaning, node::scrub, node::set_scrub, node::jobs, node::job, node::metrics,
+        node::status, node::version, node::check, node::scrub, node::set_scrub, node::jobs, node::job, node::metrics,
+        cleaning::show, cleaning::set, cleaning::ask, cleaning::renew, cleaning::complete, cleaning::fail,
         document
     ),
     modifiers(&Bearer),

@@ -62,6 +62,17 @@ impl Row for NodeRow {
         counter("clean_failed_jobs", "Jobs of cleaning that were given up, to be tried again", |n| {
             n.shard.clean.failed
         }),
+        counter("clean_worker_jobs", "Jobs of cleaning that other processes have run", |n| n.shard.clean.worker_jobs),
+        counter(
+            "clean_refused_jobs",
+            "Jobs of cleaning of other processes that were refused: what they had put was wrong",
+            |n| n.shard.clean.refused,
+        ),
+        counter("clean_expired_jobs", "Jobs of cleaning of other processes that nothing was heard of", |n| {
+            n.shard.clean.expired
+        }),
+        gauge("clean_workers", "Other processes that clean for this node", |n| n.shard.clean.workers),
+        gauge("clean_leased_jobs", "Jobs of cleaning that they are at", |n| n.shard.clean.leased),
         counter("clean_read_bytes", "Bytes of blocks that cleaning has read", |n| n.shard.clean.read_bytes),
         counter("clean_put_bytes", "Bytes that cleaning has put", |n| n.shard.clean.put_bytes),
         gauge("gone_volumes", "Deleted volumes that clones need though nothing brings them back", |n| {
