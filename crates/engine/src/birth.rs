@@ -285,7 +285,7 @@ impl Volume {
         let dead = self.closed.borrow().get(&id).map(|closed| closed.manifest.dead.clone()).unwrap_or_default();
         // The opening writes manifests of it, also where the undo fails then.
         let _forgotten = Forgotten { volume: self, timeline: id };
-        let old = Self::open_one(&self.context, &self.pool, &self.pool_settings(), &record, id, Vec::new()).await?;
+        let old = Self::open_one(&self.context, &self.pool, &self.pool_settings(), &record, id, false).await?;
         {
             // The manifest before it was hidden is in no list in the store yet.
             let listed = &mut old.data.borrow_mut().manifest.dead;

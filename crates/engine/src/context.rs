@@ -11,13 +11,14 @@ use crate::cache::BlockCache;
 use crate::clean::Cleaning;
 use crate::ends::Ends;
 use crate::fetch::Fetches;
-use crate::journal::{Journal, Stamp};
+use crate::journal::Journal;
 use crate::lineage::PageTables;
 use crate::map_ram::MapRam;
 use crate::scrub::Scrub;
 use crate::signal::Signal;
 use crate::ssd::SsdCache;
 use crate::stages::{Stage, Stages, Timed};
+use crate::tails::Tails;
 use crate::timeline::Timeline;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -247,6 +248,8 @@ pub struct PutBytes {
 pub(crate) struct Context {
     pub env: Rc<dyn Env>,
     pub journal: Rc<Journal>,
+    /// What the journal has of timelines that are not open.
+    pub tails: Tails,
     pub coord: Arc<dyn Coord>,
     pub cache: RefCell<BlockCache>,
     pub ssd: SsdCache,
@@ -316,12 +319,6 @@ impl Context {
         for timeline in self.open_timelines() {
             timeline.spill();
         }
-    }
-
-    /// How far the segments of each timeline go that no manifest names yet.
-    pub fn evidence(&self) -> Vec<Stamp> {
-        let timelines = self.timelines.borrow();
-        timelines.values().filter_map(Weak::upgrade).filter_map(|timeline| timeline.evidence()).collect()
     }
 
     /// Whether layers have all the RAM that they may have.

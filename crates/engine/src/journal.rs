@@ -3,7 +3,8 @@
 //! synced for all at once.
 //!
 //! Invariants:
-//! - Positions only grow. Records stand in the order of their positions, each bound to its own by checksum.
+//! - Positions only grow. Records stand in the order of their positions, each bound to its own by checksum; which is the order of changes but for
+//!   those that were carried ([`carry`]).
 //! - `durable_trim ≤ trim ≤ synced ≤ written ≤ head ≤ durable_trim + ring`: nothing at or behind the trim that a
 //!   reader would begin with is overwritten.
 //! - A page that a successful sync covered is not written again until the ring comes round: a sync is followed by a
@@ -11,16 +12,19 @@
 //! - `head − synced ≤ MAX_UNSYNCED`: how far after a power cut a reader has to look for records behind a damaged
 //!   one.
 //! - Whatever a trim passes is in the store, and the journal says so behind the trim: each timeline that has put segments which no manifest names
-//!   yet has a record of how far they go. A segment that the store loses is so missed at the next opening.
+//!   yet has a record of how far they go. A segment that the store loses is so missed at the next opening. Or it stands once more behind the trim.
+//! - Writers leave a part of the ring to [`carry`].
 //! - After a failed write or sync nothing is appended any more. A second sync would prove nothing, so none is
 //!   tried.
 //!
 //! A crash loses what `commit` has not handed to the kernel; a power cut may also lose, or tear, what lies behind
 //! `synced`.
 
+mod carry;
 mod replay;
 mod sync;
 
+pub(crate) use carry::{Moved, Needed};
 pub(crate) use replay::{Replayed, replay};
 
 use crate::signal::Signal;
@@ -61,8 +65,19 @@ pub(crate) struct Stamp {
     pub flushed_through: Sequence,
 }
 
-/// Tells, for each timeline that has put segments which no manifest names yet, how far they go.
-pub(crate) type Evidence = Box<dyn Fn() -> Vec<Stamp>>;
+/// Whose the records of a journal are. A journal of which nobody says so keeps what is pinned, and carries nothing.
+pub(crate) trait Keeper {
+    /// For each timeline that has put segments which no manifest names yet, or of which records were carried: up to which change all is in the
+    /// store, or was on stable media.
+    fn evidence(&self) -> Vec<Stamp>;
+    /// Bytes of the records that are needed, at most.
+    fn needed_bytes(&self) -> u64;
+    /// The records in a part of the ring that are needed, by position.
+    fn needed(&self, part: Range<u64>) -> Vec<Needed>;
+    /// Records stand elsewhere now, on stable media: places and pins follow. They are in the order of their old positions; what is not needed any
+    /// more is passed over.
+    fn moved(&self, moved: &[Moved]);
+}
 
 /// A record that was appended.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +114,13 @@ struct State {
     committing: bool,
     syncing: bool,
     trimming: bool,
+    carrying: bool,
+    /// Whether something was carried since the last trim: the next is worth it however little it gains.
+    carried: bool,
+    /// Nothing could be gained by carrying, and will not before the head is here or a layer counts.
+    carry_from: u64,
+    /// A record that can not be read: where the trim has come to it, nothing is carried.
+    unreadable: Option<u64>,
     /// Where the last trim told what is in the store.
     told: Range<u64>,
     failed: Option<EngineError>,
@@ -119,7 +141,7 @@ pub(crate) struct Journal {
     state: RefCell<State>,
     /// Times, of the shard's other stages too: the journal is what a shard begins with.
     pub stages: Rc<Stages>,
-    evidence: OnceCell<Evidence>,
+    keeper: OnceCell<Box<dyn Keeper>>,
     /// Rings when something was synced, trimmed or failed.
     changed: Signal,
 }
@@ -166,6 +188,10 @@ impl Journal {
             committing: false,
             syncing: false,
             trimming: false,
+            carrying: false,
+            carried: false,
+            carry_from: 0,
+            unreadable: None,
             told: 0..0,
             failed: None,
             headers: Vec::new(),
@@ -180,14 +206,14 @@ impl Journal {
             max_unsynced: MAX_UNSYNCED.min(superblock.ring / 4),
             state: RefCell::new(state),
             stages: Rc::default(),
-            evidence: OnceCell::new(),
+            keeper: OnceCell::new(),
             changed: Signal::default(),
         }
     }
 
-    /// Sets who is asked, before each trim, what its segments hold. Once.
-    pub fn set_evidence(&self, evidence: Evidence) {
-        assert!(self.evidence.set(evidence).is_ok(), "a shard sets it once, as it starts");
+    /// Sets whose the records are. Once.
+    pub fn set_keeper(&self, keeper: Box<dyn Keeper>) {
+        assert!(self.keeper.set(keeper).is_ok(), "a shard sets it once, as it starts");
     }
 
     /// Whether it failed, and how.
@@ -207,7 +233,8 @@ impl Journal {
         // Twice the longest record: for the pad at the end of the ring and for the jump to the next page.
         let end = state.head + bytes + 2 * MAX_RECORD;
         state.failed.is_some()
-            || (end <= state.superblock.trim + self.ring && end <= state.synced + self.max_unsynced + 2 * MAX_RECORD)
+            || (end + self.reserve() <= state.superblock.trim + self.ring
+                && end <= state.synced + self.max_unsynced + 2 * MAX_RECORD)
     }
 
     /// Waits until records of so many bytes fit, or the journal failed.
@@ -219,6 +246,7 @@ impl Journal {
                 }
                 self.start_sync();
                 self.start_trim();
+                self.start_carry();
                 None
             })
             .await;
@@ -241,15 +269,21 @@ impl Journal {
             start,
             crcs: sums,
         };
+        let place = self.push_write(&mut state, &header, data);
+        Ok(Appended { position, place, end: state.head })
+    }
+
+    /// Adds a write to the batch, and gives the place of its data.
+    fn push_write(&self, state: &mut State, header: &WriteHeader<'_>, data: Bytes) -> u64 {
         let State { headers, parts, .. } = &mut *state;
         let before = headers.len();
-        encode_write_header(self.id, &header, headers);
+        encode_write_header(self.id, header, headers);
         let header_len = headers.len() - before;
         push_headers(parts, header_len);
-        let place = position + header_len as u64;
+        let place = header.position + header_len as u64;
         state.head = place + data.len() as u64;
         state.parts.push(Part::Data(data));
-        Ok(Appended { position, place, end: state.head })
+        place
     }
 
     /// Appends a record without data; the caller made sure of room.
@@ -393,6 +427,11 @@ impl Journal {
         let offset = RING_START + place % self.ring;
         let read = self.disk.read_at(offset, len);
         read.await.map_err(|error| io_failed("read", &error))
+    }
+
+    /// Whether what stood at a place when it was looked up stands there still. What was read is good if it is asked behind the read.
+    pub fn holds(&self, place: u64) -> bool {
+        place >= self.state.borrow().superblock.trim
     }
 
     /// Position up to which everything is on stable media.

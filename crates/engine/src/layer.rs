@@ -5,14 +5,24 @@
 //! is in the journal too, at or behind the layer's pin, so a layer can always be built again by replay; and it
 //! covers its sequence range without gaps. A piece gives up its bytes for a place in the journal only when a flush
 //! behind its record has succeeded.
+//!
+//! A layer knows where each of its records stands, because the journal moves them ([`crate::journal`]): pin and places follow in
+//! the step in which the journal says so, and not before the new ones are on stable media.
 
 use crate::extent::{At, ExtentMap, Part};
+use crate::journal::Moved;
 use bytes::Bytes;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use varve_format::journal::{ALIGN, SHORT_HEADER};
 use varve_format::mark::Mark;
 use varve_types::branch::{Branch, reached};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, Sequence};
+
+/// Most changes of a layer: 2 MiB for the places of their records.
+pub(crate) const MAX_CHANGES: usize = 1 << 18;
 
 /// Plain checksums of the blocks of a piece, computed when they came in.
 #[derive(Clone, Debug)]
@@ -42,6 +52,16 @@ pub(crate) enum Piece {
     Journal { place: u64, sums: Sums },
     /// Nothing: it reads as zeroes.
     Hole,
+}
+
+impl Piece {
+    /// Its place in the journal, if it has one.
+    const fn place_mut(&mut self) -> Option<&mut u64> {
+        match self {
+            Self::Data { place, .. } | Self::Journal { place, .. } => Some(place),
+            Self::Hole => None,
+        }
+    }
 }
 
 impl Part for Piece {
@@ -76,8 +96,12 @@ pub(crate) struct Layer {
     pub first: Sequence,
     /// Last change in it.
     pub last: Sequence,
-    /// Position of its first record in the journal.
+    /// The lowest position of its records in the journal.
     pub pin: Option<u64>,
+    /// Positions of its records, from `first` on; those of changes that came in with a failed journal are missing, at the end.
+    records: Vec<u64>,
+    /// Whether some of them are not where they were written first.
+    pub carried: bool,
     /// When its first change came in.
     pub opened: Duration,
     /// Blocks of data in it, without those overwritten within it.
@@ -98,6 +122,8 @@ impl Layer {
             first: Sequence(0),
             last: Sequence(0),
             pin: None,
+            records: Vec::new(),
+            carried: false,
             opened: Duration::ZERO,
             blocks: 0,
             taken: 0,
@@ -142,7 +168,62 @@ impl Layer {
         } else {
             debug_assert_eq!(sequence.0, self.last.0 + 1, "changes come in without gaps");
         }
+        if let Some(position) = pin {
+            // Behind an opening a later change may stand before an earlier one, which was carried.
+            self.pin = self.pin.map(|pin| pin.min(position));
+            self.records.push(position);
+        }
         self.last = sequence;
+    }
+
+    /// Changes in it.
+    pub fn changes(&self) -> usize {
+        if self.is_empty() { 0 } else { (self.last.0 - self.first.0 + 1) as usize }
+    }
+
+    /// Bytes of its records in the journal, at most, but for the names of marks.
+    pub fn recorded(&self) -> u64 {
+        let headers = self.records.len() as u64 * (SHORT_HEADER + ALIGN);
+        if self.pin.is_none() { 0 } else { self.taken + self.taken / BLOCK * 4 + headers }
+    }
+
+    /// Its records that stand in a part of the journal: position and change, in the order of changes.
+    pub fn records_in(&self, part: Range<u64>) -> impl Iterator<Item = (u64, Sequence)> {
+        let is_near = self.pin.is_some_and(|pin| pin < part.end);
+        let records = if is_near { &self.records[..] } else { &[] };
+        let all = records.iter().zip(self.first.0..).map(|(position, sequence)| (*position, Sequence(sequence)));
+        all.filter(move |(position, _)| part.contains(position))
+    }
+
+    /// Follows its records that were carried; `moved` is in the order of the old positions. Whether any of them is one of its own.
+    pub fn follow(&mut self, moved: &[Moved]) -> bool {
+        let mut any = false;
+        if self.pin.is_none() {
+            return false;
+        }
+        for it in moved.iter().filter(|it| it.epoch == self.epoch && it.sequence >= self.first) {
+            let at = (it.sequence.0 - self.first.0) as usize;
+            if let Some(position) = self.records.get_mut(at).filter(|position| **position == it.from) {
+                *position = it.to;
+                any = true;
+            }
+        }
+        if !any {
+            return false;
+        }
+        self.carried = true;
+        self.pin = self.records.iter().min().copied();
+        if planted(Mutant::CarryKeepsPlaces) {
+            return true;
+        }
+        for (_, piece) in self.map.values_mut() {
+            let Some(place) = piece.place_mut() else { continue };
+            let before = moved.partition_point(|it| it.from <= *place);
+            if let Some(it) = moved[..before].last().filter(|it| *place < it.from + it.len) {
+                *place = it.to + (*place - it.from);
+            }
+        }
+        true
     }
 
     /// Takes a write or a hole whose record stands at `pin`; `None` with a failed journal.

@@ -24,7 +24,7 @@ use varve_format::crc::crc;
 use varve_format::mark::Mark;
 use varve_format::segment::{CHUNK_BLOCKS, Codec, IndexExtent, SEGMENT_HEADER, SegmentHeader, SegmentIndex};
 use varve_format::{ObjectKind, ObjectName, Pointer};
-use varve_types::branch::{Branch, reached};
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::{BLOCK, ErrorKind, Ordinal, TimelineId};
 
 const ZEROES: [u8; BLOCK as usize] = [0; BLOCK as usize];
@@ -116,8 +116,10 @@ impl Timeline {
                 Found::Layer(Piece::Journal { place, sums }) => {
                     reached(Branch::ReadFromJournal);
                     let bytes = self.context.journal.read(place, (run * BLOCK) as usize).await?;
-                    if bytes.chunks(BLOCK as usize).enumerate().any(|(i, b)| crc(b) != sums.get(i as u64)) {
-                        // The layer may have been counted meanwhile, and the place used again.
+                    let is_whole = bytes.chunks(BLOCK as usize).enumerate().all(|(i, b)| crc(b) == sums.get(i as u64));
+                    if !is_whole {
+                        // The layer may have been counted or carried meanwhile, and the place used again.
+                        reached_if(!self.context.journal.holds(place), Branch::PlaceMoved);
                         self.again(&mut tries, EngineError::corrupt(format!("journal: data at {place} are damaged")))?;
                         continue;
                     }

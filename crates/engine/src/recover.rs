@@ -65,8 +65,8 @@ pub(crate) struct Opening {
     pub show_number: u64,
 }
 
-/// Opens a timeline; `tail` are the records of the journal that name it, in any order.
-pub(crate) async fn open(opening: Opening, tail: Vec<Replayed>) -> Result<Rc<Timeline>> {
+/// Opens a timeline, with the tail that the journal has of it or without.
+pub(crate) async fn open(opening: Opening, has_tail: bool) -> Result<Rc<Timeline>> {
     let store = Arc::clone(&opening.pool.store);
     let mut old = load_manifest(&store, opening.timeline, opening.manifest).await.map_err(missing_is_corrupt)?;
     old.show_number = old.show_number.max(opening.show_number);
@@ -74,8 +74,11 @@ pub(crate) async fn open(opening: Opening, tail: Vec<Replayed>) -> Result<Rc<Tim
     timeline.load_table(&old).await.map_err(missing_is_corrupt)?;
     timeline.load_inherited(&old).await?;
     timeline.load_rows(&old).await?;
-    timeline.load_tail(&old, tail)?;
-    timeline.close_epoch(&old).await?;
+    // Only now, and in one step with the pins of the layers: until then the tail may be carried.
+    let tail = if has_tail { timeline.context.tails.of(timeline.id) } else { Vec::new() };
+    let loaded = timeline.load_tail(&old, tail);
+    let closed = if loaded.is_ok() { timeline.close_epoch(&old).await } else { loaded };
+    closed.inspect_err(|_| timeline.let_go())?;
     timeline.seal_now();
     timeline.start_orphan_sweep();
     Ok(timeline)
@@ -324,6 +327,8 @@ impl Timeline {
             }
             self.replay(&mut data, replayed);
         }
+        // Of what was carried a later change may stand before an earlier one: the lowest of a layer is known when it is whole.
+        data.layers().filter_map(|layer| layer.pin).for_each(|pin| self.context.journal.pin(pin));
         reached_if(data.last == manifest.merged, Branch::NothingBehindManifest);
         if data.last < promised && !planted(Mutant::ServePastLoss) {
             reached(Branch::LossRefused);
@@ -347,7 +352,7 @@ impl Timeline {
             data.open = Layer::new(record.epoch);
         }
         let (now, pin, sequence) = (self.context.env.now(), Some(record.position), record.sequence);
-        let (was_empty, most_runs) = (data.open.is_empty(), self.context.limits.layer_runs);
+        let most_runs = self.context.limits.layer_runs;
         let mut ends = false;
         match record.body {
             Body::Write { start, crcs } => {
@@ -369,9 +374,6 @@ impl Timeline {
             Body::Pad | Body::Counted => return,
         }
         data.last = sequence;
-        if was_empty {
-            self.context.journal.pin(record.position);
-        }
         if ends {
             seal(data);
         }

@@ -9,7 +9,8 @@
 //!   pin taken from the journal.
 
 use crate::context::Head;
-use crate::layer::{Layer, Piece};
+use crate::extent::At;
+use crate::layer::{Layer, MAX_CHANGES, Piece};
 use crate::signal::breathe;
 use crate::stages::Stage;
 use crate::timeline::{Data, PutState, Sealed, Timeline};
@@ -66,7 +67,7 @@ impl Timeline {
             let blocks = (size / BLOCK).min(u64::from(MAX_SEGMENT_BLOCKS) - u64::from(MAX_RECORD_BLOCKS));
             let is_large = data.open.blocks() >= blocks;
             let is_overwritten = data.open.taken() >= size * MAX_OVERWRITE;
-            let is_scattered = data.open.runs() >= self.context.limits.layer_runs;
+            let is_scattered = data.open.runs() >= self.context.limits.layer_runs || data.open.changes() >= MAX_CHANGES;
             reached_if(is_overwritten && !is_large, Branch::SealByOverwrite);
             reached_if(is_scattered && !is_large, Branch::SealByRuns);
             is_large || is_overwritten || is_scattered
@@ -218,10 +219,8 @@ impl Timeline {
             let (bytes, sums) = match piece {
                 Piece::Hole => continue,
                 Piece::Data { data, sums, .. } => (data, sums),
-                // The layer is not counted yet, so its place in the journal is still its own. A damaged one is found by `pack`.
-                Piece::Journal { place, sums } => {
-                    (self.context.journal.read(place, (len * BLOCK) as usize).await?, sums)
-                }
+                // A damaged one is found by `pack`.
+                Piece::Journal { place, sums } => (self.read_back(ordinal, start, len, place).await?, sums),
             };
             for i in 0..len {
                 let at = (i * BLOCK) as usize;
@@ -234,6 +233,28 @@ impl Timeline {
         }
         reached_if(extents.is_empty(), Branch::SegmentOfMarks);
         Ok((blocks, extents, marks, facts, codec))
+    }
+
+    /// The bytes of a run of a sealed layer, which was looked up at this place of the journal. The layer is not counted, so it is in the journal still,
+    /// but it may have been carried meanwhile.
+    async fn read_back(&self, ordinal: Ordinal, start: u64, len: u64, mut place: u64) -> Result<Bytes> {
+        let mut tries = 0;
+        loop {
+            let bytes = self.context.journal.read(place, (len * BLOCK) as usize).await?;
+            if self.context.journal.holds(place) {
+                return Ok(bytes);
+            }
+            reached(Branch::PlaceMoved);
+            self.again(
+                &mut tries,
+                EngineError::corrupt(format!("journal: data at {place} are elsewhere again and again")),
+            )?;
+            if let At::Run(Piece::Journal { place: now, .. }, _) =
+                find_sealed(&self.data.borrow(), ordinal).layer.at(start, len)
+            {
+                place = now;
+            }
+        }
     }
 
     /// A layer is in the store: it counts, and all that waited for it, if none before it is missing.

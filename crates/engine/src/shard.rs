@@ -2,8 +2,7 @@
 //! A shard: the volumes that one thread owns, their journal, and the chores that time brings.
 //!
 //! Everything here runs on the shard's thread. Volumes are opened one by one; records of the
-//! journal that belong to a volume which is not opened yet are pinned, so that nobody else's trim
-//! takes them.
+//! journal that belong to a volume which is not opened yet are kept for it ([`crate::tails`]).
 
 mod births;
 mod end;
@@ -20,6 +19,7 @@ use crate::context::{Context, HeadCache, Limits, PutBytes, Turn};
 use crate::ends::{EndCounts, Ends};
 use crate::fetch::Fetches;
 use crate::journal::{Journal, Replayed, replay};
+use crate::keeper::ShardKeeper;
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
 use crate::map_ram::{MapCounts, MapRam};
@@ -27,6 +27,7 @@ use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
 use crate::ssd::{SsdCache, SsdCounts};
 use crate::stages::{Stage, StageTimes};
+use crate::tails::Tails;
 use crate::volume::Volume;
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{Coord, Records};
 use varve_env::{CacheDevice, Disk, Env};
-use varve_types::{ErrorKind, Name, Overrides, TimelineId, VolumeId};
+use varve_types::{ErrorKind, Name, Overrides, VolumeId};
 
 /// How often the chores run.
 const TICK: Duration = Duration::from_secs(1);
@@ -83,8 +84,6 @@ pub struct Shard {
     pub(crate) context: Rc<Context>,
     pools: RefCell<BTreeMap<Name, Pool>>,
     volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
-    /// Records of the journal that wait for their timelines to be opened.
-    tails: RefCell<BTreeMap<TimelineId, (u64, Vec<Replayed>)>>,
     /// Who makes, ends or imports volumes at the moment.
     births: births::Births,
     /// Whoever brings back, ends or edits what is deleted: it is in nobody's list of volumes, and still each of its manifests follows from the one before.
@@ -128,18 +127,12 @@ impl Shard {
         coord: Arc<dyn Coord>,
         limits: Limits,
     ) -> Rc<Self> {
-        let mut tails: BTreeMap<TimelineId, (u64, Vec<Replayed>)> = BTreeMap::new();
-        for replayed in tail {
-            let (position, timeline) = (replayed.record.position, replayed.record.timeline);
-            tails.entry(timeline).or_insert((position, Vec::new())).1.push(replayed);
-        }
-        for (position, _) in tails.values() {
-            journal.pin(*position);
-        }
+        let tails = Tails::new(&journal, tail);
         let context = Rc::new(Context {
             env,
             stages: Rc::clone(&journal.stages),
             journal,
+            tails,
             coord,
             cache: RefCell::new(BlockCache::new(limits.cache_ram)),
             ssd: SsdCache::default(),
@@ -156,13 +149,11 @@ impl Shard {
             ends: Ends::default(),
             timelines: RefCell::new(BTreeMap::new()),
         });
-        let weak = Rc::downgrade(&context);
-        context.journal.set_evidence(Box::new(move || weak.upgrade().map_or_else(Vec::new, |it| it.evidence())));
+        context.journal.set_keeper(Box::new(ShardKeeper(Rc::downgrade(&context))));
         let this = Rc::new(Self {
             context,
             pools: RefCell::new(BTreeMap::new()),
             volumes: RefCell::new(BTreeMap::new()),
-            tails: RefCell::new(tails),
             births: births::Births::default(),
             deleted: Turn::default(),
             gone: gone::Gone::default(),
@@ -281,15 +272,8 @@ impl Shard {
             }
         }
         // Records of timelines that are no more, or that were put whole before they were hidden, keep no room.
-        let tails = std::mem::take(&mut *self.tails.borrow_mut());
-        for (timeline, (position, tail)) in tails {
-            let open = failed.is_empty() || !known.contains(&timeline);
-            if open {
-                self.context.journal.unpin(position);
-            } else {
-                self.tails.borrow_mut().insert(timeline, (position, tail));
-            }
-        }
+        let waits = |timeline| !failed.is_empty() && known.contains(&timeline);
+        self.context.tails.retain(&self.context.journal, waits);
         Ok(failed)
     }
 
@@ -310,12 +294,8 @@ impl Shard {
     async fn open_unlisted(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
         let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
         let (pool, settings) = self.pool(&record.pool)?;
-        let tail = self.tails.borrow().get(&record.shown).cloned();
-        let records = tail.as_ref().map(|(_, tail)| tail.clone()).unwrap_or_default();
-        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id, records).await?;
-        if let Some((position, _)) = self.tails.borrow_mut().remove(&record.shown) {
-            self.context.journal.unpin(position);
-        }
+        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id).await?;
+        self.context.tails.retain(&self.context.journal, |timeline| timeline != record.shown);
         Ok(volume)
     }
 

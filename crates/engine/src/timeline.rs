@@ -16,7 +16,6 @@ use crate::ahead::Streams;
 use crate::clean::Victims;
 use crate::context::{Context, Turn};
 use crate::extent::At;
-use crate::journal::Stamp;
 use crate::layer::{Layer, Piece};
 use crate::lineage::Lineages;
 use crate::manifests::PoolStore;
@@ -255,15 +254,6 @@ impl Timeline {
                 data.stopped.clone().map(Err)
             })
             .await
-    }
-
-    /// How far its segments go, where that is beyond what its manifest names: a store that loses one of these has nobody else to tell on it.
-    pub fn evidence(&self) -> Option<Stamp> {
-        let data = self.data.borrow();
-        let named = data.manifest.cuts.iter().map(|cut| cut.last).max().unwrap_or_default().max(data.manifest.merged);
-        let sequence = data.counted;
-        let stamp = Stamp { timeline: self.id, epoch: self.epoch, sequence, flushed_through: sequence };
-        (sequence > named && data.stopped.is_none()).then_some(stamp)
     }
 
     /// The settings in force.

@@ -7,7 +7,6 @@
 
 use crate::closed::Histories;
 use crate::context::Context;
-use crate::journal::Replayed;
 use crate::manifests::PoolStore;
 use crate::pressure::SlowCounts;
 use crate::rate::RateLimiter;
@@ -124,20 +123,19 @@ impl Deref for Volume {
 }
 
 impl Volume {
-    /// Opens a volume in a new epoch. `tail` are the records of the journal that name its shown timeline.
+    /// Opens a volume in a new epoch.
     pub(crate) async fn open(
         context: Rc<Context>,
         pool: Rc<PoolStore>,
         pool_settings: Overrides,
         id: VolumeId,
-        tail: Vec<Replayed>,
     ) -> Result<Rc<Self>> {
         let mut writer = [0; 8];
         context.env.random(&mut writer);
         let writer = WriterId(u64::from_le_bytes(writer));
         pool.check().await?;
         let record = raise_epoch(&context, id, writer).await?;
-        let timeline = Self::open_one(&context, &pool, &pool_settings, &record, record.shown, tail).await?;
+        let timeline = Self::open_one(&context, &pool, &pool_settings, &record, record.shown, true).await?;
         let this = Self::with(context, pool, pool_settings, record, timeline);
         this.know_closed().await;
         Ok(this)
@@ -159,14 +157,14 @@ impl Volume {
         })
     }
 
-    /// Opens one of the volume's timelines, at the epoch of the record.
+    /// Opens one of the volume's timelines, at the epoch of the record; with what the journal has of it, or without, where all of it was put.
     pub(crate) async fn open_one(
         context: &Rc<Context>,
         pool: &Rc<PoolStore>,
         pool_settings: &Overrides,
         record: &VolumeRecord,
         timeline: TimelineId,
-        tail: Vec<Replayed>,
+        has_tail: bool,
     ) -> Result<Rc<Timeline>> {
         let manifest = record.timeline(timeline).and_then(|t| t.manifest);
         let Some(manifest) = manifest else {
@@ -184,7 +182,7 @@ impl Volume {
             manifest,
             show_number: if timeline == record.shown { record.show_number } else { 0 },
         };
-        open(opening, tail).await
+        open(opening, has_tail).await
     }
 
     /// The timeline that it shows.

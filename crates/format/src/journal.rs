@@ -125,8 +125,8 @@ pub enum Body {
     Mark(Mark),
     /// Nothing up to the end of the ring.
     Pad,
-    /// Every change up to the record's sequence is in segments: told before a trim passes the changes themselves, so that a store which loses a
-    /// segment gives itself away.
+    /// Every change up to the record's sequence is in segments, or was on stable media in records that were carried: told before a trim passes the changes
+    /// themselves, so that a store which loses a segment, or a disk which loses a copy, gives itself away.
     Counted,
 }
 

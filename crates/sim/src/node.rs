@@ -57,6 +57,8 @@ pub struct Node {
     pub disk: DiskMedium,
     /// The pool's store.
     pub server: StoreServer,
+    /// Pools beside `default`, and their stores.
+    pub others: Vec<(Name, StoreServer)>,
     /// Coordination.
     pub coord: Arc<Memory>,
     /// How far away it is, there and back.
@@ -91,23 +93,32 @@ impl Node {
         let server = StoreServer::new(&world, "pool");
         let env = world.process("node");
         let coord = Arc::new(Memory::new());
-        let record = PoolRecord {
-            version: PoolRecord::VERSION,
-            name: name("default"),
-            store: "sim:///pool".to_owned(),
-            owner_number: 1,
-            settings: Overrides::default(),
-            created_ms: 0,
-        };
-        let keeper = world.process("setup");
-        let (copy, to) = (record, Arc::clone(&coord));
-        let made = world.block_on(&keeper, async move { Records::new(&*to).create_pool(&copy).await.map(drop) });
-        made.expect("the setup runs").expect("the pool is made");
-        world.kill(&keeper);
+        record_pool(&world, &coord, name("default"), "pool");
         let (limits, pool) = (small_limits(), small_segments());
         let coord_latency = Duration::ZERO;
         let (cache, shard) = (None, RefCell::new(None));
-        Self { world, disk, server, coord, coord_latency, cache, limits, pool, owner: 1, env, shard }
+        Self {
+            world,
+            disk,
+            server,
+            others: Vec::new(),
+            coord,
+            coord_latency,
+            cache,
+            limits,
+            pool,
+            owner: 1,
+            env,
+            shard,
+        }
+    }
+
+    /// Makes another pool, with a store of its own; the next shard knows it.
+    pub fn create_pool(&mut self, pool: &str) -> StoreServer {
+        record_pool(&self.world, &self.coord, name(pool), pool);
+        let server = StoreServer::new(&self.world, pool);
+        self.others.push((name(pool), server.clone()));
+        server
     }
 
     /// A node of another cluster beside this one: the same world and store, an empty disk, a coordination that knows nothing.
@@ -118,7 +129,8 @@ impl Node {
         let coord = Arc::new(Memory::new());
         let (server, limits, pool, coord_latency) = (self.server.clone(), self.limits, self.pool, self.coord_latency);
         let (cache, shard) = (None, RefCell::new(None));
-        Self { world, disk, server, coord, coord_latency, cache, limits, pool, owner: 0, env, shard }
+        let others = self.others.clone();
+        Self { world, disk, server, others, coord, coord_latency, cache, limits, pool, owner: 0, env, shard }
     }
 
     /// A second node of the same cluster: the same world, store and coordination, an empty disk.
@@ -182,10 +194,13 @@ impl Node {
         self.add_pool();
     }
 
-    /// Makes the pool known to the shard, by the owner's number of now.
+    /// Makes the pools known to the shard, by the owner's number of now.
     pub fn add_pool(&self) {
-        let store = PoolStore::new(self.server.client(&self.env), self.owner);
-        self.shard().add_pool(name("default"), store, self.pool);
+        let others = self.others.iter().map(|(pool, server)| (pool.clone(), server));
+        for (pool, server) in others.chain([(name("default"), &self.server)]) {
+            let store = PoolStore::new(server.client(&self.env), self.owner);
+            self.shard().add_pool(pool, store, self.pool);
+        }
     }
 
     /// Ends the process, makes the disk what the crash leaves of it, settles its puts, and begins a new process without a shard.
@@ -194,6 +209,7 @@ impl Node {
         self.disk.crash(mode);
         self.cache.iter().for_each(|cache| cache.crash(mode));
         self.server.settle(&self.env, fate);
+        self.others.iter().for_each(|(_, server)| server.settle(&self.env, fate));
         self.shard.borrow_mut().take();
         self.env = self.world.process("node");
     }
@@ -211,8 +227,13 @@ impl Node {
 
     /// Makes a volume.
     pub fn create_volume(&self, volume: &str, size: u64) -> Rc<Volume> {
+        self.create_volume_in("default", volume, size)
+    }
+
+    /// Makes a volume in a pool.
+    pub fn create_volume_in(&self, pool: &str, volume: &str, size: u64) -> Rc<Volume> {
         let shard = self.shard();
-        let new = NewVolume { name: name(volume), pool: name("default"), size, settings: Overrides::default() };
+        let new = NewVolume { name: name(volume), pool: name(pool), size, settings: Overrides::default() };
         self.must("create a volume", async move { shard.create_volume(new).await })
     }
 
@@ -245,6 +266,22 @@ impl Node {
         let device = Rc::clone(device);
         self.run(async move { read(&device, offset, len).await })
     }
+}
+
+/// Has coordination know a pool.
+fn record_pool(world: &SimWorld, coord: &Arc<Memory>, pool: Name, store: &str) {
+    let record = PoolRecord {
+        version: PoolRecord::VERSION,
+        store: format!("sim:///{store}"),
+        name: pool,
+        owner_number: 1,
+        settings: Overrides::default(),
+        created_ms: 0,
+    };
+    let (keeper, to) = (world.process("setup"), Arc::clone(coord));
+    let made = world.block_on(&keeper, async move { Records::new(&*to).create_pool(&record).await.map(drop) });
+    made.expect("the setup runs").expect("the pool is made");
+    world.kill(&keeper);
 }
 
 /// Waits for what was submitted.

@@ -82,6 +82,16 @@ crate::catalogue::catalogue! {
     JournalTrimFails = "journal-trim-fails",
     /// A trim would give back less room than the records take that have to tell what it passes: it is put off until more is in the store.
     TrimPutOff = "trim-put-off",
+    /// Old records hold up the trim: they are written once more at the head, and the trim passes their first place.
+    RecordsCarried = "records-carried",
+    /// Old records hold up the trim, and going round would give back too little: writers wait for the store.
+    CarryPutOff = "carry-put-off",
+    /// A step of carrying ends early: there is room for no more copies.
+    CarryWithoutRoom = "carry-without-room",
+    /// What is carried is of a timeline that is not open.
+    TailCarried = "tail-carried",
+    /// What was read of the journal is elsewhere by now: it is looked up again.
+    PlaceMoved = "place-moved",
 
     // The journal: read after a start.
     /// One of the two superblocks is damaged: the other may be the older one, so records are looked for in two laps.
@@ -134,6 +144,8 @@ crate::catalogue::catalogue! {
     TriedAgain = "tried-again",
 
     // Opening: from manifest, segments and journal to what was.
+    /// A record stands in the journal twice: a crash came before the trim had passed the first. One is enough.
+    CopyFound = "copy-found",
     /// Segments behind the manifest were put by a writer before its own: they are found by the cuts, and each must be there.
     EarlierRow = "earlier-row",
     /// The journal has changes that no segment has: they are replayed into layers.

@@ -112,6 +112,10 @@ crate::catalogue::catalogue! {
     TakeTornTail = "take-torn-tail",
     /// Both superblocks of the journal are written to one place: a write of it that is spoilt leaves a trim of long ago.
     OneSuperblock = "one-superblock",
+    /// The trim passes what was carried before the copies, and what it has to tell, are on stable media: a power cut finds neither copy nor record.
+    CarryBeforeSync = "carry-before-sync",
+    /// What was carried is looked for where it was: another record stands there.
+    CarryKeepsPlaces = "carry-keeps-places",
 
     // Recovery.
     /// Records are replayed in the order of their places in the ring, not of their sequence: where the ring has come round, writes are lost.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Reading a journal after a start: every record that stands in it, in the order of positions.
+//! Reading a journal after a start: every record that stands in it, in the order of positions. One that was being carried stands there twice.
 //!
 //! Reading begins at the superblock's trim. Where no record stands, the next page is tried (a sync jumps there),
 //! and then every aligned position as far as unsynced writes can reach: a power cut may keep a later record and
@@ -45,8 +45,7 @@ pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<J
             "journal: its superblock tells of a ring of {ring} bytes, which is not between {least} and the {most} that its file has room for"
         )));
     }
-    let mut reader =
-        Reader { disk: &*disk, id: superblock.journal, ring: superblock.ring, window: Bytes::new(), start: 0 };
+    let mut reader = Reader::new(&*disk, superblock.journal, superblock.ring, WINDOW);
     // Beside a superblock that can not be read this one may be the older, behind whose trim all may be overwritten already. The newer one's trim lies
     // less than a ring ahead, so everything is within two.
     let (laps, reach) =
@@ -118,23 +117,31 @@ async fn read_superblock(disk: &dyn Disk) -> Result<(Superblock, bool)> {
     }
 }
 
-struct Reader<'a> {
+/// Reads records one after the other.
+pub(super) struct Reader<'a> {
     disk: &'a dyn Disk,
     id: JournalId,
     ring: u64,
+    /// Bytes read at a time.
+    ahead: u64,
     /// Bytes of the ring from position `start` on.
     window: Bytes,
     start: u64,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// A reader of a ring, which reads so many bytes at a time.
+    pub fn new(disk: &'a dyn Disk, id: JournalId, ring: u64, ahead: u64) -> Self {
+        Self { disk, id, ring, ahead, window: Bytes::new(), start: 0 }
+    }
+
     /// The bytes from `position` on: `want` of them, or as many as there are up to the end of the lap.
-    async fn bytes(&mut self, position: u64, want: u64) -> Result<Bytes> {
+    pub async fn bytes(&mut self, position: u64, want: u64) -> Result<Bytes> {
         let lap_end = (position / self.ring + 1) * self.ring;
         let want = want.min(lap_end - position);
         let have = self.start..self.start + self.window.len() as u64;
         if position < have.start || position + want > have.end {
-            let len = WINDOW.max(want).min(lap_end - position);
+            let len = self.ahead.max(want).min(lap_end - position);
             let read = self.disk.read_at(RING_START + position % self.ring, len as usize);
             self.window = read.await.map_err(|error| io_failed("read", &error))?;
             self.start = position;
@@ -144,7 +151,7 @@ impl Reader<'_> {
     }
 
     /// The record at a position, whole and proved, and the position behind it.
-    async fn record_at(&mut self, position: u64, limit: u64) -> Result<Option<(Replayed, u64)>> {
+    pub async fn record_at(&mut self, position: u64, limit: u64) -> Result<Option<(Replayed, u64)>> {
         let head = self.bytes(position, MAX_HEADER as u64).await?;
         let Ok((record, header)) = Record::decode(self.id, position, &head) else { return Ok(None) };
         let place = position + header as u64;

@@ -105,6 +105,7 @@ impl Journal {
         }
         self.changed.ring();
         self.start_trim();
+        self.start_carry();
     }
 
     /// Notes that a layer needs the journal from `position` on.
@@ -121,8 +122,10 @@ impl Journal {
             if *count == 0 {
                 state.pins.remove(&position);
             }
+            state.carry_from = 0;
         }
         self.start_trim();
+        self.start_carry();
     }
 
     /// Whether a layer that pins this position holds up the trim: the half of the ring behind it is used.
@@ -135,11 +138,13 @@ impl Journal {
         {
             let mut state = self.state.borrow_mut();
             let gain = gain(&state);
-            let full = state.head + 3 * MAX_RECORD > state.superblock.trim + self.ring;
-            if state.trimming || state.failed.is_some() || gain == 0 || (gain < self.ring / 16 && !full) {
+            let full = state.head + self.reserve() + 3 * MAX_RECORD > state.superblock.trim + self.ring;
+            let is_worth = gain >= self.ring / 16 || full || state.carried;
+            if state.trimming || state.failed.is_some() || gain == 0 || !is_worth {
                 return;
             }
             state.trimming = true;
+            state.carried = false;
         }
         let this = Rc::clone(self);
         self.env.spawn(Box::pin(async move {
@@ -155,14 +160,16 @@ impl Journal {
             // Who waits for room asks for the next trim, so it is not woken where there is no more room than before.
             if !matches!(done, Ok(false)) {
                 this.changed.ring();
+                this.start_trim();
             }
+            this.start_carry();
         }));
     }
 
     /// Writes a superblock with the trim of now, behind records of what is in the store. Whether there is more room now.
     async fn trim(self: &Rc<Self>) -> Result<bool> {
         let Some((first, end)) = self.append_evidence()? else { return Ok(false) };
-        if end > first {
+        if end > first && !planted(Mutant::CarryBeforeSync) {
             self.sync_to(end).await?;
         }
         let superblock = {
@@ -180,7 +187,7 @@ impl Journal {
     /// Appends what the timelines have in the store. Gives where that begins and ends, or nothing where a trim would gain no more than it takes: puts
     /// that are under way will make it worth it.
     fn append_evidence(&self) -> Result<Option<(u64, u64)>> {
-        let mut stamps = self.evidence.get().map(|evidence| evidence()).unwrap_or_default();
+        let mut stamps = self.keeper.get().map(|keeper| keeper.evidence()).unwrap_or_default();
         if stamps.len() > MAX_EVIDENCE {
             let untold = stamps.len() - MAX_EVIDENCE;
             tracing::warn!(
@@ -216,12 +223,12 @@ impl Journal {
 }
 
 /// The lowest position that is still needed.
-fn lowest(state: &State) -> u64 {
+pub(super) fn lowest(state: &State) -> u64 {
     state.pins.keys().next().copied().unwrap_or(state.synced).min(state.synced) / ALIGN * ALIGN
 }
 
 /// Bytes that a trim would give back, without those that only the last trim has written.
-fn gain(state: &State) -> u64 {
+pub(super) fn gain(state: &State) -> u64 {
     let (from, to) = (state.superblock.trim, lowest(state));
     let told = state.told.end.min(to).saturating_sub(state.told.start.max(from));
     to.saturating_sub(from).saturating_sub(told)
