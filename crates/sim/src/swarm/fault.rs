@@ -23,7 +23,7 @@ use varve_types::ErrorKind;
 impl Run {
     /// Faults that begin now and end by themselves.
     pub(super) fn faults(&mut self, rng: &mut Rng) {
-        let Plan { away, fill, bad_reads, full, coordination, disk, jump, .. } = self.plan;
+        let Plan { away, fill, round, bad_reads, full, coordination, disk, jump, .. } = self.plan;
         self.peak_ms = self.peak_ms.max(self.node.env.wall_ms());
         if rng.chance(away) {
             self.cover.count("fault: the store is away");
@@ -31,6 +31,9 @@ impl Run {
         }
         if rng.chance(fill) {
             self.fill_journal(rng);
+        }
+        if rng.chance(round) {
+            self.go_round_the_stuck(rng);
         }
         if rng.chance(bad_reads) {
             self.read_badly(rng);

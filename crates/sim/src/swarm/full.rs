@@ -3,8 +3,9 @@
 //!
 //! - A store that is away leaves everything in the journal, until a writer has to wait for room. The oldest layers are tiny then, so the first trims
 //!   behind it give back next to nothing.
-//! - A layer whose put is refused again and again pins the trim, while all behind it is put: once it counts, the trim jumps. What is written after that
+//! - A layer whose put is refused again and again pins the trim, and all of its volume behind it: once it counts, the trim jumps. What is written after that
 //!   lies more than a lap behind the trim before, which is what the older superblock tells.
+//! - While the layers of one volume are refused again and again another one goes round: what the first needs is carried, and perhaps the process dies then.
 //!
 //! Everything is written in the way of the model, one request after the other, and no death is planned meanwhile.
 
@@ -51,32 +52,65 @@ impl Run {
 
     /// The newest superblock tells of a trim far ahead of the older one's, and most of what lies between is overwritten.
     pub(super) fn jump_trim(&mut self, rng: &mut Rng) {
-        let (Some((pinned, _)), Some((large, len))) = (self.a_volume(rng), self.a_volume(rng)) else { return };
-        if pinned == large {
-            return;
-        }
+        // One volume only: what is old and another's would be carried.
+        let Some((large, len)) = self.a_volume(rng) else { return };
         self.set_faults(false);
         // Nothing else pins the trim.
         (0..self.vols.len()).for_each(|vol| self.drain(vol));
-        let part = format!("{}/seg/", self.node.volume(&self.vols[pinned].name).record().shown);
-        for _ in 0..REFUSED {
-            self.node.server.fail(StoreOp::Put, &part, 0, StoreFault::Error(StoreErrorKind::Unavailable));
-        }
-        self.discard(pinned, 0, BLOCK);
-        self.seal_some_time(pinned);
+        self.refuse_puts(large, REFUSED);
+        self.discard(large, 0, BLOCK);
+        self.seal_some_time(large);
         for _ in 0..self.plan.journal * 7 / 10 / len {
             self.write_one(large, 0, len);
         }
-        for vol in [pinned, large] {
-            self.drain(vol);
-            self.all_sure(vol);
-        }
+        self.drain(large);
+        self.all_sure(large);
         self.node.server.away_for(Duration::from_secs(3600));
         for _ in 0..self.plan.journal * 6 / 10 / len {
             self.write_one(large, 0, len);
         }
         self.alive(|this| this.flush(large));
         self.all_sure(large);
+    }
+
+    /// The next puts of layers of a volume are refused.
+    fn refuse_puts(&self, vol: usize, count: u64) {
+        let part = format!("{}/seg/", self.node.volume(&self.vols[vol].name).record().shown);
+        for _ in 0..count {
+            self.node.server.fail(StoreOp::Put, &part, 0, StoreFault::Error(StoreErrorKind::Unavailable));
+        }
+    }
+
+    /// The layers of a volume are refused, while another volume goes round the journal.
+    pub(super) fn go_round_the_stuck(&mut self, rng: &mut Rng) {
+        let (Some((stuck, some)), Some((large, len))) = (self.a_volume(rng), self.a_volume(rng)) else { return };
+        if stuck == large {
+            return;
+        }
+        self.cover.count("fault: a volume is stuck while another goes round the journal");
+        self.refuse_puts(stuck, REFUSED + rng.below(12));
+        for _ in 0..1 + rng.below(12) {
+            if rng.chance(200) {
+                self.discard(stuck, 0, BLOCK);
+            } else {
+                let (from, blocks) = (rng.below(some / BLOCK), 1 + rng.below(8));
+                self.write_one(stuck, from * BLOCK, blocks.min(some / BLOCK - from) * BLOCK);
+            }
+        }
+        if rng.chance(700) {
+            self.alive(|this| this.flush(stuck));
+            self.vols[stuck].line.flushed(0);
+        }
+        let (reads, dies) = (self.node.disk.counts().reads, rng.chance(600));
+        for _ in 0..self.plan.journal * (4 + rng.below(14)) / 10 / len {
+            self.write_one(large, 0, len);
+            // Nothing else reads the journal now but what is carried.
+            if dies && self.node.disk.counts().reads > reads && rng.chance(500) {
+                self.cover.count("death: while records are carried");
+                self.crash(rng);
+                return;
+            }
+        }
     }
 
     /// All that was written to a volume is there, whatever happens.

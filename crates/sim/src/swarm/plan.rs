@@ -117,6 +117,8 @@ pub(super) struct Plan {
     /// the clock jumps.
     pub(super) away: u32,
     pub(super) fill: u32,
+    /// And those before which one volume is stuck while another goes round the journal.
+    pub(super) round: u32,
     pub(super) bad_reads: u32,
     pub(super) full: u32,
     pub(super) disk: u32,
@@ -170,6 +172,7 @@ impl Plan {
             kills_only: rng.chance(200),
             away: sometimes(rng, 600, 5),
             fill: sometimes(rng, 850, 1),
+            round: sometimes(rng, 700, 2),
             bad_reads: sometimes(rng, 600, 5),
             full: sometimes(rng, 700, 4),
             disk: sometimes(rng, 550, 2),
@@ -192,7 +195,7 @@ impl Plan {
                 rewind_space: rng.chance(600).then(|| 1 + rng.below(100)),
                 ..Overrides::default()
             },
-            journal: (9 << 20) + rng.below(4) * (2 << 20),
+            journal: (12 << 20) + rng.below(4) * (2 << 20),
             cache: if rng.chance(350) { 4 + rng.below(20) } else { 0 },
             ending: match rng.below(100) {
                 0..33 => Ending::Windows,
