@@ -105,6 +105,7 @@ pub(crate) fn start(
 ) -> Rc<Timeline> {
     let opening = Opening {
         context: Rc::clone(context),
+        journal: context.journals.choose(manifest.timeline),
         pool: Rc::clone(pool),
         volume: manifest.volume,
         timeline: manifest.timeline,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What all timelines of a shard share: the world, the journal, coordination, the caches, the budget of RAM for layers.
+//! What all timelines of a shard share: the world, the journals, coordination, the caches, the budget of RAM for layers.
 //!
 //! It owns no volume. One thread uses it, so nothing is locked; what is counted here (bytes of layers in RAM) is changed by
 //! the timelines, each for its own part, and those who wait for less are woken. Heads of segments are cached by (timeline,
@@ -11,14 +11,13 @@ use crate::cache::BlockCache;
 use crate::clean::Cleaning;
 use crate::ends::Ends;
 use crate::fetch::Fetches;
-use crate::journal::Journal;
+use crate::journals::Journals;
 use crate::lineage::PageTables;
 use crate::map_ram::MapRam;
 use crate::scrub::Scrub;
 use crate::signal::Signal;
 use crate::ssd::SsdCache;
 use crate::stages::{Stage, Stages, Timed};
-use crate::tails::Tails;
 use crate::timeline::Timeline;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -247,9 +246,7 @@ pub struct PutBytes {
 /// See the module.
 pub(crate) struct Context {
     pub env: Rc<dyn Env>,
-    pub journal: Rc<Journal>,
-    /// What the journal has of timelines that are not open.
-    pub tails: Tails,
+    pub journals: Journals,
     pub coord: Arc<dyn Coord>,
     pub cache: RefCell<BlockCache>,
     pub ssd: SsdCache,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The journal of a shard: a preallocated ring on a disk, shared by the shard's volumes, written in batches and
+//! A journal of a shard: a preallocated ring on a disk, shared by volumes of the shard, written in batches and
 //! synced for all at once.
 //!
 //! Invariants:
@@ -139,8 +139,8 @@ pub(crate) struct Journal {
     /// The most that may be unsynced: `MAX_UNSYNCED`, or less in a small ring.
     max_unsynced: u64,
     state: RefCell<State>,
-    /// Times, of the shard's other stages too: the journal is what a shard begins with.
-    pub stages: Rc<Stages>,
+    /// Times, of the shard's other stages too.
+    stages: Rc<Stages>,
     keeper: OnceCell<Box<dyn Keeper>>,
     /// Rings when something was synced, trimmed or failed.
     changed: Signal,
@@ -151,7 +151,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the disk is too small or can not be written.
-    pub async fn create(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<Rc<Self>> {
+    pub async fn create(disk: Rc<dyn Disk>, env: Rc<dyn Env>, stages: Rc<Stages>) -> Result<Rc<Self>> {
         let ring = disk.len().saturating_sub(RING_START) / PAGE * PAGE;
         if ring < MIN_RING {
             return Err(EngineError::invalid(format!(
@@ -167,15 +167,17 @@ impl Journal {
             write(&*disk, generation * SUPERBLOCK, &[IoSlice::new(&block.encode())])?;
         }
         disk.sync().await.map_err(|error| io_failed("sync", &error))?;
-        Ok(Rc::new(Self::with(disk, env, Superblock { generation: 1, ..superblock }, 0, 0)))
+        Ok(Rc::new(Self::with(disk, env, stages, Superblock { generation: 1, ..superblock }, 0, 0)))
     }
 
-    /// Its id.
-    pub fn id(&self) -> JournalId {
-        self.id
-    }
-
-    fn with(disk: Rc<dyn Disk>, env: Rc<dyn Env>, superblock: Superblock, head: u64, synced: u64) -> Self {
+    fn with(
+        disk: Rc<dyn Disk>,
+        env: Rc<dyn Env>,
+        stages: Rc<Stages>,
+        superblock: Superblock,
+        head: u64,
+        synced: u64,
+    ) -> Self {
         let state = State {
             superblock,
             head,
@@ -205,7 +207,7 @@ impl Journal {
             ring: superblock.ring,
             max_unsynced: MAX_UNSYNCED.min(superblock.ring / 4),
             state: RefCell::new(state),
-            stages: Rc::default(),
+            stages,
             keeper: OnceCell::new(),
             changed: Signal::default(),
         }
@@ -214,6 +216,16 @@ impl Journal {
     /// Sets whose the records are. Once.
     pub fn set_keeper(&self, keeper: Box<dyn Keeper>) {
         assert!(self.keeper.set(keeper).is_ok(), "a shard sets it once, as it starts");
+    }
+
+    /// Its id.
+    pub const fn id(&self) -> JournalId {
+        self.id
+    }
+
+    /// Whether nobody needs anything of it.
+    pub fn is_empty(&self) -> bool {
+        self.state.borrow().pins.is_empty()
     }
 
     /// Whether it failed, and how.
@@ -230,11 +242,15 @@ impl Journal {
     /// Whether records of so many bytes fit now, in the ring and within what may be unsynced.
     pub fn has_room(&self, bytes: u64) -> bool {
         let state = self.state.borrow();
+        let is_synced_enough = state.head + bytes <= state.synced + self.max_unsynced;
+        state.failed.is_some() || (is_synced_enough && self.fits_ring(&state, bytes))
+    }
+
+    /// Whether records of so many bytes fit now into the ring.
+    fn fits_ring(&self, state: &State, bytes: u64) -> bool {
         // Twice the longest record: for the pad at the end of the ring and for the jump to the next page.
         let end = state.head + bytes + 2 * MAX_RECORD;
-        state.failed.is_some()
-            || (end + self.reserve() <= state.superblock.trim + self.ring
-                && end <= state.synced + self.max_unsynced + 2 * MAX_RECORD)
+        end + self.reserve() <= state.superblock.trim + self.ring
     }
 
     /// Waits until records of so many bytes fit, or the journal failed.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whose the records of a shard's journal are: layers of timelines that are open, and tails of those that are not.
+//! Whose the records of a journal are: layers of timelines that are open, and tails of those that are not.
 //!
 //! Always holds: a record is needed iff a layer that pins the journal has its change, or a tail has it; each layer pins its lowest record. A timeline that is
 //! being opened may have both, and both follow what is carried in the same step.
 
 use crate::context::Context;
-use crate::journal::{Journal, Keeper, Moved, Needed, Stamp};
+use crate::journal::{Keeper, Moved, Needed, Stamp};
+use crate::journals::Home;
 use crate::layer::Layer;
 use crate::timeline::{Data, Timeline};
 use std::collections::BTreeMap;
@@ -13,8 +14,23 @@ use std::ops::Range;
 use std::rc::{Rc, Weak};
 use varve_types::TimelineId;
 
-/// The keeper of a shard's journal.
-pub(crate) struct ShardKeeper(pub Weak<Context>);
+/// The keeper of one of a shard's journals.
+pub(crate) struct ShardKeeper {
+    pub context: Weak<Context>,
+    /// Its number among them.
+    pub number: usize,
+}
+
+impl ShardKeeper {
+    /// The journal, and the timelines that use it.
+    fn all<T>(&self, ask: impl FnOnce(&Home, &[Rc<Timeline>]) -> T) -> Option<T> {
+        let context = self.context.upgrade()?;
+        let home = context.journals.home(self.number)?;
+        let mut timelines = context.open_timelines();
+        timelines.retain(|timeline| Rc::ptr_eq(&timeline.journal, &home.journal));
+        Some(ask(home, &timelines))
+    }
+}
 
 impl Data {
     /// Its layers.
@@ -42,16 +58,16 @@ impl Timeline {
     }
 
     /// Follows records that were carried.
-    fn follow(&self, journal: &Rc<Journal>, moved: &[Moved]) {
+    fn follow(&self, moved: &[Moved]) {
         let mut before = Vec::new();
         for layer in self.data.borrow_mut().layers_mut() {
             let pin = layer.pin;
             if layer.follow(moved) {
                 before.extend(pin);
-                layer.pin.into_iter().for_each(|pin| journal.pin(pin));
+                layer.pin.into_iter().for_each(|pin| self.journal.pin(pin));
             }
         }
-        before.into_iter().for_each(|pin| journal.unpin(pin));
+        before.into_iter().for_each(|pin| self.journal.unpin(pin));
     }
 
     /// Gives up what it needs of the journal: its opening has failed, and another one begins with the tail.
@@ -60,36 +76,40 @@ impl Timeline {
         for layer in self.data.borrow_mut().layers_mut() {
             pins.extend(layer.pin.take());
         }
-        pins.into_iter().for_each(|pin| self.context.journal.unpin(pin));
+        pins.into_iter().for_each(|pin| self.journal.unpin(pin));
     }
 }
 
 impl Keeper for ShardKeeper {
     fn evidence(&self) -> Vec<Stamp> {
-        let Some(context) = self.0.upgrade() else { return Vec::new() };
-        let mut stamps: Vec<_> = context.open_timelines().iter().filter_map(|timeline| timeline.evidence()).collect();
-        stamps.extend(context.tails.evidence());
-        stamps
+        let ask = |home: &Home, timelines: &[Rc<Timeline>]| {
+            let mut stamps: Vec<_> = timelines.iter().filter_map(|timeline| timeline.evidence()).collect();
+            stamps.extend(home.tails.evidence());
+            stamps
+        };
+        self.all(ask).unwrap_or_default()
     }
 
     fn needed_bytes(&self) -> u64 {
-        let Some(context) = self.0.upgrade() else { return u64::MAX };
         let of = |timeline: &Rc<Timeline>| timeline.data.borrow().layers().map(Layer::recorded).sum::<u64>();
-        context.open_timelines().iter().map(of).sum::<u64>() + context.tails.bytes()
+        let ask = |home: &Home, timelines: &[Rc<Timeline>]| timelines.iter().map(of).sum::<u64>() + home.tails.bytes();
+        self.all(ask).unwrap_or(u64::MAX)
     }
 
     fn needed(&self, part: Range<u64>) -> Vec<Needed> {
-        let Some(context) = self.0.upgrade() else { return Vec::new() };
-        let mut needed = Vec::new();
-        context.tails.needed(&part, &mut needed);
-        for timeline in context.open_timelines() {
-            for layer in timeline.data.borrow().layers() {
-                let epoch = layer.epoch;
-                let records = layer.records_in(part.clone());
-                let record = |(position, sequence)| Needed { position, timeline: timeline.id, epoch, sequence };
-                needed.extend(records.map(record));
+        let ask = |home: &Home, timelines: &[Rc<Timeline>]| {
+            let mut needed = Vec::new();
+            home.tails.needed(&part, &mut needed);
+            for timeline in timelines {
+                for layer in timeline.data.borrow().layers() {
+                    let (id, epoch) = (timeline.id, layer.epoch);
+                    let record = |(position, sequence)| Needed { position, timeline: id, epoch, sequence };
+                    needed.extend(layer.records_in(part.clone()).map(record));
+                }
             }
-        }
+            needed
+        };
+        let mut needed = self.all(ask).unwrap_or_default();
         needed.sort_unstable_by_key(|it| it.position);
         // One that has both a layer and a tail.
         needed.dedup_by_key(|it| it.position);
@@ -97,18 +117,19 @@ impl Keeper for ShardKeeper {
     }
 
     fn moved(&self, moved: &[Moved]) {
-        let Some(context) = self.0.upgrade() else { return };
         let mut by_timeline: BTreeMap<TimelineId, Vec<Moved>> = BTreeMap::new();
         for it in moved {
             by_timeline.entry(it.timeline).or_default().push(*it);
         }
-        for (timeline, moved) in &by_timeline {
-            context.tails.follow(&context.journal, *timeline, moved);
-        }
-        for timeline in context.open_timelines() {
-            if let Some(moved) = by_timeline.get(&timeline.id) {
-                timeline.follow(&context.journal, moved);
+        self.all(|home, timelines| {
+            for (timeline, moved) in &by_timeline {
+                home.tails.follow(&home.journal, *timeline, moved);
             }
-        }
+            for timeline in timelines {
+                if let Some(moved) = by_timeline.get(&timeline.id) {
+                    timeline.follow(moved);
+                }
+            }
+        });
     }
 }

@@ -17,6 +17,7 @@
 //! under way. Nothing here is needed for safety: it may err, and only speed is lost; the wall of the journal itself is [`crate::write`]'s.
 
 use crate::context::Context;
+use crate::journal::Journal;
 use crate::timeline::{Data, Timeline};
 use crate::waits::{WaitCounts, Waits};
 use std::cell::Cell;
@@ -120,9 +121,11 @@ impl Throttle {
 
 impl Context {
     /// What each volume that has more than a little in a journal of so many bytes may have there.
-    fn share(&self, ring: u64) -> u64 {
+    fn share(&self, journal: &Rc<Journal>, ring: u64) -> u64 {
         let timelines = self.timelines.borrow();
-        let writes = |timeline: &Rc<Timeline>| timeline.data.borrow().backlog() > ring / LITTLE;
+        let writes = |timeline: &Rc<Timeline>| {
+            Rc::ptr_eq(&timeline.journal, journal) && timeline.data.borrow().backlog() > ring / LITTLE
+        };
         let writers = timelines.values().filter_map(Weak::upgrade).filter(writes).count() as u64;
         ring / 10 * 8 / writers.max(1)
     }
@@ -138,7 +141,7 @@ impl Data {
 impl Timeline {
     /// For how long a change of so many bytes has to wait so that the journal does not fill up; `None` for not at all.
     pub fn slowed(self: &Rc<Self>, bytes: u64) -> Option<Duration> {
-        let (ring, used) = self.context.journal.usage();
+        let (ring, used) = self.journal.usage();
         let throttle = &self.throttle;
         let backlog = self.data.borrow().backlog();
         if used < ring / 4 || backlog <= ring / LITTLE {
@@ -152,7 +155,7 @@ impl Timeline {
             let drained = throttle.average(now, ring);
             throttle.made.set(now);
             throttle.seen.set(backlog);
-            throttle.share.set(self.context.share(ring));
+            throttle.share.set(self.context.share(&self.journal, ring));
             throttle.rate.set(rate(backlog, throttle.share.get(), drained).unwrap_or(0));
         }
         let rate = throttle.rate.get();
@@ -165,7 +168,7 @@ impl Timeline {
 
     /// What slowing has come to.
     pub fn slow_counts(&self) -> SlowCounts {
-        let (ring, used) = self.context.journal.usage();
+        let (ring, used) = self.journal.usage();
         // Who writes nothing now is not slowed, whatever was in force for the last write.
         let is_pressed = used >= ring / 4 && self.data.borrow().backlog() > ring / LITTLE;
         let rate = if is_pressed { self.throttle.rate.get() } else { 0 };
@@ -174,8 +177,8 @@ impl Timeline {
 
     /// Whether it has all of the journal that it may have.
     fn has_its_share(&self) -> bool {
-        let (ring, used) = self.context.journal.usage();
-        used >= ring / 4 && self.data.borrow().backlog() >= self.context.share(ring)
+        let (ring, used) = self.journal.usage();
+        used >= ring / 4 && self.data.borrow().backlog() >= self.context.share(&self.journal, ring)
     }
 
     /// Waits for so long, and for its share of the journal; or until nothing is slowed any more.
@@ -194,8 +197,8 @@ impl Timeline {
                 self.seal_now();
             }
             env.sleep(if left.is_zero() { LOOK } else { left.min(LOOK) }).await;
-            let (ring, used) = self.context.journal.usage();
-            if used < ring / 4 || self.context.journal.failure().is_some() {
+            let (ring, used) = self.journal.usage();
+            if used < ring / 4 || self.journal.failure().is_some() {
                 return;
             }
         }

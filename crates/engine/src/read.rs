@@ -115,11 +115,11 @@ impl Timeline {
                 Found::Layer(Piece::Hole) | Found::Nothing => put_zeroes(&mut out, take),
                 Found::Layer(Piece::Journal { place, sums }) => {
                     reached(Branch::ReadFromJournal);
-                    let bytes = self.context.journal.read(place, (run * BLOCK) as usize).await?;
+                    let bytes = self.journal.read(place, (run * BLOCK) as usize).await?;
                     let is_whole = bytes.chunks(BLOCK as usize).enumerate().all(|(i, b)| crc(b) == sums.get(i as u64));
                     if !is_whole {
                         // The layer may have been counted or carried meanwhile, and the place used again.
-                        reached_if(!self.context.journal.holds(place), Branch::PlaceMoved);
+                        reached_if(!self.journal.holds(place), Branch::PlaceMoved);
                         self.again(&mut tries, EngineError::corrupt(format!("journal: data at {place} are damaged")))?;
                         continue;
                     }

@@ -10,11 +10,13 @@
 //! flushed-through or a cut is `Corrupt` and nothing is served; a change behind the cut of its epoch is never
 //! looked at again.
 
+mod tail;
+
 use crate::ahead::Streams;
 use crate::clean::Victims;
 use crate::context::{Context, Turn, damaged};
-use crate::journal::Replayed;
-use crate::layer::{Layer, Piece, Sums};
+use crate::journal::Journal;
+use crate::layer::Layer;
 use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object};
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
@@ -34,16 +36,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use varve_coord::{ManifestRef, VolumeRecord};
-use varve_format::journal::Body;
 use varve_format::manifest::{Cut, Manifest, NodeWait};
 use varve_format::mark::Mark;
 use varve_format::page::{PageTable, table_len};
 use varve_format::segment::IndexExtent;
 use varve_format::table::decode_page;
 use varve_format::{ObjectKind, ObjectName};
-use varve_types::branch::{Branch, reached, reached_if};
+use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
+use varve_types::{Epoch, ErrorKind, Ordinal, RootNumber, Settings, TimelineId, VolumeId, WriterId};
 
 /// Most segments looked at behind a manifest: an owner stays below this.
 const MAX_PROBES: u64 = NUMBER_GAP;
@@ -53,6 +54,8 @@ const MAX_TRIES: u32 = 4;
 /// What an opening is given.
 pub(crate) struct Opening {
     pub context: Rc<Context>,
+    /// The journal that its changes go to.
+    pub journal: Rc<Journal>,
     pub pool: Rc<PoolStore>,
     pub volume: VolumeId,
     pub timeline: TimelineId,
@@ -74,8 +77,11 @@ pub(crate) async fn open(opening: Opening, has_tail: bool) -> Result<Rc<Timeline
     timeline.load_table(&old).await.map_err(missing_is_corrupt)?;
     timeline.load_inherited(&old).await?;
     timeline.load_rows(&old).await?;
+    if has_tail {
+        timeline.gather_strays(&old).await?;
+    }
     // Only now, and in one step with the pins of the layers: until then the tail may be carried.
-    let tail = if has_tail { timeline.context.tails.of(timeline.id) } else { Vec::new() };
+    let tail = if has_tail { timeline.context.journals.tails(&timeline.journal).of(timeline.id) } else { Vec::new() };
     let loaded = timeline.load_tail(&old, tail);
     let closed = if loaded.is_ok() { timeline.close_epoch(&old).await } else { loaded };
     closed.inspect_err(|_| timeline.let_go())?;
@@ -86,7 +92,7 @@ pub(crate) async fn open(opening: Opening, has_tail: bool) -> Result<Rc<Timeline
 
 /// A timeline as its manifest alone describes it.
 pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
-    let Opening { context, pool, volume, timeline, epoch, writer, settings, .. } = opening;
+    let Opening { context, journal, pool, volume, timeline, epoch, writer, settings, .. } = opening;
     let tree = if manifest.root.is_absent() { Tree::empty() } else { Tree::cold(manifest.root) };
     let next_ordinal = manifest.first_ordinal.max(manifest.boundary);
     let data = Data {
@@ -135,6 +141,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         volume,
         context,
         pool,
+        journal,
         epoch,
         writer,
         own: manifest.own,
@@ -284,99 +291,6 @@ impl Timeline {
         data.next_ordinal = header.ordinal.next();
         self.count(&mut data, &PutSegment { name, header, index });
         Ok(())
-    }
-
-    /// The changes in the journal behind the last segment.
-    fn load_tail(&self, manifest: &Manifest, tail: Vec<Replayed>) -> Result<()> {
-        let mut data = self.data.borrow_mut();
-        let counted = data.counted;
-        let limit = |epoch: Epoch| {
-            if epoch == manifest.epoch || planted(Mutant::ReplayBeyondCut) {
-                // Also where a cut names this epoch: a timeline that was hidden, put whole, and shown again within one epoch goes on from there.
-                return Some(Sequence(u64::MAX));
-            }
-            manifest.cuts.iter().filter(|cut| cut.epoch == epoch).map(|cut| cut.last).max()
-        };
-        let mut promised = manifest.cuts.iter().map(|cut| cut.last).max().unwrap_or_default();
-        let mut changes: BTreeMap<Sequence, Replayed> = BTreeMap::new();
-        for replayed in tail {
-            let record = &replayed.record;
-            let limit = limit(record.epoch);
-            reached_if(limit.is_some_and(|limit| record.sequence > limit), Branch::ChangeBehindCut);
-            if limit.is_some_and(|limit| record.sequence <= limit) {
-                promised = promised.max(record.flushed_through);
-                if record.sequence > counted && record.body != Body::Counted {
-                    let mut place = record.sequence;
-                    if planted(Mutant::ReplayInRingOrder) {
-                        place = Sequence(record.position % self.context.journal.usage().0);
-                    }
-                    changes.insert(place, replayed);
-                }
-            }
-        }
-        let first = data.next_ordinal.max(manifest.first_ordinal);
-        data.next_ordinal = Ordinal(first.0 + NUMBER_GAP);
-        if planted(Mutant::ReuseOrdinal) {
-            data.next_ordinal = manifest.first_ordinal.max(manifest.boundary);
-        }
-        reached_if(!changes.is_empty(), Branch::TailOfJournal);
-        for replayed in changes.into_values() {
-            if replayed.record.sequence != data.last.next() && !planted(Mutant::ReplayPastGap) {
-                reached(Branch::TailGap);
-                break;
-            }
-            self.replay(&mut data, replayed);
-        }
-        // Of what was carried a later change may stand before an earlier one: the lowest of a layer is known when it is whole.
-        data.layers().filter_map(|layer| layer.pin).for_each(|pin| self.context.journal.pin(pin));
-        reached_if(data.last == manifest.merged, Branch::NothingBehindManifest);
-        if data.last < promised && !planted(Mutant::ServePastLoss) {
-            reached(Branch::LossRefused);
-            let what = format!(
-                "timeline {}: change {} is missing, though changes up to {promised} were on stable media",
-                self.id,
-                data.last.next()
-            );
-            return Err(EngineError::corrupt(what));
-        }
-        data.flushed = data.last;
-        Ok(())
-    }
-
-    fn replay(&self, data: &mut Data, Replayed { record, place }: Replayed) {
-        if data.open_epoch != record.epoch {
-            // Not before the first of them.
-            reached_if(data.last > data.counted, Branch::TailOfEpochs);
-            seal(data);
-            data.open_epoch = record.epoch;
-            data.open = Layer::new(record.epoch);
-        }
-        let (now, pin, sequence) = (self.context.env.now(), Some(record.position), record.sequence);
-        let most_runs = self.context.limits.layer_runs;
-        let mut ends = false;
-        match record.body {
-            Body::Write { start, crcs } => {
-                let piece = Piece::Journal { place, sums: Sums::new(&crcs) };
-                data.open.insert(sequence, pin, now, start, crcs.len() as u64, piece);
-                ends = data.open.blocks() * BLOCK >= data.settings.segment_size || data.open.runs() >= most_runs;
-            }
-            Body::Hole { start, blocks } => {
-                data.open.insert(sequence, pin, now, start, blocks, Piece::Hole);
-                ends = data.open.runs() >= most_runs;
-            }
-            Body::Mark(mark) => {
-                match &mark {
-                    Mark::Size { size, .. } => data.size = *size,
-                    Mark::Snapshot { .. } => ends = true,
-                }
-                data.open.mark(mark, pin, now);
-            }
-            Body::Pad | Body::Counted => return,
-        }
-        data.last = sequence;
-        if ends {
-            seal(data);
-        }
     }
 
     /// Ends the epochs before this one: a manifest with the cut, accepted.

@@ -112,7 +112,7 @@ impl Timeline {
                 if planted(Mutant::TrimBeforePut)
                     && let Some(pin) = next.layer.pin.take()
                 {
-                    self.context.journal.unpin(pin);
+                    self.journal.unpin(pin);
                 }
                 next.ordinal
             };
@@ -240,8 +240,8 @@ impl Timeline {
     async fn read_back(&self, ordinal: Ordinal, start: u64, len: u64, mut place: u64) -> Result<Bytes> {
         let mut tries = 0;
         loop {
-            let bytes = self.context.journal.read(place, (len * BLOCK) as usize).await?;
-            if self.context.journal.holds(place) {
+            let bytes = self.journal.read(place, (len * BLOCK) as usize).await?;
+            if self.journal.holds(place) {
                 return Ok(bytes);
             }
             reached(Branch::PlaceMoved);
@@ -267,7 +267,7 @@ impl Timeline {
         if planted(Mutant::TrimPastGap) {
             let mut data = self.data.borrow_mut();
             let before = data.sealed.iter_mut().filter(|s| s.ordinal <= ordinal);
-            before.filter_map(|s| s.layer.pin.take()).for_each(|pin| self.context.journal.unpin(pin));
+            before.filter_map(|s| s.layer.pin.take()).for_each(|pin| self.journal.unpin(pin));
         }
         self.count_ready();
         self.start_puts();
@@ -294,7 +294,7 @@ impl Timeline {
             }
         }
         for pin in pins {
-            self.context.journal.unpin(pin);
+            self.journal.unpin(pin);
         }
         self.context.ram_changed(freed, 0);
         self.changed.ring();
@@ -336,7 +336,7 @@ impl Timeline {
     pub fn make_room(self: &Rc<Self>) {
         {
             let mut data = self.data.borrow_mut();
-            if self.context.is_ram_full() || data.open.pin.is_some_and(|pin| self.context.journal.is_old(pin)) {
+            if self.context.is_ram_full() || data.open.pin.is_some_and(|pin| self.journal.is_old(pin)) {
                 reached_if(!data.open.is_empty(), Branch::SealForRoom);
                 seal(&mut data);
             }
@@ -346,7 +346,7 @@ impl Timeline {
 
     /// Gives up RAM of what is sealed and on stable media.
     pub fn spill(&self) {
-        let synced = self.context.journal.synced();
+        let synced = self.journal.synced();
         let (mut before, mut after) = (0, 0);
         for sealed in &mut self.data.borrow_mut().sealed {
             before += sealed.layer.ram();

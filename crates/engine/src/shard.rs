@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A shard: the volumes that one thread owns, their journal, and the chores that time brings.
+//! A shard: the volumes that one thread owns, their journals, and the chores that time brings.
 //!
-//! Everything here runs on the shard's thread. Volumes are opened one by one; records of the
+//! Everything here runs on the shard's thread. Volumes are opened one by one; records of a
 //! journal that belong to a volume which is not opened yet are kept for it ([`crate::tails`]).
 
 mod births;
@@ -18,16 +18,14 @@ use crate::clean::{CleanCounts, Cleaning};
 use crate::context::{Context, HeadCache, Limits, PutBytes, Turn};
 use crate::ends::{EndCounts, Ends};
 use crate::fetch::Fetches;
-use crate::journal::{Journal, Replayed, replay};
-use crate::keeper::ShardKeeper;
+use crate::journals::{JournalCounts, JournalDisk, JournalRole, Journals};
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
 use crate::map_ram::{MapCounts, MapRam};
 use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
 use crate::ssd::{SsdCache, SsdCounts};
-use crate::stages::{Stage, StageTimes};
-use crate::tails::Tails;
+use crate::stages::{Stage, StageTimes, Stages};
 use crate::volume::Volume;
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
@@ -53,11 +51,11 @@ struct Pool {
 /// Numbers of a shard, for people.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShardCounts {
-    /// Bytes of the journal.
+    /// Bytes of the journals.
     pub journal_bytes: u64,
-    /// Bytes of it in use.
+    /// Bytes of them in use.
     pub journal_used: u64,
-    /// Whether the journal has failed: flushes are answered by the store then.
+    /// Whether one of them has failed: flushes of its volumes are answered by the store then.
     pub journal_failed: bool,
     /// Bytes of layers in RAM.
     pub layer_ram_bytes: u64,
@@ -107,8 +105,7 @@ impl Shard {
         coord: Arc<dyn Coord>,
         limits: Limits,
     ) -> Result<Rc<Self>> {
-        let journal = Journal::create(disk, Rc::clone(&env)).await?;
-        Ok(Self::with(env, journal, Vec::new(), coord, limits))
+        Self::start(env, vec![JournalDisk { disk, role: JournalRole::New }], coord, limits).await
     }
 
     /// Starts a shard on a journal that it had before.
@@ -116,23 +113,35 @@ impl Shard {
     /// # Errors
     /// When the journal can not be read.
     pub async fn open(env: Rc<dyn Env>, disk: Rc<dyn Disk>, coord: Arc<dyn Coord>, limits: Limits) -> Result<Rc<Self>> {
-        let (journal, tail) = replay(disk, Rc::clone(&env)).await?;
-        Ok(Self::with(env, journal, tail, coord, limits))
+        Self::start(env, vec![JournalDisk { disk, role: JournalRole::Used }], coord, limits).await
+    }
+
+    /// Starts a shard on its journals: 16 at most that stay, and 16 that are to be given up.
+    ///
+    /// # Errors
+    /// When one of them can not be made or read.
+    pub async fn start(
+        env: Rc<dyn Env>,
+        disks: Vec<JournalDisk>,
+        coord: Arc<dyn Coord>,
+        limits: Limits,
+    ) -> Result<Rc<Self>> {
+        let stages = Rc::new(Stages::default());
+        let journals = Journals::start(&env, disks, &stages).await?;
+        Ok(Self::with(env, journals, stages, coord, limits))
     }
 
     fn with(
         env: Rc<dyn Env>,
-        journal: Rc<Journal>,
-        tail: Vec<Replayed>,
+        journals: Journals,
+        stages: Rc<Stages>,
         coord: Arc<dyn Coord>,
         limits: Limits,
     ) -> Rc<Self> {
-        let tails = Tails::new(&journal, tail);
         let context = Rc::new(Context {
             env,
-            stages: Rc::clone(&journal.stages),
-            journal,
-            tails,
+            stages,
+            journals,
             coord,
             cache: RefCell::new(BlockCache::new(limits.cache_ram)),
             ssd: SsdCache::default(),
@@ -149,7 +158,7 @@ impl Shard {
             ends: Ends::default(),
             timelines: RefCell::new(BTreeMap::new()),
         });
-        context.journal.set_keeper(Box::new(ShardKeeper(Rc::downgrade(&context))));
+        context.journals.keep(&context);
         let this = Rc::new(Self {
             context,
             pools: RefCell::new(BTreeMap::new()),
@@ -273,7 +282,7 @@ impl Shard {
         }
         // Records of timelines that are no more, or that were put whole before they were hidden, keep no room.
         let waits = |timeline| !failed.is_empty() && known.contains(&timeline);
-        self.context.tails.retain(&self.context.journal, waits);
+        self.context.journals.retain_tails(waits);
         Ok(failed)
     }
 
@@ -295,7 +304,7 @@ impl Shard {
         let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
         let (pool, settings) = self.pool(&record.pool)?;
         let volume = Volume::open(Rc::clone(&self.context), pool, settings, id).await?;
-        self.context.tails.retain(&self.context.journal, |timeline| timeline != record.shown);
+        self.context.journals.retain_tails(|timeline| timeline != record.shown);
         Ok(volume)
     }
 
@@ -317,11 +326,11 @@ impl Shard {
 
     /// Numbers of the shard.
     pub fn counts(&self) -> ShardCounts {
-        let (journal_bytes, journal_used) = self.context.journal.usage();
+        let journals = self.context.journals.counts();
         ShardCounts {
-            journal_bytes,
-            journal_used,
-            journal_failed: self.context.journal.failure().is_some(),
+            journal_bytes: journals.iter().map(|journal| journal.bytes).sum(),
+            journal_used: journals.iter().map(|journal| journal.used).sum(),
+            journal_failed: journals.iter().any(|journal| journal.failed),
             layer_ram_bytes: self.context.layer_ram.get(),
             cache: self.context.cache.borrow().counts(),
             map: self.context.map_counts(),
@@ -332,6 +341,11 @@ impl Shard {
             gone: self.gone_counts(),
             ends: self.context.ends.counts(),
         }
+    }
+
+    /// Numbers of its journals, in the order in which it was started with them.
+    pub fn journals(&self) -> Vec<JournalCounts> {
+        self.context.journals.counts()
     }
 
     /// How long its stages take.

@@ -75,6 +75,7 @@ impl Timeline {
         manifest.size = size;
         let opening = Opening {
             context: Rc::clone(&self.context),
+            journal: Rc::clone(&self.journal),
             pool: Rc::clone(&self.pool),
             volume: self.volume,
             timeline: manifest.timeline,

@@ -63,6 +63,25 @@ impl Tails {
         Self { tails: RefCell::new(tails) }
     }
 
+    /// How many records there are of a timeline.
+    pub fn count(&self, timeline: TimelineId) -> usize {
+        self.tails.borrow().get(&timeline).map_or(0, |tail| tail.records.len())
+    }
+
+    /// Adds records of a timeline that were copied from another journal.
+    pub fn add(&self, journal: &Rc<Journal>, timeline: TimelineId, records: Vec<Replayed>) {
+        let mut tails = self.tails.borrow_mut();
+        let tail = tails.entry(timeline).or_default();
+        let before = tail.pin();
+        tail.records.extend(records.into_iter().map(|it| (it.record.position, it)));
+        let after = tail.pin();
+        drop(tails);
+        if before != after {
+            after.into_iter().for_each(|pin| journal.pin(pin));
+            before.into_iter().for_each(|pin| journal.unpin(pin));
+        }
+    }
+
     /// The records of a timeline, as they stand now.
     pub fn of(&self, timeline: TimelineId) -> Vec<Replayed> {
         let tails = self.tails.borrow();
@@ -70,7 +89,7 @@ impl Tails {
     }
 
     /// Gives up those that `is_needed` does not name.
-    pub fn retain(&self, journal: &Rc<Journal>, is_needed: impl Fn(TimelineId) -> bool) {
+    pub fn retain(&self, journal: &Rc<Journal>, is_needed: &impl Fn(TimelineId) -> bool) {
         let mut gone = Vec::new();
         self.tails.borrow_mut().retain(|timeline, tail| {
             let stays = is_needed(*timeline);

@@ -16,6 +16,7 @@ use crate::ahead::Streams;
 use crate::clean::Victims;
 use crate::context::{Context, Turn};
 use crate::extent::At;
+use crate::journal::Journal;
 use crate::layer::{Layer, Piece};
 use crate::lineage::Lineages;
 use crate::manifests::PoolStore;
@@ -137,6 +138,8 @@ pub(crate) struct Timeline {
     pub volume: VolumeId,
     pub context: Rc<Context>,
     pub pool: Rc<PoolStore>,
+    /// The journal that has its changes.
+    pub journal: Rc<Journal>,
     pub epoch: Epoch,
     pub writer: WriterId,
     pub own: Lineage,

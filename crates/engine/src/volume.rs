@@ -173,6 +173,7 @@ impl Volume {
         };
         let opening = Opening {
             context: Rc::clone(context),
+            journal: context.journals.choose(timeline),
             pool: Rc::clone(pool),
             volume: record.id,
             timeline,

@@ -95,13 +95,13 @@ impl Timeline {
             return false;
         }
         let free = !is_busy(&data, &(start..start + blocks));
-        free && self.has_room(&data, op) && self.context.journal.failure().is_none()
+        free && self.has_room(&data, op) && self.journal.failure().is_none()
     }
 
     fn has_room(&self, data: &Data, op: &Op) -> bool {
         data.next_ordinal.0 < data.manifest.boundary.0.max(data.manifest.first_ordinal.0) + NUMBER_GAP - 2
             && !self.context.is_ram_full()
-            && self.context.journal.has_room(journal_need(op))
+            && self.journal.has_room(journal_need(op))
     }
 
     /// Makes a change: sequence, record, layer. The caller has made sure of room.
@@ -133,11 +133,11 @@ impl Timeline {
         }
         let mut data = self.data.borrow_mut();
         let sequence = data.last.next();
-        let (place, pin) = match self.context.journal.failure() {
+        let (place, pin) = match self.journal.failure() {
             Some(_) => (NO_PLACE, None),
             None => {
                 let stamp = self.stamp(&data, sequence);
-                let appended = self.context.journal.append_write(stamp, start, bytes.clone(), sums)?;
+                let appended = self.journal.append_write(stamp, start, bytes.clone(), sums)?;
                 data.last_end = appended.end;
                 (appended.place, Some(appended.position))
             }
@@ -175,10 +175,10 @@ impl Timeline {
     }
 
     fn append(&self, data: &mut Data, sequence: Sequence, body: Body) -> Result<Option<u64>> {
-        if self.context.journal.failure().is_some() {
+        if self.journal.failure().is_some() {
             return Ok(None);
         }
-        let appended = self.context.journal.append(self.stamp(data, sequence), body)?;
+        let appended = self.journal.append(self.stamp(data, sequence), body)?;
         data.last_end = appended.end;
         Ok(Some(appended.position))
     }
@@ -195,7 +195,7 @@ impl Timeline {
         let (was_empty, before) = (data.open.is_empty(), data.open.ram());
         insert(&mut data.open, pin, now);
         if was_empty && let Some(pin) = pin {
-            self.context.journal.pin(pin);
+            self.journal.pin(pin);
         }
         self.context.ram_changed(before, data.open.ram());
         data.last = sequence;
@@ -351,10 +351,10 @@ impl Timeline {
             if self.context.is_ram_full() {
                 reached(Branch::WaitForRam);
                 self.ram().await;
-            } else if !self.context.journal.has_room(journal_need(op)) {
+            } else if !self.journal.has_room(journal_need(op)) {
                 reached(Branch::WaitForJournal);
                 let stopped = self.changed.until(|| self.is_stopped().then_some(()));
-                race(self.context.journal.room(journal_need(op)), stopped).await;
+                race(self.journal.room(journal_need(op)), stopped).await;
             } else {
                 let look = || {
                     let data = self.data.borrow();
@@ -375,7 +375,9 @@ impl Timeline {
         if !context.is_ram_full() || self.is_stopped() {
             return;
         }
-        if context.journal.sync_all().await.is_ok() {
+        // The others are not waited for: one that hangs is no concern of this volume.
+        context.journals.iter().for_each(|home| home.journal.start_sync());
+        if self.journal.sync_all().await.is_ok() {
             context.spill();
         }
         race(context.relieved.until(below), stopped()).await;
@@ -383,7 +385,7 @@ impl Timeline {
 
     /// Answers a change of the waiting way as the volume asks.
     pub async fn finish(self: &Rc<Self>, fua: bool) -> Result<()> {
-        let (last, failed) = (self.data.borrow().last, self.context.journal.failure().is_some());
+        let (last, failed) = (self.data.borrow().last, self.journal.failure().is_some());
         if failed {
             reached(Branch::WriteByPut);
             self.seal_now();
@@ -393,19 +395,19 @@ impl Timeline {
             return self.flush_waiting().await;
         }
         if planted(Mutant::AnswerWaitingBeforeCommit) {
-            self.context.journal.commit_soon();
+            self.journal.commit_soon();
             return Ok(());
         }
-        self.context.journal.commit()
+        self.journal.commit()
     }
 
     /// See [`crate::BlockDevice::commit`]. With `ack = ram` the answers need not wait for it.
     pub fn commit(&self) -> Result<()> {
         if self.data.borrow().settings.ack == Ack::Ram || planted(Mutant::AnswerBeforeCommit) {
-            self.context.journal.commit_soon();
+            self.journal.commit_soon();
             return Ok(());
         }
-        self.context.journal.commit()
+        self.journal.commit()
     }
 
     /// See [`crate::BlockDevice::flush`].
@@ -430,7 +432,7 @@ impl Timeline {
             data.check()?;
             (data.last, data.last_end)
         };
-        let journal = &self.context.journal;
+        let journal = &self.journal;
         let synced = if planted(Mutant::FlushWithoutSync) { journal.commit() } else { journal.sync_to(end).await };
         if synced.is_err() && !planted(Mutant::FlushPastFailedJournal) {
             reached(Branch::FlushByPut);

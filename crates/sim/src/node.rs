@@ -13,7 +13,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{Memory, PoolRecord, Record, Records};
-use varve_engine::{BlockDevice, Device, EngineError, Limits, NewVolume, PoolStore, Shard, Submit, Volume};
+use varve_engine::{
+    BlockDevice, Device, EngineError, JournalDisk, JournalRole, Limits, NewVolume, PoolStore, Shard, Submit, Volume,
+};
 use varve_types::{Name, Overrides};
 
 /// What a run in the world gives.
@@ -55,6 +57,8 @@ pub struct Node {
     pub world: SimWorld,
     /// The disk that its journal lies on.
     pub disk: DiskMedium,
+    /// Disks of more journals, and what they are for the next shard that is started on what was there.
+    pub more: Vec<(DiskMedium, JournalRole)>,
     /// The pool's store.
     pub server: StoreServer,
     /// Pools beside `default`, and their stores.
@@ -97,20 +101,8 @@ impl Node {
         let (limits, pool) = (small_limits(), small_segments());
         let coord_latency = Duration::ZERO;
         let (cache, shard) = (None, RefCell::new(None));
-        Self {
-            world,
-            disk,
-            server,
-            others: Vec::new(),
-            coord,
-            coord_latency,
-            cache,
-            limits,
-            pool,
-            owner: 1,
-            env,
-            shard,
-        }
+        let (more, others) = (Vec::new(), Vec::new());
+        Self { world, disk, more, server, others, coord, coord_latency, cache, limits, pool, owner: 1, env, shard }
     }
 
     /// Makes another pool, with a store of its own; the next shard knows it.
@@ -129,8 +121,8 @@ impl Node {
         let coord = Arc::new(Memory::new());
         let (server, limits, pool, coord_latency) = (self.server.clone(), self.limits, self.pool, self.coord_latency);
         let (cache, shard) = (None, RefCell::new(None));
-        let others = self.others.clone();
-        Self { world, disk, server, others, coord, coord_latency, cache, limits, pool, owner: 0, env, shard }
+        let (more, others) = (Vec::new(), self.others.clone());
+        Self { world, disk, more, server, others, coord, coord_latency, cache, limits, pool, owner: 0, env, shard }
     }
 
     /// A second node of the same cluster: the same world, store and coordination, an empty disk.
@@ -163,15 +155,16 @@ impl Node {
 
     /// Starts the shard on a fresh journal.
     pub fn create(&self) -> Run<Result<(), EngineError>> {
-        let (env, disk, coord, limits) = self.parts();
-        let shard = self.run(async move { Shard::create(env, disk, coord, limits).await })?;
+        let (env, mut disks, coord, limits) = self.parts();
+        disks.iter_mut().for_each(|disk| disk.role = JournalRole::New);
+        let shard = self.run(async move { Shard::start(env, disks, coord, limits).await })?;
         Ok(shard.map(|shard| self.adopt(shard)))
     }
 
     /// Starts the shard on the journal of the process before. Gives the volumes that could not be opened.
     pub fn open(&self) -> Run<Result<Vec<(Name, EngineError)>, EngineError>> {
-        let (env, disk, coord, limits) = self.parts();
-        let shard = match self.run(async move { Shard::open(env, disk, coord, limits).await })? {
+        let (env, disks, coord, limits) = self.parts();
+        let shard = match self.run(async move { Shard::start(env, disks, coord, limits).await })? {
             Ok(shard) => shard,
             Err(error) => return Ok(Err(error)),
         };
@@ -180,10 +173,13 @@ impl Node {
     }
 
     #[expect(clippy::type_complexity, reason = "what a shard is started with")]
-    fn parts(&self) -> (Rc<dyn varve_env::Env>, Rc<dyn varve_env::Disk>, Arc<dyn varve_coord::Coord>, Limits) {
+    fn parts(&self) -> (Rc<dyn varve_env::Env>, Vec<JournalDisk>, Arc<dyn varve_coord::Coord>, Limits) {
         let env: Rc<dyn varve_env::Env> = Rc::<SimEnv>::clone(&self.env);
         let coord = Arc::new(SimCoord::new(&self.world, &self.env, Arc::clone(&self.coord), self.coord_latency));
-        (env, Rc::new(self.disk.open(&self.env)), coord, self.limits)
+        let open = |disk: &DiskMedium, role| JournalDisk { disk: Rc::new(disk.open(&self.env)), role };
+        let mut disks = vec![open(&self.disk, JournalRole::Used)];
+        disks.extend(self.more.iter().map(|(disk, role)| open(disk, *role)));
+        (env, disks, coord, self.limits)
     }
 
     fn adopt(&self, shard: Rc<Shard>) {
@@ -207,6 +203,7 @@ impl Node {
     pub fn crash(&mut self, mode: CrashMode, fate: InFlight) {
         self.world.kill(&self.env);
         self.disk.crash(mode);
+        self.more.iter().for_each(|(disk, _)| disk.crash(mode));
         self.cache.iter().for_each(|cache| cache.crash(mode));
         self.server.settle(&self.env, fate);
         self.others.iter().for_each(|(_, server)| server.settle(&self.env, fate));

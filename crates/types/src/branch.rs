@@ -144,6 +144,8 @@ crate::catalogue::catalogue! {
     TriedAgain = "tried-again",
 
     // Opening: from manifest, segments and journal to what was.
+    /// Another journal than its own has some of a timeline's tail: it is copied over, and synced, before the timeline serves.
+    TailGathered = "tail-gathered",
     /// A record stands in the journal twice: a crash came before the trim had passed the first. One is enough.
     CopyFound = "copy-found",
     /// Segments behind the manifest were put by a writer before its own: they are found by the cuts, and each must be there.

@@ -21,14 +21,14 @@
 use super::replay::Reader;
 use super::sync::{gain, lowest};
 use super::{Journal, MAX_RECORD, PAGE, State};
-use crate::Result;
 use crate::signal::breathe;
+use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::rc::Rc;
 use varve_format::journal::{Body, Record, WriteHeader, write_header_len};
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, Epoch, Sequence, TimelineId};
+use varve_types::{BLOCK, Epoch, ErrorKind, Sequence, TimelineId};
 
 /// Longest step.
 const MAX_STEP: u64 = 64 << 20;
@@ -154,33 +154,91 @@ impl Journal {
         let mut moved = Vec::with_capacity(needed.len());
         let (mut copied, mut batch) = (0, 0);
         for it in needed {
-            let head = self.state.borrow().head;
-            let found = reader.record_at(it.position, head).await?;
+            let found = self.read_needed(&mut reader, it).await?;
             if !self.holds(it.position) {
                 // It counts meanwhile, and its place may be another's.
                 continue;
             }
-            let Some((found, next)) = found.filter(|(found, _)| is_it(&found.record, it)) else {
+            let Some((record, data, len)) = found else {
                 self.cannot_carry(it);
                 break;
             };
-            let len = next - it.position;
             copied += len;
             if copied > self.step() || !self.room_for_copy(len).await {
                 break;
             }
-            let data = reader.bytes(found.place, found.record.payload_len()).await?;
-            let to = self.append_copy(found.record, Bytes::copy_from_slice(&data))?;
-            let Needed { timeline, epoch, sequence, position: from } = *it;
-            moved.push(Moved { timeline, epoch, sequence, from, to, len });
-            batch += len;
-            if batch >= BATCH {
-                batch = 0;
-                self.commit()?;
-                breathe().await;
-            }
+            moved.push(self.append_copy(it, record, data)?);
+            self.commit_batch(&mut batch, len).await?;
         }
         Ok(moved)
+    }
+
+    /// Appends copies of records that stand in another journal, all of them and in this order, and makes them durable. `take` is told where they stand, and
+    /// pins what it needs: until then nothing else would keep them.
+    ///
+    /// # Errors
+    /// `Busy` when there is no room for them now; `Corrupt` when one can not be read any more; those of the journals.
+    pub async fn take_over(
+        self: &Rc<Self>,
+        other: &Self,
+        needed: &[Needed],
+        take: impl FnOnce(&[Moved]),
+    ) -> Result<()> {
+        let head = self.state.borrow().head;
+        self.pin(head);
+        let done = self.copy_from(other, needed).await;
+        let taken = done.map(|moved| take(&moved));
+        self.unpin(head);
+        taken
+    }
+
+    async fn copy_from(self: &Rc<Self>, other: &Self, needed: &[Needed]) -> Result<Vec<Moved>> {
+        let mut reader = Reader::new(&*other.disk, other.id, other.ring, AHEAD);
+        let mut moved: Vec<Moved> = Vec::with_capacity(needed.len());
+        let mut batch = 0;
+        for it in needed {
+            let Some((record, data, len)) = other.read_needed(&mut reader, it).await? else {
+                let (id, change, at) = (other.id, it.sequence, it.position);
+                return Err(EngineError::corrupt(format!(
+                    "journal {id}: change {change} at {at} can not be read any more"
+                )));
+            };
+            if !self.fits_ring(&self.state.borrow(), len) {
+                // For another try.
+                self.start_trim();
+                self.start_carry();
+                let what = format!("journal {} has no room for what another has of timeline {}", self.id, it.timeline);
+                return Err(EngineError::new(ErrorKind::Busy, what));
+            }
+            self.room(len).await;
+            moved.push(self.append_copy(it, record, data)?);
+            self.commit_batch(&mut batch, len).await?;
+        }
+        if let Some(last) = moved.last() {
+            self.sync_to(last.to + last.len).await?;
+        }
+        Ok(moved)
+    }
+
+    /// A record as it stands, its data, and its bytes; `None` where another one stands there, or none.
+    async fn read_needed(&self, reader: &mut Reader<'_>, it: &Needed) -> Result<Option<(Record, Bytes, u64)>> {
+        let head = self.state.borrow().head;
+        let found = reader.record_at(it.position, head).await?;
+        let Some((found, next)) = found.filter(|(found, _)| is_it(&found.record, it)) else { return Ok(None) };
+        let data = reader.bytes(found.place, found.record.payload_len()).await?;
+        // A copy, for what is read ahead is much more.
+        Ok(Some((found.record, Bytes::copy_from_slice(&data), next - it.position)))
+    }
+
+    /// Hands copies over now and then.
+    async fn commit_batch(self: &Rc<Self>, batch: &mut u64, len: u64) -> Result<()> {
+        *batch += len;
+        if *batch >= BATCH {
+            *batch = 0;
+            self.commit()?;
+            breathe().await;
+        }
+        Ok(())
     }
 
     /// A needed record can not be read: the place stays, and whoever needs it finds out what that means.
@@ -213,21 +271,24 @@ impl Journal {
             .await
     }
 
-    /// Appends a record as it is, and gives its position.
-    fn append_copy(&self, record: Record, data: Bytes) -> Result<u64> {
+    /// Appends a record as it is.
+    fn append_copy(&self, it: &Needed, record: Record, data: Bytes) -> Result<Moved> {
         let mut state = self.state.borrow_mut();
         let Record { timeline, epoch, sequence, flushed_through, body, .. } = record;
-        let Body::Write { start, crcs } = body else {
+        let to = if let Body::Write { start, crcs } = body {
+            let header = write_header_len(crcs.len() as u32);
+            let position = self.begin(&mut state, header + data.len() as u64)?;
+            let header = WriteHeader { position, timeline, epoch, sequence, flushed_through, start, crcs: &crcs };
+            self.push_write(&mut state, &header, data);
+            position
+        } else {
             let position = self.begin(&mut state, BLOCK)?;
             let record = Record { position, timeline, epoch, sequence, flushed_through, body };
             self.push_record(&mut state, &record);
-            return Ok(position);
+            position
         };
-        let header = write_header_len(crcs.len() as u32);
-        let position = self.begin(&mut state, header + data.len() as u64)?;
-        let header = WriteHeader { position, timeline, epoch, sequence, flushed_through, start, crcs: &crcs };
-        self.push_write(&mut state, &header, data);
-        Ok(position)
+        let len = state.head - to;
+        Ok(Moved { timeline, epoch, sequence, from: it.position, to, len })
     }
 }
 

@@ -7,6 +7,7 @@
 //! nothing is guessed. Blocks whose bytes do not match make their record count as not there.
 
 use super::{Journal, MAX_UNSYNCED, MIN_RING, PAGE, io_failed};
+use crate::stages::Stages;
 use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::ops::Range;
@@ -35,7 +36,11 @@ const WINDOW: u64 = 1 << 20;
 ///
 /// # Errors
 /// `Corrupt` where neither superblock can be read; `Invalid` for an unknown version.
-pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<Journal>, Vec<Replayed>)> {
+pub(crate) async fn replay(
+    disk: Rc<dyn Disk>,
+    env: Rc<dyn Env>,
+    stages: Rc<Stages>,
+) -> Result<(Rc<Journal>, Vec<Replayed>)> {
     let (superblock, damaged) = read_superblock(&*disk).await?;
     reached_if(damaged, Branch::SuperblockDamaged);
     let ring = superblock.ring;
@@ -70,7 +75,7 @@ pub(crate) async fn replay(disk: Rc<dyn Disk>, env: Rc<dyn Env>) -> Result<(Rc<J
     }
     let head = end.next_multiple_of(PAGE);
     settle(&*disk, superblock.trim..end, ring).await?;
-    let journal = Rc::new(Journal::with(Rc::clone(&disk), env, superblock, head, head));
+    let journal = Rc::new(Journal::with(Rc::clone(&disk), env, stages, superblock, head, head));
     Ok((journal, found))
 }
 

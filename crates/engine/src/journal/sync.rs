@@ -51,7 +51,7 @@ impl Journal {
     }
 
     /// Begins a sync if none is under way and there is something to sync.
-    pub(super) fn start_sync(self: &Rc<Self>) {
+    pub fn start_sync(self: &Rc<Self>) {
         {
             let mut state = self.state.borrow_mut();
             // What was appended and not handed over counts: whoever waits for room may have appended it.

@@ -2,7 +2,7 @@
 //! How far scrubbing has come, kept over a restart: a pass over a large store takes weeks, and a node that is started anew every week would never come
 //! to its end.
 //!
-//! It is one record in coordination, under the shard's journal: what is done of the pass under way, when the last one ended, and what was found. It is
+//! It is one record in coordination, under the first of the shard's journals: what is done of the pass under way, when the last one ended, and what was found. It is
 //! written at most once a minute, and at the end of a pass. One that is lost, damaged, or older than what was done only costs that way: it is gone again.
 //!
 //! Always holds: whatever the record says is done was proved, or told as a finding that the record has too (of very many the first).
@@ -101,7 +101,7 @@ impl Scrub {
 impl Context {
     /// Takes up what an earlier process has kept, once.
     pub(super) async fn recall_scrub(&self) -> Result<()> {
-        let (scrub, journal) = (&self.scrub, self.journal.id());
+        let (scrub, journal) = (&self.scrub, self.journals.first());
         if scrub.recalled.get() {
             return Ok(());
         }
@@ -153,7 +153,7 @@ impl Context {
             };
             ScrubRecord {
                 version: ScrubRecord::VERSION,
-                journal: self.journal.id(),
+                journal: self.journals.first(),
                 passes: scrub.total.get(),
                 ended_ms: scrub.counts().ended_ms,
                 pass: scrub.pass.borrow().clone(),
