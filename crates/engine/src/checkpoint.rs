@@ -15,6 +15,7 @@
 //! A block that was replaced is freed iff no kept boundary b has birth < b ≤ death; a node iff no kept root r has
 //! birth ≤ r < death.
 
+mod compact;
 mod free;
 mod merge;
 mod reclaim;

@@ -185,7 +185,7 @@ impl Timeline {
     }
 
     /// Loads leaves, and what is above them, level by level.
-    async fn load_leaves(&self, leaves: &[u64]) -> Result<()> {
+    pub async fn load_leaves(&self, leaves: &[u64]) -> Result<()> {
         for _ in 0..=ROOT_LEVEL {
             let cold: BTreeMap<NodePointer, NodePath> = {
                 let data = self.data.borrow();

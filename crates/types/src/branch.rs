@@ -260,6 +260,8 @@ crate::catalogue::catalogue! {
     CleanAgain = "clean-again",
     /// Some of the segments of a job were gone, or elsewhere, when it had ended.
     CleanOvertaken = "clean-overtaken",
+    /// Little is left of some map objects: leaves of them move into the root that is being written.
+    MapCompacted = "map-compacted",
     /// A closed history that is held for clones or snapshots is so sparse that it is cleaned.
     CleanClosed = "clean-closed",
     /// The window of a deleted volume that clones need is over: what they do not see of it is freed.

@@ -254,6 +254,8 @@ crate::catalogue::catalogue! {
     KillAncestors = "kill-ancestors",
     /// A block that is overwritten before any checkpoint has merged it is never told as a kill: its space is never given back.
     DropOverlayKills = "drop-overlay-kills",
+    /// The place that a leaf had in a sparse map object is not told as a kill when it moves: the object stays for ever.
+    MoveNodeUnkilled = "move-node-unkilled",
     /// Kills that wait are not asked again when a snapshot goes: what only it kept is never given back.
     ForgetToReconsider = "forget-to-reconsider",
     /// A run of kills stays in the manifest after it was asked: its blocks are freed twice, the second time in a segment that is gone.

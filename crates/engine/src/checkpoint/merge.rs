@@ -9,6 +9,7 @@
 //! the merge; nodes that are done are written behind it (see [`super::root`]). A crash leaves objects that no manifest
 //! names, and that the next opening removes.
 
+use super::compact::Compaction;
 use super::reclaim::{MAX_QUEUE, QueueChange};
 use super::root::RootWriter;
 use crate::map::{Change, Kills, NodePath, ROOT_LEVEL, first_of, span};
@@ -47,10 +48,10 @@ pub(super) struct Gathered {
 }
 
 /// Takes what the tree tells; drops what belongs to ancestors.
-struct Sink<'a> {
-    own: Lineage,
-    death_root: RootNumber,
-    into: &'a mut Gathered,
+pub(super) struct Sink<'a> {
+    pub own: Lineage,
+    pub death_root: RootNumber,
+    pub into: &'a mut Gathered,
 }
 
 impl Kills for Sink<'_> {
@@ -96,6 +97,7 @@ impl Timeline {
         };
         let mut changes: Vec<Change> = Vec::new();
         let mut writer = RootWriter::new(self, number, stratum);
+        let mut compaction = Compaction::new(self.own, &self.data.borrow().manifest.maps, stratum);
         let (mut leaf, mut ahead) = (u64::MAX, 0);
         let mut done = 0usize;
         let mut runs = stratum.map.iter().map(|(start, len, pointer)| (start, len, *pointer)).peekable();
@@ -123,6 +125,7 @@ impl Timeline {
                 if first_of(0, at) != leaf {
                     self.apply(&mut changes, number, gathered).await?;
                     leaf = first_of(0, at);
+                    self.compact(&mut compaction, first_of(1, at), number, gathered).await?;
                     self.write_behind_if_due(&mut writer, leaf, gathered).await?;
                     if leaf >= ahead {
                         ahead = self.load_ahead(&stratum.map, leaf).await;

@@ -9,6 +9,7 @@
 //! Always holds: the indexes of a root grow, and its last object has room for all that may still come. A crash leaves objects that no
 //! manifest names. A checkpoint that fails leaves the objects known: the tree leads to them until the volume is opened again.
 
+use super::compact::budget;
 use super::merge::{Gathered, SLICE};
 use crate::Result;
 use crate::map::WriteCursor;
@@ -23,7 +24,7 @@ use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 
 /// Nodes above leaves that a root can write: all that there are.
-const MOST_INTERIOR: usize = 65_536 + 128 + 1;
+pub(super) const MOST_INTERIOR: usize = 65_536 + 128 + 1;
 /// Objects that a root can have.
 const MOST_PARTS: usize = NodePointer::INDEX_END as usize / MAX_RECORDS;
 
@@ -77,7 +78,7 @@ impl RootWriter {
     /// Writes a root that comes from merging `stratum`.
     pub fn new(timeline: &Timeline, number: RootNumber, stratum: &Stratum) -> Self {
         let cursor = WriteCursor::new(timeline.own, number, 0);
-        Self { cursor, parts: Parts::new(timeline, number), most: stratum.leaves + MOST_INTERIOR }
+        Self { cursor, parts: Parts::new(timeline, number), most: stratum.leaves + budget(stratum) + MOST_INTERIOR }
     }
 
     /// Whether the object may end here: those behind it have room for every node that is not written.

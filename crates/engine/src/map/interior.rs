@@ -240,6 +240,12 @@ impl Interior {
     }
 
     /// The places that are not absent, each with its number.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Slot)> {
+        let places = (0..NODE_ENTRIES).filter(|at| self.is_present(*at));
+        places.zip(&self.slots)
+    }
+
+    /// The same, to be changed.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut Slot)> {
         let present = self.present;
         let places = (0..NODE_ENTRIES).filter(move |at| present[at / 64] >> (at % 64) & 1 != 0);

@@ -25,6 +25,8 @@ mod interior;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod rewrite_tests;
+#[cfg(test)]
 mod size_tests;
 mod tree;
 mod walk;

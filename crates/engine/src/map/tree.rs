@@ -196,6 +196,44 @@ impl Tree {
         Ok(Applied { changed_blocks })
     }
 
+    /// The leaves below the node of level 1 that covers `block`, as far as they are as they were written: their first blocks, and where they lie.
+    ///
+    /// # Errors
+    /// The node that has to be loaded and installed first.
+    pub fn leaves_below(&self, block: u64) -> Result<Vec<(u64, NodePointer)>, NodePath> {
+        let Some(mut slot) = self.root.as_ref() else { return Ok(Vec::new()) };
+        for level in (1..=ROOT_LEVEL).rev() {
+            let first_block = first_of(level, block);
+            let interior = match slot {
+                Slot::Cold(pointer) => return Err(NodePath { level, first_block, pointer: *pointer }),
+                Slot::Loaded { node: Node::Interior(interior), .. } => interior,
+                Slot::Loaded { node: Node::Leaf(_), .. } => break,
+            };
+            if level == 1 {
+                let leaf = |(at, slot): (usize, &Slot)| (first_block + at as u64 * span(0), slot.pointer());
+                return Ok(interior.iter().map(leaf).filter(|(_, place)| !place.is_absent()).collect());
+            }
+            match interior.get(entry_of(level, block)) {
+                Some(child) => slot = child,
+                None => break,
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Lets the leaf that covers `block` be written once more though nothing of it changes, if it is in RAM as it was written. Tells whether it is. Must not be
+    /// called for what is written already of a root that is being written.
+    pub fn rewrite_leaf(&mut self, block: u64, sink: &mut impl Kills) -> bool {
+        assert!(first_of(0, block) >= self.written_to, "what is written of a root stays as it is");
+        let Place::Leaf(leaf) = self.place(block) else { return false };
+        let leaf = leaf.clone();
+        if slot_mut(&mut self.root, 0, block).is_none_or(|slot| slot.is_dirty()) {
+            return false;
+        }
+        self.put_leaf(block, leaf, sink);
+        true
+    }
+
     /// Removes the blocks of a range; `death` is the ordinal of the segment that removed them. Looks at no more than
     /// `most_nodes` (at least 1) leaves, gaps and subtrees, so a large range takes several calls, each from where the last one stopped. Clean
     /// subtrees of `whole_level` and above that lie in the range whole are cut out unread; none is where that is above [`ROOT_LEVEL`]. Must not
