@@ -85,6 +85,21 @@ impl Timeline {
         Ok(count)
     }
 
+    /// Deletes a bundle that an opening before this one has asked for and somebody says to have put by now, if nothing refers to it. Does nothing before the
+    /// newest two manifests are of this opening: the sweep is still to come then.
+    pub async fn delete_if_orphan(&self, name: ObjectName) -> Result<()> {
+        let is_begun = self.data.borrow().previous_manifest.is_some_and(|previous| previous.epoch == self.epoch);
+        if name.kind != ObjectKind::Bundle || !is_begun {
+            return Ok(());
+        }
+        for name in self.orphans_among(vec![name]).await? {
+            self.pool.check().await?;
+            self.pool.store.delete(&name.to_string()).await?;
+            reached(Branch::OrphanDeleted);
+        }
+        Ok(())
+    }
+
     async fn orphans_among(&self, names: Vec<ObjectName>) -> Result<Vec<ObjectName>> {
         // In the turn: a checkpoint takes segments out of the table some time before the manifest that lists them as dead is accepted.
         let turn = self.manifests.take().await;

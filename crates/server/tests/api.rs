@@ -239,7 +239,7 @@ async fn cleaning_is_shown_and_held_back() {
 #[tokio::test]
 async fn jobs_of_cleaning_are_handed_out_and_taken_back() {
     let server = Server::start().await;
-    let post = |path: &str, body: serde_json::Value| ask("POST", &format!("/v1/cleaning/jobs{path}")).json(&body);
+    let post = |path: &str, body: serde_json::Value| ask("POST", format!("/v1/cleaning/jobs{path}")).json(&body);
     let none = server.send(post("", json!({"worker": "w"}))).await.json();
     assert_eq!(none, json!({"job": null}));
     for bad in [json!({}), json!({"worker": "not a name"}), json!({"worker": "w", "more": 1})] {

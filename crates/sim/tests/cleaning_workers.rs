@@ -248,6 +248,28 @@ fn what_is_put_late_goes_and_what_is_answered_late_counts_for_nothing() {
 }
 
 #[test]
+fn what_lands_behind_the_sweep_of_the_next_opening_goes_when_it_is_told_of() {
+    let mut scene = Scene::new(20, Compression::None);
+    let leased = scene.lease("w");
+    let answer = scene.run(&leased.job).unwrap();
+    let bytes = scene.node.server.object(&leased.job.bundle.to_string()).unwrap().to_vec();
+    scene.crash();
+    scene.pass(SETTLED);
+    assert!(!scene.has(&leased.job.bundle), "the sweep has found it");
+    scene.node.server.plant(&leased.job.bundle.to_string(), bytes);
+    assert_eq!(kind(scene.answer(leased.id, answer)), ErrorKind::NotFound);
+    scene.pass(Duration::from_secs(1));
+    assert!(!scene.has(&leased.job.bundle));
+    // What is in use stays, whoever speaks of it.
+    assert!(scene.bundles() > 0);
+    for bundle in scene.node.server.names().iter().filter_map(|name| ObjectName::parse(name)) {
+        assert!(scene.answer(leased.id, CleanAnswer { bundle, ..answer }).is_err());
+    }
+    scene.pass(Duration::from_secs(1));
+    scene.settle("spoken of");
+}
+
+#[test]
 fn an_answer_counts_once() {
     let mut scene = Scene::new(5, Compression::Lz4);
     let leased = scene.lease("w");

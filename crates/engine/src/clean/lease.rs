@@ -93,6 +93,26 @@ impl Leases {
         self.0.borrow().iter().any(|lease| lease.of == timeline)
     }
 
+    /// Takes an answer to be looked at: what it is about, and the timeline if it still is there; `None` where that job is not out.
+    ///
+    /// # Errors
+    /// `Busy` while another one is looked at.
+    fn begin_answer(&self, id: LeaseId) -> Result<Option<(Job, Option<Rc<Timeline>>)>> {
+        let mut leases = self.0.borrow_mut();
+        let Some(lease) = leases.iter_mut().find(|lease| lease.id == id) else { return Ok(None) };
+        if lease.until.take().is_none() {
+            return Err(EngineError::new(ErrorKind::Busy, format!("an answer to job {id} is being looked at")));
+        }
+        Ok(Some((lease.job.clone(), lease.timeline.upgrade())))
+    }
+
+    /// The answer could not be looked at: it may be given again until then.
+    fn await_again(&self, id: LeaseId, until: Duration) {
+        let mut leases = self.0.borrow_mut();
+        let lease = leases.iter_mut().find(|lease| lease.id == id);
+        lease.expect("what is being looked at stays").until = Some(until);
+    }
+
     fn take(&self, is_it: impl Fn(&Lease) -> bool) -> Option<Lease> {
         let mut leases = self.0.borrow_mut();
         let at = leases.iter().position(is_it)?;
@@ -138,23 +158,24 @@ impl Context {
             reached(Branch::CleanExpired);
             tracing::info!(worker = %lease.worker, bundle = %lease.job.bundle, "nothing was heard of a job of cleaning: it is given up");
             cleaning.count_expired();
-            self.end_lease(&lease, None);
+            self.end_lease(&lease, LeaseEnd::Failed);
         }
         self.look_for_lost();
     }
 
-    /// A job that is out no more has come to nothing; `given_back`: by nobody's fault.
-    fn end_lease(self: &Rc<Self>, lease: &Lease, given_back: Option<LeaseEnd>) {
+    /// A job that is out no more has come to nothing.
+    fn end_lease(&self, lease: &Lease, end: LeaseEnd) {
         let (cleaning, now) = (&self.cleaning, self.env.now());
         cleaning.lost.enter(lease.id, lease.job.bundle, Rc::clone(&lease.pool), now);
         if let Some(timeline) = lease.timeline.upgrade() {
             timeline.choose_again();
         }
-        if given_back == Some(LeaseEnd::GivenBack) {
-            cleaning.workers.left(&lease.worker);
-        } else {
-            cleaning.count_failed();
-            cleaning.workers.failed(&lease.worker, now + self.lease_time());
+        match end {
+            LeaseEnd::GivenBack => cleaning.workers.left(&lease.worker),
+            LeaseEnd::Failed => {
+                cleaning.count_failed();
+                cleaning.workers.failed(&lease.worker, now + self.lease_time());
+            }
         }
     }
 }
@@ -175,7 +196,7 @@ impl Shard {
         context.mind_leases();
         if let Some(before) = cleaning.leases.take(|lease| lease.worker == *worker && lease.until.is_some()) {
             // It was started anew, or has not got our answer.
-            context.end_lease(&before, Some(LeaseEnd::GivenBack));
+            context.end_lease(&before, LeaseEnd::GivenBack);
         }
         let may = cleaning.workers.asked(worker, context.env.now(), context.lease_time())?;
         let is_held_back = cleaning.paused.get() || self.is_stopping() || cleaning.leases.count() >= MAX_LEASES;
@@ -224,7 +245,7 @@ impl Shard {
             lease.id == id && lease.until.is_some() && timeline.is_none_or(|timeline| timeline.is_stopped())
         };
         if let Some(lease) = cleaning.leases.take(is_gone) {
-            context.end_lease(&lease, Some(LeaseEnd::GivenBack));
+            context.end_lease(&lease, LeaseEnd::GivenBack);
         }
         let mut leases = cleaning.leases.0.borrow_mut();
         let lease = leases.iter_mut().find(|lease| lease.id == id).ok_or_else(|| not_out(id))?;
@@ -245,18 +266,12 @@ impl Shard {
     pub async fn answer_cleaning(&self, id: LeaseId, answer: &CleanAnswer) -> Result<u32> {
         let (context, cleaning) = (&self.context, &self.context.cleaning);
         context.mind_leases();
-        let now = context.env.now();
-        let (job, timeline) = {
-            let mut leases = cleaning.leases.0.borrow_mut();
-            let Some(lease) = leases.iter_mut().find(|lease| lease.id == id) else {
-                reached(Branch::CleanLate);
-                cleaning.lost.answered(id, now);
-                return Err(not_out(id));
-            };
-            if lease.until.take().is_none() {
-                return Err(EngineError::new(ErrorKind::Busy, format!("an answer to job {id} is being looked at")));
+        let Some((job, timeline)) = cleaning.leases.begin_answer(id)? else {
+            reached(Branch::CleanLate);
+            if !cleaning.lost.answered(id, context.env.now()) {
+                self.sweep_answered(answer);
             }
-            (lease.job.clone(), lease.timeline.upgrade())
+            return Err(not_out(id));
         };
         let done = match &timeline {
             Some(timeline) => timeline.take_answer(&job, answer).await,
@@ -265,9 +280,7 @@ impl Shard {
         if let Err(error) = &done
             && error.may_pass()
         {
-            let mut leases = cleaning.leases.0.borrow_mut();
-            let lease = leases.iter_mut().find(|lease| lease.id == id);
-            lease.expect("what is being looked at stays").until = Some(context.env.now() + context.lease_time());
+            cleaning.leases.await_again(id, context.env.now() + context.lease_time());
             return done;
         }
         let lease = cleaning.leases.take(|lease| lease.id == id).expect("what is being looked at stays");
@@ -280,12 +293,26 @@ impl Shard {
                 reached(Branch::CleanRefused);
                 tracing::error!(worker = %lease.worker, %error, "what a process has cleaned is refused");
                 cleaning.count_refused();
-                context.end_lease(&lease, None);
+                context.end_lease(&lease, LeaseEnd::Failed);
             }
-            // The timeline has stopped.
-            Err(_) => context.end_lease(&lease, Some(LeaseEnd::GivenBack)),
+            // Something that is needed is damaged: the shard finds out itself, while the process rests.
+            Err(_) if timeline.is_some_and(|timeline| !timeline.is_stopped()) => {
+                context.end_lease(&lease, LeaseEnd::Failed);
+            }
+            Err(_) => context.end_lease(&lease, LeaseEnd::GivenBack),
         }
         done
+    }
+
+    /// An answer came to a job that nobody knows, perhaps of the opening before: what it is about may have been put behind the sweep of this one.
+    fn sweep_answered(&self, answer: &CleanAnswer) {
+        let (timelines, bundle) = (self.context.timelines.borrow(), answer.bundle);
+        let Some(timeline) = timelines.get(&bundle.timeline).and_then(Weak::upgrade) else { return };
+        self.context.env.spawn(Box::pin(async move {
+            if let Err(error) = timeline.delete_if_orphan(bundle).await {
+                tracing::debug!(%bundle, %error, "a bundle that came to nothing could not be looked for");
+            }
+        }));
     }
 
     /// Takes in that a process will not do its job.
@@ -295,7 +322,7 @@ impl Shard {
     pub fn end_cleaning(&self, id: LeaseId, end: LeaseEnd) -> Result<()> {
         let is_it = |lease: &Lease| lease.id == id && lease.until.is_some();
         let lease = self.context.cleaning.leases.take(is_it).ok_or_else(|| not_out(id))?;
-        self.context.end_lease(&lease, Some(end));
+        self.context.end_lease(&lease, end);
         Ok(())
     }
 

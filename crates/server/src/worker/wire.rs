@@ -3,6 +3,8 @@
 //!
 //! What comes from the other side is taken apart strictly: a name that is not spelled as names are, ordinals out of order, runs that do not add up, or more of
 //! anything than a job can have is refused, and nothing is read or put for it.
+//!
+//! The node trusts no answer beyond its form: what it says is compared with the store by the engine.
 
 use crate::api::ControlError;
 use crate::api::model::{CleaningCodec, CleaningDone, CleaningJob, CleaningSource, CleaningTerms};

@@ -28,6 +28,7 @@ mod shrink;
 mod single;
 mod stamp;
 mod takeover;
+mod worker;
 
 pub use cover::Cover;
 pub use shrink::{Failure, shrink, try_seed};

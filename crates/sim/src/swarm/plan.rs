@@ -134,6 +134,8 @@ pub(super) struct Plan {
     pub(super) journal: u64,
     /// Regions of a cache device; 0: there is none.
     pub(super) cache: u64,
+    /// Whether somebody cleans beside the node.
+    pub(super) workers: bool,
     pub(super) ending: Ending,
 }
 
@@ -196,6 +198,7 @@ impl Plan {
                 ..Overrides::default()
             },
             journal: (12 << 20) + rng.below(4) * (2 << 20),
+            workers: rng.chance(450),
             cache: if rng.chance(350) { 4 + rng.below(20) } else { 0 },
             ending: match rng.below(100) {
                 0..33 => Ending::Windows,
@@ -245,7 +248,7 @@ fn limits(rng: &mut Rng) -> Limits {
         reclaim_nodes: 1 + rng.below(7) as usize,
         occupancy: if rng.chance(500) { 0 } else { 40 + rng.below(50) },
         clean_rate: if rng.chance(200) { 64 << 10 } else { 0 },
-        lease_ms: 2_000,
+        lease_ms: 500 << rng.below(5),
         scrub_rate: if rng.chance(150) { (64 << 10) << rng.below(8) } else { 0 },
         scrub_interval_ms: rng.below(60_000),
         end_objects: 1 + rng.below(32) as usize,

@@ -12,6 +12,7 @@ use super::cut_off::CutOff;
 use super::disk::Disk;
 use super::line::{Line, Vol};
 use super::plan::{Ending, Plan};
+use super::worker::Workers;
 use super::{RunOptions, RunReport};
 use crate::node::{Node, finish, name};
 use crate::{DiskMedium, Rng, RunError, SimOptions};
@@ -74,6 +75,8 @@ pub(super) struct Run {
     pub(super) damaged: BTreeSet<String>,
     /// Operations that were under way when the process died.
     pub(super) cut_off: Vec<CutOff>,
+    /// Who cleans beside the node.
+    pub(super) workers: Workers,
 }
 
 /// Number of the first step that belongs to the ending: however long the run was before, so that a shorter one can end in the same way.
@@ -121,6 +124,7 @@ impl Run {
             old_nodes: Vec::new(),
             damaged: BTreeSet::new(),
             cut_off: Vec::new(),
+            workers: Workers::default(),
         };
         this.set_faults(true);
         let mut rng = Rng::stream(seed, 102);
@@ -158,6 +162,7 @@ impl Run {
     }
 
     fn one_step(&mut self, rng: &mut Rng) {
+        self.mind_worker();
         self.faults(rng);
         let plan = &self.plan;
         let (inside, behind) = (rng.chance(plan.dies_inside), rng.chance(plan.dies));
@@ -252,6 +257,7 @@ impl Run {
             Ending::Import => "ending: another cluster imports",
         });
         self.immortal();
+        self.end_workers();
         self.settle();
         let findings = self.node.shard().findings();
         if !findings.is_empty() {

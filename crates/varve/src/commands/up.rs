@@ -3,6 +3,8 @@
 //!
 //! Reads the configuration, says what is served once it is, logs to standard error, and stops in good order on SIGTERM and Ctrl-C. Everything
 //! else is the node's.
+//!
+//! How a process logs and is told to stop is the same for workers, and stands here.
 
 use crate::failure::{Failure, Result};
 use crate::out::{self, Table};
