@@ -11,9 +11,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{CleanAnswer, CleanJob, CleanWorker, EngineError, LeaseEnd, Leased, run_clean_job};
+use varve_env::StoreErrorKind;
 use varve_format::table::LiveBits;
 use varve_format::{ObjectKind, ObjectName};
-use varve_sim::{CrashMode, InFlight, Rng, SimEnv, SimOptions};
+use varve_sim::{CrashMode, InFlight, Rng, SimEnv, SimOptions, StoreFault, StoreOp};
 use varve_types::{Compression, ErrorKind, LeaseId, Overrides};
 
 const BLOCK: u64 = 4096;
@@ -267,6 +268,47 @@ fn what_lands_behind_the_sweep_of_the_next_opening_goes_when_it_is_told_of() {
     }
     scene.pass(Duration::from_secs(1));
     scene.settle("spoken of");
+}
+
+#[test]
+fn an_answer_is_given_again_where_the_store_could_not_tell() {
+    let mut scene = Scene::new(21, Compression::Lz4);
+    let leased = scene.lease("w");
+    let answer = scene.run(&leased.job).unwrap();
+    // As often as it is patient.
+    (0..4).for_each(|nth| {
+        scene.node.server.fail(StoreOp::Head, "/bun/", nth, StoreFault::Error(StoreErrorKind::Unavailable))
+    });
+    assert_eq!(kind(scene.answer(leased.id, answer)), ErrorKind::Unavailable);
+    let counts = scene.node.shard().counts().clean;
+    assert_eq!((counts.failed, counts.leased), (0, 1), "it is out still");
+    assert!(scene.answer(leased.id, answer).unwrap() > 0);
+    scene.settle("given again");
+}
+
+#[test]
+fn what_is_damaged_in_the_source_is_nobodys_lie() {
+    let scene = Scene::new(22, Compression::None);
+    let leased = scene.lease("w");
+    let source = &leased.job.sources[0];
+    let name = source.object.to_string();
+    // Every block of it: whatever lives is damaged.
+    for at in (6000..scene.node.server.object(&name).unwrap().len() as u64).step_by(BLOCK as usize / 2) {
+        scene.node.server.flip_bit(&name, at, 1);
+    }
+    let error = scene.run(&leased.job).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    scene.node.shard().end_cleaning(leased.id, LeaseEnd::Failed).unwrap();
+    scene.pass(Duration::from_secs(10));
+    // The shard has seen for itself, lets that one be, and cleans the others; the worker is not believed in it, and rests.
+    let counts = scene.node.shard().counts().clean;
+    assert!(counts.failed >= 2 && counts.jobs > 0 && counts.refused == 0, "{counts:?}");
+    scene.pass(LEASE);
+    while let Some(again) = scene.ask("w") {
+        assert!(again.job.sources.iter().all(|source| source.object.to_string() != name), "it is not handed out again");
+        let answer = scene.run(&again.job).unwrap();
+        scene.answer(again.id, answer).unwrap();
+    }
 }
 
 #[test]

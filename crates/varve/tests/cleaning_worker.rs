@@ -13,13 +13,14 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
 use varve_lab::process::{Process, Signal, wait_until};
+use varve_lab::seaweedfs::SeaweedFs;
 
 /// Long enough for a volume to be taken for quiet, and for its checkpoints and deletes.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A node that forgets a worker soon.
-fn node() -> Node {
-    let mut node = Node::new(&[]);
+fn node(args: &[&str]) -> Node {
+    let mut node = Node::new(args);
     let mut file = std::fs::OpenOptions::new().append(true).open(node.path("varve.toml")).unwrap();
     writeln!(file, "clean-lease = '4s'").unwrap();
     node.up();
@@ -120,7 +121,7 @@ fn post(node: &Node, path: &str, document: &Value) -> (u16, Value) {
 
 #[test]
 fn a_worker_cleans_beside_a_node_that_dies_in_between() {
-    let mut node = node();
+    let mut node = node(&[]);
     let mut worker = worker(&node, "helper", &[]);
     node.kill();
     node.up();
@@ -144,8 +145,27 @@ fn a_worker_cleans_beside_a_node_that_dies_in_between() {
 }
 
 #[test]
+fn a_worker_cleans_what_is_in_seaweedfs() {
+    let server = SeaweedFs::start().unwrap();
+    server.make_bucket("disks").unwrap();
+    let secrets = tempfile::tempdir().unwrap();
+    let file = secrets.path().join("credentials");
+    let (key, secret) = (SeaweedFs::ACCESS_KEY, SeaweedFs::SECRET_KEY);
+    std::fs::write(&file, format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")).unwrap();
+    let url = format!("s3://disks/pool?endpoint={}&credentials={}", server.endpoint(), file.display());
+    let mut node = node(&["--store", &url]);
+    let mut worker = worker(&node, "far", &["--rate", "1G"]);
+    make_sparse(&node);
+    let state = until(&node, "it is cleaned", is_clean);
+    assert_eq!(number(&state, "worker_jobs"), number(&state, "jobs"), "{state}");
+    worker.check_running().unwrap();
+    assert!(!node.log().contains(secret) && !worker.log_tail().contains(secret));
+    prove_for_good(&mut node);
+}
+
+#[test]
 fn a_worker_that_is_killed_is_waited_for_no_longer_and_another_goes_on() {
-    let mut node = node();
+    let mut node = node(&[]);
     // Slow: it would be at its job for minutes.
     let mut slow = worker(&node, "slow", &["--rate", "64K"]);
     make_sparse(&node);
@@ -168,7 +188,7 @@ fn number_of(state: &Value, worker: &str, key: &str) -> u64 {
 
 #[test]
 fn a_worker_that_ends_gives_its_job_back_and_the_node_goes_on() {
-    let mut node = node();
+    let mut node = node(&[]);
     let mut slow = worker(&node, "slow", &["--rate", "64K"]);
     make_sparse(&node);
     until(&node, "it is at work", |state| number_of(state, "slow", "read_bytes") > 0);
@@ -181,7 +201,7 @@ fn a_worker_that_ends_gives_its_job_back_and_the_node_goes_on() {
 
 #[test]
 fn a_worker_that_lies_is_refused_and_nothing_is_lost() {
-    let mut node = node();
+    let mut node = node(&[]);
     let ask = json!({ "worker": "liar" });
     assert_eq!(post(&node, "/v1/cleaning/jobs", &ask), (200, json!({ "job": null })));
     make_sparse(&node);

@@ -42,6 +42,8 @@ struct Worker {
     lease: Duration,
     over: Rc<Cell<bool>>,
     old: Rc<RefCell<Vec<(LeaseId, CleanAnswer)>>>,
+    /// What it has put and not answered: the job is over once it asks for another.
+    left: RefCell<Option<(LeaseId, CleanAnswer)>>,
 }
 
 impl Run {
@@ -60,6 +62,7 @@ impl Run {
             lease: Duration::from_millis(self.plan.limits.lease_ms),
             over: Rc::clone(&workers.over),
             old: Rc::clone(&workers.old),
+            left: RefCell::default(),
         };
         let mut rng = Rng::stream(self.seed, 200_000_000 + u64::from(env.number()));
         env.spawn(Box::pin(async move { worker.live(&mut rng).await }));
@@ -81,7 +84,11 @@ impl Worker {
                 must_refuse("an answer to a job that is over", shard.answer_cleaning(id, &answer).await);
             }
             // It may be busy, or have nothing.
-            if let Ok(Some(leased)) = shard.lease_cleaning(&self.name).await {
+            let Ok(leased) = shard.lease_cleaning(&self.name).await else { continue };
+            if let Some((id, answer)) = self.left.take() {
+                self.remember(id, Ok(answer));
+            }
+            if let Some(leased) = leased {
                 self.work(&shard, leased, rng).await;
             }
         }
@@ -94,7 +101,7 @@ impl Worker {
             // It dies before it has put anything.
             0 => {}
             // It dies behind its put.
-            1 => self.remember(id, self.run(job).await),
+            1 => *self.left.borrow_mut() = self.run(job).await.ok().map(|answer| (id, answer)),
             // It is late.
             2 => {
                 let answer = self.run(job).await;
