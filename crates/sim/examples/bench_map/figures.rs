@@ -11,13 +11,13 @@ use std::io::Write as _;
 use std::time::Instant;
 use varve_types::{BLOCK, format_size};
 
-fn say(text: &str) {
+pub fn say(text: &str) {
     // Progress that nobody can be told of is no reason to stop.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Memory of this process, in bytes: of now, or the most so far.
-fn resident(field: &str) -> Outcome<u64> {
+pub fn resident(field: &str) -> Outcome<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)).ok_or_else(|| format!("no {field}"))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;

@@ -3,8 +3,9 @@
 //! are computed.
 //!
 //! ```text
-//! cargo run --release -p varve-sim --example bench_map -- [--size 64G] [--rounds 20] [--part 1] [--mapped 64G]
+//! cargo run --release -p varve-sim --example bench_map -- [--size 64G] [--rounds 20] [--part 1] [--mapped 64G] [--delete 64T]
 //! ```
+//! With `--delete` all that is measured is how what is large is deleted: a snapshot of a 64th of that size, a discard and the volume itself of all of it.
 //! With `--mapped` a volume of 64 TiB is all that is measured: so much of it is written, scattered block by block, then it is opened, read and
 //! overwritten, in 1 GiB of RAM for maps.
 //! The volume is filled in an order without any order, overwritten once at random (or one part of so many), and
@@ -22,6 +23,7 @@
     reason = "a benchmark: real clocks, real files and a real runtime are what it measures"
 )]
 
+mod delete;
 mod figures;
 mod pattern;
 mod rig;
@@ -47,21 +49,23 @@ struct Arguments {
     rounds: u64,
     part: u64,
     mapped: Option<u64>,
+    delete: Option<u64>,
 }
 
 impl Arguments {
     fn parse(mut from: impl Iterator<Item = String>) -> Outcome<Self> {
-        let mut this = Self { size: 64 << 30, rounds: 20, part: 1, mapped: None };
+        let mut this = Self { size: 64 << 30, rounds: 20, part: 1, mapped: None, delete: None };
         while let Some(argument) = from.next() {
             let mut value = || from.next().ok_or_else(|| format!("{argument} needs a value"));
             match argument.as_str() {
                 "--size" => this.size = parse_size(&value()?)?,
                 "--part" => this.part = value()?.parse()?,
                 "--mapped" => this.mapped = Some(parse_size(&value()?)?),
+                "--delete" => this.delete = Some(parse_size(&value()?)?),
                 "--rounds" => this.rounds = value()?.parse()?,
                 _ => {
                     return Err(format!(
-                        "what is {argument:?}? There are --size SIZE, --rounds N, --part N and --mapped SIZE"
+                        "what is {argument:?}? There are --size SIZE, --rounds N, --part N, --mapped SIZE and --delete SIZE"
                     )
                     .into());
                 }
@@ -73,6 +77,9 @@ impl Arguments {
         if this.mapped.is_some_and(|size| !size.is_power_of_two() || !(SMALL..=LARGE).contains(&size)) {
             return Err("what is mapped is a power of two, from 1G to 64T".into());
         }
+        if this.delete.is_some_and(|size| !size.is_power_of_two() || !(64 * SMALL..=LARGE).contains(&size)) {
+            return Err("what is deleted is a power of two, from 64G to 64T".into());
+        }
         Ok(this)
     }
 }
@@ -80,6 +87,9 @@ impl Arguments {
 async fn measure(arguments: &Arguments) -> Outcome<Rows> {
     if let Some(mapped) = arguments.mapped {
         return budget(LARGE, mapped, MAP_RAM).await;
+    }
+    if let Some(size) = arguments.delete {
+        return delete::measure(size, MAP_RAM).await;
     }
     let mut rows = random(SMALL, arguments.rounds, 1, false).await?;
     rows.extend(sequence(arguments.size).await?);

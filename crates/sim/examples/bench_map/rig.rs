@@ -82,6 +82,8 @@ pub struct Rig {
     pub store: Arc<GeneratedStore>,
     blocks: u64,
     limits: Limits,
+    /// Of the pool.
+    settings: Overrides,
     /// Block of the volume → (ordinal, block of the segment), once it was written.
     samples: BTreeMap<u64, Option<(u64, u64)>>,
     names: u64,
@@ -103,6 +105,11 @@ async fn finish<T>(submit: Submit<T>) -> Result<T, EngineError> {
 impl Rig {
     /// An empty volume of so many bytes; its map may take `map_ram` bytes of RAM, and lies in files then.
     pub async fn new(size: u64, map_ram: Option<u64>) -> Outcome<Self> {
+        Self::with(size, map_ram, Overrides::default()).await
+    }
+
+    /// The same in a pool with these settings.
+    pub async fn with(size: u64, map_ram: Option<u64>, settings: Overrides) -> Outcome<Self> {
         let limits = limits(map_ram);
         let directory = TempDir::new()?;
         let options = PoolOptions { name: "compute".to_owned(), threads: 1, queue: 16, nice: false };
@@ -120,7 +127,7 @@ impl Rig {
         };
         Records::new(&*coord).create_pool(&pool).await?;
         let shard = Shard::create(env.clone(), disk, Arc::clone(&coord), limits).await?;
-        shard.add_pool(name("default")?, PoolStore::new(store.clone(), 1), Overrides::default());
+        shard.add_pool(name("default")?, PoolStore::new(store.clone(), 1), settings);
         let new = NewVolume { name: name("v")?, pool: name("default")?, size, settings: Overrides::default() };
         let volume = shard.create_volume(new).await?;
         let (device, _) = volume.device("bench".to_owned()).await?;
@@ -129,7 +136,7 @@ impl Rig {
         let samples = (0..SAMPLES).map(|i| (mix(!i) & (blocks - 1), None)).collect();
         let stall = Rc::new(Cell::new(Duration::ZERO));
         tokio::task::spawn_local(watch(Rc::downgrade(&stall)));
-        Ok(Self { env, coord, live, store, blocks, limits, samples, names: 0, stall, directory })
+        Ok(Self { env, coord, live, store, blocks, limits, settings, samples, names: 0, stall, directory })
     }
 
     /// Segments that are as large as the volume.
@@ -246,12 +253,12 @@ impl Rig {
         };
         let start = Instant::now();
         let shard = Shard::open(self.env.clone(), disk, Arc::clone(&self.coord), self.limits).await?;
-        shard.add_pool(name("default")?, PoolStore::new(self.store.clone(), 1), Overrides::default());
+        shard.add_pool(name("default")?, PoolStore::new(self.store.clone(), 1), self.settings);
         if let Some((volume, error)) = shard.open_all().await?.into_iter().next() {
             return Err(format!("volume {volume} does not open: {error}").into());
         }
         let opened = start.elapsed().as_secs_f64();
-        let volume = shard.find(&name("v")?)?;
+        let volume = shard.volumes().into_iter().next().ok_or("there is no volume")?;
         let (device, _) = volume.device("bench".to_owned()).await?;
         self.live = Some(Live { shard, volume, device });
         Ok(opened)
@@ -279,6 +286,59 @@ impl Rig {
             }
         }
         Ok(())
+    }
+
+    /// The shard of now.
+    pub fn shard(&self) -> Rc<Shard> {
+        Rc::clone(&self.live().shard)
+    }
+
+    /// The volume, while it is there.
+    pub fn volume(&self) -> Rc<Volume> {
+        Rc::clone(&self.live().volume)
+    }
+
+    /// Takes a snapshot, and waits until its data are put.
+    pub async fn snapshot(&self, text: &str) -> Outcome<()> {
+        let snapshot = name(text)?;
+        self.live().volume.snapshot(snapshot.clone()).await?;
+        self.until_stored(&snapshot).await
+    }
+
+    /// Deletes a snapshot. Gives the time until it was answered, in milliseconds.
+    pub async fn delete_snapshot(&self, text: &str) -> Outcome<f64> {
+        let (snapshot, start) = (name(text)?, Instant::now());
+        self.live().volume.delete_snapshot(&snapshot).await?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Discards all of the volume and makes that durable. Gives the time until it was answered, in milliseconds. What was written is forgotten.
+    pub async fn discard_all(&mut self) -> Outcome<f64> {
+        let start = Instant::now();
+        let device = &self.live().device;
+        finish(device.discard(0, self.blocks * BLOCK, false)).await?;
+        device.commit()?;
+        finish(device.flush()).await?;
+        let answered = start.elapsed().as_secs_f64() * 1e3;
+        self.samples.values_mut().for_each(|written| *written = None);
+        Ok(answered)
+    }
+
+    /// Deletes the volume. Gives the time until it was answered, in milliseconds.
+    pub async fn delete_volume(&mut self) -> Outcome<f64> {
+        let live = self.live.take().expect("a rig is open but while it is opened again");
+        let Live { shard, volume, device } = live;
+        drop((volume, device));
+        // The device lets go of it with the next turn of the shard.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let start = Instant::now();
+        shard.delete_volume(&name("v")?).await?;
+        let answered = start.elapsed().as_secs_f64() * 1e3;
+        let new = NewVolume { name: name("w")?, pool: name("default")?, size: BLOCK, settings: Overrides::default() };
+        let volume = shard.create_volume(new).await?;
+        let (device, _) = volume.device("bench".to_owned()).await?;
+        self.live = Some(Live { shard, volume, device });
+        Ok(answered)
     }
 
     /// Ends the shard.

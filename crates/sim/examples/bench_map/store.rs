@@ -147,6 +147,12 @@ impl GeneratedStore {
         self.lock().objects.values().map(in_ram).sum()
     }
 
+    /// Objects that are there: generated segments, and all that was put.
+    pub fn objects(&self) -> (u64, u64) {
+        let inner = self.lock();
+        (inner.generated.len() as u64, inner.objects.len() as u64)
+    }
+
     /// Bytes of all that was put and is still there.
     pub fn bytes(&self) -> u64 {
         self.lock().objects.values().map(Stored::len).sum()
