@@ -19,7 +19,8 @@ use std::time::Duration;
 /// The program's name.
 const PROGRAM: &str = "bench_map";
 /// The groups whose rows come from it, each with what it is told.
-pub const GROUPS: [(&str, [&str; 2]); 2] = [("map", ["--size", "1T"]), ("map-budget", ["--mapped", "4T"])];
+pub const GROUPS: [(&str, [&str; 2]); 3] =
+    [("map", ["--size", "1T"]), ("map-budget", ["--mapped", "4T"]), ("delete", ["--delete", "64T"])];
 /// Building it, and one run of it.
 const DEADLINE: Duration = Duration::from_secs(2 * 3600);
 

@@ -51,7 +51,7 @@ const fn absolute(key: &'static str, row: &'static str, limit: f64) -> Goal {
 }
 
 /// Every goal.
-pub const GOALS: [Goal; 21] = [
+pub const GOALS: [Goal; 24] = [
     ratio("write_qd1_by_memory", "write_qd1", ("write_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("read_hit_qd1_by_memory", "read_hit_qd1", ("read_hit_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("write_qd32_by_memory", "write_qd32", ("write_qd32", MEMORY), Bound::AtLeast, 1.0),
@@ -73,6 +73,9 @@ pub const GOALS: [Goal; 21] = [
     absolute("map_ram_random_mib", "map_ram_random", 2150.4),
     absolute("map_ram_sequential_mib", "map_ram_sequential", 20.0),
     absolute("map_budget_rss_mib", "map_budget_rss", 1638.4),
+    absolute("delete_snapshot_ms", "delete_snapshot", 50.0),
+    absolute("discard_ms", "discard", 50.0),
+    absolute("delete_volume_ms", "delete_volume", 50.0),
 ];
 
 /// What came of a goal.

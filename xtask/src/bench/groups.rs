@@ -27,7 +27,7 @@ const fn row(key: &'static str, title: &'static str, unit: &'static str, more_is
 }
 
 /// Every row.
-pub const ROWS: [Row; 33] = [
+pub const ROWS: [Row; 41] = [
     row("write_qd1", "4 KiB random write, QD1", "IOPS", true),
     row("write_qd1_p99", "4 KiB random write, QD1, 99th percentile", "µs", false),
     row("read_hit_qd1", "4 KiB random read from RAM, QD1", "IOPS", true),
@@ -60,6 +60,14 @@ pub const ROWS: [Row; 33] = [
     row("map_ram_random", "RAM of the map, 1 TiB written at random", "MiB", false),
     row("map_ram_sequential", "RAM of the map, 1 TiB written in sequence", "MiB", false),
     row("map_budget_rss", "RAM of the process: 64 TiB, 4 TiB of it mapped, 1 GiB for maps", "MiB", false),
+    row("delete_snapshot", "deletion of a snapshot of 1 TiB, all of which was overwritten since", "ms", false),
+    row("delete_snapshot_freed", "until all of it is freed", "s", false),
+    row("discard", "discard of 64 TiB, flushed", "ms", false),
+    row("discard_rate", "freed behind it a second", "GiB/s", true),
+    row("delete_volume", "deletion of a volume of 64 TiB", "ms", false),
+    row("delete_volume_ended", "until its objects are gone, once its window is over", "s", false),
+    row("delete_stall", "longest time without a look at requests beside all that", "ms", false),
+    row("delete_ram", "RAM that the work behind these took more, at most", "MiB", false),
     row("map_stall", "longest time without a look at requests, random overwrite of 1 TiB", "ms", false),
 ];
 
@@ -79,7 +87,7 @@ pub struct Group {
 const SERVERS: &[Kind] = &[Kind::Varve, Kind::NbdkitMemory, Kind::NbdkitFile, Kind::QemuStorageDaemon];
 
 /// Every group.
-pub const GROUPS: [Group; 10] = [
+pub const GROUPS: [Group; 11] = [
     Group { name: "qd1", targets: SERVERS, measure: qd1 },
     Group { name: "qd32", targets: SERVERS, measure: qd32 },
     Group {
@@ -95,6 +103,7 @@ pub const GROUPS: [Group; 10] = [
     // Their rows come from a program of the engine's; see [`super::engine`].
     Group { name: "map", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
     Group { name: "map-budget", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
+    Group { name: "delete", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
 ];
 
 /// What the reads that hit RAM read: smaller than any cache here.
