@@ -165,11 +165,15 @@ impl Timeline {
     async fn settle(self: &Rc<Self>, turn: &crate::context::Held<'_>) -> Result<()> {
         self.checkpoint_in_turn(turn, true).await?;
         // Once more at least: the root before the newest was still kept.
-        for _ in 0..MAX_SETTLE {
+        let mut tries = 0;
+        while tries < MAX_SETTLE {
             self.checkpoint_in_turn(turn, false).await?;
-            if !self.data.borrow().reconsider {
+            let data = self.data.borrow();
+            if !data.reconsider && data.to_ask.is_empty() {
                 return Ok(());
             }
+            // Each checkpoint asks some of what is left.
+            tries += u32::from(data.reconsider);
         }
         Err(EngineError::new(ErrorKind::Busy, "snapshots are deleted all the time: try again"))
     }

@@ -88,6 +88,7 @@ impl Timeline {
             // What a clone took over in its overlay is no reason: each would write nodes that it could share.
             let waiting = || {
                 data.reconsider
+                    || !data.to_ask.is_empty()
                     || self.is_window_over(&data)
                     || data.table.has_left()
                     || data.manifest.dead.iter().any(|dead| dead.since >= data.manifest.number)

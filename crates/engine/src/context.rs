@@ -63,6 +63,8 @@ pub struct Limits {
     pub reclaim_level: u8,
     /// Nodes of such subtrees that are worked off for one manifest: 512 blocks each.
     pub reclaim_nodes: usize,
+    /// Kills that are asked again at one checkpoint for a snapshot that has gone, about: no more than this and those of one run.
+    pub ask_kills: u64,
     /// Runs of kills of each kind that wait for a volume's rewind window; beyond that small ones become one.
     pub rewind_runs: usize,
     /// Sparse segments are cleaned while less than so many of a hundred stored blocks of a volume are alive; 0: never.
@@ -95,6 +97,7 @@ impl Default for Limits {
             puts: 4,
             reclaim_level: 1,
             reclaim_nodes: 2048,
+            ask_kills: 4 << 20,
             rewind_runs: 512,
             occupancy: 80,
             clean_rate: 0,

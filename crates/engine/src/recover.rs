@@ -118,6 +118,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         last_root: manifest.last_root,
         reconsider: manifest.kills.iter().any(|run| !run.window)
             || manifest.node_kills.iter().any(|run| run.waits == NodeWait::Kept),
+        to_ask: BTreeSet::new(),
         rewind_ends: false,
         touched: context.env.now(),
         counted_bytes: 0,

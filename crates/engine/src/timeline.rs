@@ -103,6 +103,8 @@ pub(crate) struct Data {
     pub fresh_maps: Vec<MapObject>,
     /// Kills in kept runs are to be asked again at the next checkpoint: a snapshot or a hold has gone.
     pub reconsider: bool,
+    /// Runs that are left to be asked again for snapshots or holds that went earlier: table object and index there.
+    pub to_ask: BTreeSet<(u64, u32)>,
     /// The next checkpoint ends the rewind window: what it keeps leads where nothing may lead any more.
     pub rewind_ends: bool,
     /// When the last write came.

@@ -36,6 +36,7 @@ pub fn small_limits() -> Limits {
         puts: 2,
         reclaim_level: 0,
         reclaim_nodes: 3,
+        ask_kills: 40,
         rewind_runs: 4,
         occupancy: 80,
         clean_rate: 0,

@@ -186,3 +186,55 @@ fn so_many_requests_are_under_way_and_no_more() {
     let sent = node.server.counts().requests[&StoreOp::Delete] - before;
     assert!((80..=176).contains(&sent), "{sent} deletes in ten seconds, each of which takes one");
 }
+
+#[test]
+fn what_a_snapshot_kept_is_asked_for_part_by_part() {
+    let mut node = Node::new(SimOptions { most_steps: 20_000_000, ..SimOptions::seed(1) }, 64 << 20);
+    (node.limits.occupancy, node.limits.ask_kills) = (0, 64);
+    node.create().unwrap().unwrap();
+    node.create_volume("v", 512 * BLOCK as u64);
+    write(&node, "v", 512);
+    let volume = node.volume("v");
+    node.must("snapshot", async move { volume.snapshot(name("s")).await.map(drop) });
+    // Each of them overwrites 32 blocks that only the snapshot keeps, and a checkpoint tells it.
+    let device = node.device("v");
+    for part in 0..16 {
+        node.write(&device, part * 32 * BLOCK as u64, vec![0xff; 32 * BLOCK], false).unwrap().unwrap();
+        let volume = node.volume("v");
+        node.must("checkpoint", async move {
+            volume.seal().await?;
+            volume.checkpoint().await
+        });
+    }
+    let kept = |node: &Node| node.volume("v").counts().kept_blocks;
+    assert_eq!(kept(&node), 512);
+    let volume = node.volume("v");
+    node.must("delete", async move { volume.delete_snapshot(&name("s")).await });
+    let mut steps = vec![512];
+    while kept(&node) > 0 {
+        assert!(steps.len() < 20, "{steps:?}");
+        let volume = node.volume("v");
+        node.must("checkpoint", async move { volume.checkpoint().await });
+        steps.push(kept(&node));
+    }
+    assert!(steps.windows(2).all(|two| two[1] < two[0] && two[0] - two[1] <= 64), "{steps:?}");
+    let volume = node.volume("v");
+    let report = node.must("check", async move { volume.check(&|_, _| {}).await });
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    assert_eq!(node.volume("v").counts().table.live_blocks, 512);
+    // A check asks for all that is left, and a quiet volume comes to it by itself.
+    let volume = node.volume("v");
+    node.must("snapshot", async move { volume.snapshot(name("t")).await.map(drop) });
+    for part in 0..16 {
+        node.write(&device, part * 32 * BLOCK as u64, vec![0xee; 32 * BLOCK], false).unwrap().unwrap();
+        let volume = node.volume("v");
+        node.must("checkpoint", async move {
+            volume.seal().await?;
+            volume.checkpoint().await
+        });
+    }
+    let volume = node.volume("v");
+    node.must("delete", async move { volume.delete_snapshot(&name("t")).await });
+    pass(&node, Duration::from_secs(120));
+    assert_eq!((kept(&node), node.volume("v").counts().table.live_blocks), (0, 512));
+}

@@ -204,6 +204,8 @@ crate::catalogue::catalogue! {
     KillsReconsidered = "kills-reconsidered",
     /// Kills were asked again, and nothing keeps any of them: no run is left.
     RunsDropped = "runs-dropped",
+    /// More kills are to be asked again than one checkpoint asks: the others are left to the next.
+    KillsAskedLater = "kills-asked-later",
     /// A segment has no live block, and a clone would need its index to be opened: it stays.
     HeldIndexKept = "held-index-kept",
     /// The manifest of a checkpoint was not put or not accepted: it is written again, from the state before it.

@@ -258,6 +258,8 @@ crate::catalogue::catalogue! {
     MoveNodeUnkilled = "move-node-unkilled",
     /// Kills that wait are not asked again when a snapshot goes: what only it kept is never given back.
     ForgetToReconsider = "forget-to-reconsider",
+    /// When a snapshot goes only the first kills that it kept are asked again: what the others name is never given back.
+    AskOnlyFirst = "ask-only-first",
     /// A run of kills stays in the manifest after it was asked: its blocks are freed twice, the second time in a segment that is gone.
     KeepAskedRuns = "keep-asked-runs",
     /// Strata are merged the newest first: older writes hide newer ones, and snapshots see what came after them.

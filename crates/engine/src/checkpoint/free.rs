@@ -3,7 +3,8 @@
 //! without anything live.
 //!
 //! A kill that some boundary keeps goes into a run in the store; runs are asked again when a snapshot or a hold has
-//! gone. Every kill is asked, and freed, once: counts are changed in the same manifest that drops it from its run.
+//! gone: a snapshot of tens of TiB may keep billions, so some millions at a checkpoint, and the others at the next ones. Until then they are kept, which does
+//! no harm. Every kill is asked, and freed, once: counts are changed in the same manifest that drops it from its run.
 
 use super::Point;
 use super::merge::Gathered;
@@ -67,29 +68,56 @@ fn kept_roots(data: &Data, gathered: &Gathered) -> Vec<RootNumber> {
     kept
 }
 
+/// Takes the runs that are asked again now, for snapshots or holds that have gone: some of those that were not asked since. With `all` that is every run
+/// that waits for any.
+fn next_to_ask(data: &mut Data, all: bool, most: u64) -> BTreeSet<(u64, u32)> {
+    let place = |run: &RunRef| (run.object, run.index);
+    let waiting = data.manifest.kills.iter().filter(|run| !run.window);
+    if all {
+        data.to_ask = waiting.clone().map(place).collect();
+    }
+    let (mut again, mut kills) = (BTreeSet::new(), 0);
+    for run in waiting.filter(|run| data.to_ask.contains(&place(run))) {
+        if kills > 0 && kills + run.count > most {
+            break;
+        }
+        kills += run.count;
+        again.insert(place(run));
+    }
+    // What is not there any more was asked for another reason.
+    let left: BTreeSet<_> = data.manifest.kills.iter().map(place).filter(|run| !again.contains(run)).collect();
+    data.to_ask.retain(|run| left.contains(run) && !planted(Mutant::AskOnlyFirst));
+    reached_if(!data.to_ask.is_empty(), Branch::KillsAskedLater);
+    again
+}
+
 impl Timeline {
     /// Decides what of the gathered kills, and of those that waited, is free.
     pub(super) async fn free(self: &Rc<Self>, gathered: &mut Gathered, point: Point) -> Result<Freed> {
         let (mut kills, dying) = self.dying(std::mem::take(&mut gathered.kills)).await;
-        let (window, reconsider, runs, node_runs) = {
+        let (window, reconsider, again, runs, node_runs) = {
             let mut data = self.data.borrow_mut();
             let window = self.next_window(&mut data, &dying, point);
             let reconsider = std::mem::take(&mut data.reconsider);
-            (window, reconsider, data.manifest.kills.clone(), data.manifest.node_kills.clone())
+            let again = next_to_ask(&mut data, reconsider, self.context.limits.ask_kills);
+            (window, reconsider, again, data.manifest.kills.clone(), data.manifest.node_kills.clone())
         };
         let mut nodes = std::mem::take(&mut gathered.node_kills);
         let (joined, joined_nodes) = too_many(&runs, &node_runs, self.context.limits.rewind_runs);
         let (mut kept_runs, mut kept_node_runs) = (Vec::new(), Vec::new());
-        let asked_again = reconsider && !runs.is_empty();
+        let asked_again = !again.is_empty();
         reached_if(asked_again, Branch::KillsReconsidered);
         for run in runs {
-            let is_asked = window.asks(&run) || (reconsider && !run.window);
+            let is_asked = window.asks(&run) || again.contains(&(run.object, run.index));
             if !is_asked && !joined.contains(&(run.object, run.index)) {
                 kept_runs.push(run);
                 continue;
             }
             let bytes = self.persist("a get", async || self.load_run(run.object, run.index).await).await?;
-            kills.extend(decode_kills(&bytes).map_err(damaged("a run of kills"))?);
+            // Of a full one that takes tens of milliseconds: no work for a shard.
+            let decoded = compute(&*self.context.env, move || decode_kills(&bytes)).await;
+            kills.extend(decoded.map_err(damaged("a run of kills"))?);
+            breathe().await;
             if planted(Mutant::KeepAskedRuns) {
                 kept_runs.push(run);
             }

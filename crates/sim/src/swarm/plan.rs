@@ -245,6 +245,7 @@ fn limits(rng: &mut Rng) -> Limits {
         puts: 1 + rng.below(4) as usize,
         reclaim_level: rng.below(3) as u8,
         rewind_runs: 2 + rng.below(8) as usize,
+        ask_kills: 1 << rng.below(10),
         reclaim_nodes: 1 + rng.below(7) as usize,
         occupancy: if rng.chance(500) { 0 } else { 40 + rng.below(50) },
         clean_rate: if rng.chance(200) { 64 << 10 } else { 0 },
