@@ -213,6 +213,9 @@ impl Layer {
         }
         self.carried = true;
         self.pin = self.records.iter().min().copied();
+        if planted(Mutant::CarryPinsFirst) {
+            self.pin = self.records.first().copied();
+        }
         if planted(Mutant::CarryKeepsPlaces) {
             return true;
         }

@@ -14,6 +14,8 @@ use varve_server::node::{MetricInfo, metric_infos};
 
 /// Metrics that no panel shows.
 const LEFT_OUT: &[&str] = &[
+    // `varve_journal_failed` says whether there is one; which, `varve status` tells.
+    "varve_journal_device_failed",
     // The counts of `varve_store_seconds` say the same, by operation.
     "varve_store_puts",
     "varve_store_gets",

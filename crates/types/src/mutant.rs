@@ -112,8 +112,8 @@ crate::catalogue::catalogue! {
     TakeTornTail = "take-torn-tail",
     /// Both superblocks of the journal are written to one place: a write of it that is spoilt leaves a trim of long ago.
     OneSuperblock = "one-superblock",
-    /// The trim passes what was carried before the copies, and what it has to tell, are on stable media: a power cut finds neither copy nor record.
-    CarryBeforeSync = "carry-before-sync",
+    /// A layer pins its first change, and not its lowest record: where only the first was carried, the trim passes the others.
+    CarryPinsFirst = "carry-pins-first",
     /// What was carried is looked for where it was: another record stands there.
     CarryKeepsPlaces = "carry-keeps-places",
 

@@ -27,7 +27,6 @@ use bytes::Bytes;
 use std::rc::Rc;
 use varve_format::journal::{Body, Record, WriteHeader, write_header_len};
 use varve_types::branch::{Branch, reached, reached_if};
-use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, Sequence, TimelineId};
 
 /// Longest step.
@@ -138,11 +137,7 @@ impl Journal {
         let moved = self.copy(&keeper.needed(part)).await?;
         let Some(last) = moved.last() else { return Ok(false) };
         let end = last.to + last.len;
-        if planted(Mutant::CarryBeforeSync) {
-            self.commit()?;
-        } else {
-            self.sync_to(end).await?;
-        }
+        self.sync_to(end).await?;
         reached(Branch::RecordsCarried);
         keeper.moved(&moved);
         Ok(true)

@@ -59,11 +59,18 @@ pub const KEYS: &[Key] = &[
         about: "Where the API listens beside its socket; a loopback address. Requests there need the token.",
     },
     Key {
+        name: "journal",
+        takes: "list of PATH:SIZE (a file) or PATH (a block device)",
+        default: "the file `journal/0` of the data directory",
+        flag: None,
+        about: "Where the journal is, or journals on a device each: a volume uses one of them, a new one that with the fewest volumes. The size is that of a file that is made; 64M to 1T.                 What is no journal of this node is refused. One that is left out is still opened until nothing needs it, which `varve status` tells; one that is missing keeps the node from starting.",
+    },
+    Key {
         name: "journal-size",
         takes: "size, 64M to 1T",
         default: "2G",
         flag: None,
-        about: "Size of the journal, preallocated in the data directory at the first start; of a new one at most a quarter of the free space. It bounds how much can be written while the store is away.",
+        about: "Size of the journal in the data directory, preallocated at the first start; of a new one at most a quarter of the free space. It bounds how much can be written while the store is away.",
     },
     Key {
         name: "ram-cache",

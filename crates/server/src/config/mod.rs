@@ -9,11 +9,12 @@ mod keys;
 mod values;
 
 pub use keys::{KEYS, Key};
-pub use values::{Bytes, CacheSpec, Duration, Listen, LogFormat, VolumeSpec};
+pub use values::{Bytes, CacheSpec, Duration, JournalSpec, Listen, LogFormat, VolumeSpec};
 
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use varve_engine::MAX_JOURNALS;
 use varve_types::MIN_RATE;
 
 /// Largest configuration file, in bytes.
@@ -51,7 +52,9 @@ pub struct FileConfig {
     pub nbd_listen: Option<Listen>,
     /// Where the API listens beside its socket.
     pub api_listen: Option<Listen>,
-    /// Size of the journal.
+    /// Journals, in the place of the one in the data directory.
+    pub journal: Option<Vec<JournalSpec>>,
+    /// Size of the journal in the data directory.
     pub journal_size: Option<Bytes>,
     /// Bound of the read cache.
     pub ram_cache: Option<Bytes>,
@@ -122,6 +125,7 @@ impl FileConfig {
             volumes: self.volumes.or(file.volumes).unwrap_or_default(),
             nbd_listen: listen(self.nbd_listen, file.nbd_listen, default.nbd_listen),
             api_listen: listen(self.api_listen, file.api_listen, default.api_listen),
+            journals: self.journal.or(file.journal).unwrap_or_default(),
             journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
             ram_cache_bytes: self.ram_cache.or(file.ram_cache).map_or(default.ram_cache_bytes, |b| b.0),
             map_ram_bytes: self.map_ram.or(file.map_ram).map_or(default.map_ram_bytes, |b| b.0),
@@ -157,7 +161,9 @@ pub struct UpConfig {
     pub nbd_listen: Option<SocketAddr>,
     /// Where the API listens beside `DIR/api.sock`; a loopback address.
     pub api_listen: Option<SocketAddr>,
-    /// Size of the journal.
+    /// Journals; the one in the data directory where there are none.
+    pub journals: Vec<JournalSpec>,
+    /// Size of the journal in the data directory.
     pub journal_size_bytes: u64,
     /// Bound of the read cache, for the node.
     pub ram_cache_bytes: u64,
@@ -193,6 +199,7 @@ impl Default for UpConfig {
             volumes: Vec::new(),
             nbd_listen: None,
             api_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
+            journals: Vec::new(),
             journal_size_bytes: 2 << 30,
             ram_cache_bytes: 256 << 20,
             map_ram_bytes: 1 << 30,
@@ -257,10 +264,14 @@ impl UpConfig {
         if let Some(address) = self.api_listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::new(format!("api-listen is {address}; it must be a loopback address, or none")));
         }
-        let mut paths: Vec<_> = self.caches.iter().map(|cache| &cache.path).collect();
-        paths.sort();
-        if let Some(twice) = paths.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ConfigError::new(format!("cache {} is given twice", twice[0].display())));
+        let caches = self.caches.iter().map(|cache| ("cache", &cache.path));
+        let mut paths: Vec<_> = self.journals.iter().map(|spec| ("journal", &spec.path)).chain(caches).collect();
+        paths.sort_by_key(|(_, path)| *path);
+        if let Some(twice) = paths.windows(2).find(|pair| pair[0].1 == pair[1].1) {
+            return Err(ConfigError::new(format!("{} {} is given twice", twice[0].0, twice[0].1.display())));
+        }
+        if self.journals.len() > MAX_JOURNALS {
+            return Err(ConfigError::new(format!("journal: more than {MAX_JOURNALS}")));
         }
         let mut names: Vec<_> = self.volumes.iter().map(|volume| &volume.name).collect();
         names.sort();
@@ -333,6 +344,7 @@ mod tests {
             "api-listen = '0.0.0.0:7420'",
             "volumes = ['a:1G', 'a:2G']",
             "cache = ['/cache:1G', '/cache:2G']",
+            "journal = ['/ssd/a:1G', '/ssd/a:2G']",
         ] {
             let error = FileConfig::default().resolve(parse(text).unwrap()).unwrap_err().to_string();
             let key = text.split(' ').next().unwrap().trim_end_matches('s');

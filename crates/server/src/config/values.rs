@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The values of the configuration that have a text form of their own: sizes, durations, addresses, volumes, cache devices.
+//! The values of the configuration that have a text form of their own: sizes, durations, addresses, volumes, cache devices, journals.
 //!
 //! Each is parsed by one [`FromStr`], which the file and the flags share, and refuses what it does not take with what it would.
 //!
@@ -119,6 +119,49 @@ impl fmt::Display for VolumeSpec {
     }
 }
 
+/// A journal: `PATH:SIZE` for a file, `PATH` for a block device, or a file that is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct JournalSpec {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// The size of the file, where it is made.
+    pub size_bytes: Option<u64>,
+}
+
+/// Least and most bytes of a journal.
+const JOURNAL: std::ops::RangeInclusive<u64> = 64 << 20..=1 << 40;
+
+text_form!(JournalSpec);
+impl FromStr for JournalSpec {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, size_bytes) = path_and_size(text, "/ssd/varve.journal:8G")?;
+        if size_bytes.is_some_and(|size| !JOURNAL.contains(&size)) {
+            return Err(format!("{text:?}: a journal has 64 MiB to 1 TiB"));
+        }
+        Ok(Self { path, size_bytes })
+    }
+}
+impl fmt::Display for JournalSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        self.size_bytes.map_or(Ok(()), |size| write!(f, ":{size}"))
+    }
+}
+
+/// An absolute path, and the size behind it.
+fn path_and_size(text: &str, example: &str) -> Result<(PathBuf, Option<u64>), String> {
+    let (path, size) = match text.rsplit_once(':') {
+        Some((path, size)) => (path, Some(varve_types::parse_size(size).map_err(|error| error.to_string())?)),
+        None => (text, None),
+    };
+    if !path.starts_with('/') || path.contains(char::is_control) {
+        return Err(format!("{text:?} is not an absolute PATH:SIZE, such as {example}"));
+    }
+    Ok((PathBuf::from(path), size))
+}
+
 /// A device of the read cache: `PATH:SIZE` for a file, `PATH` for a block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -136,17 +179,11 @@ text_form!(CacheSpec);
 impl FromStr for CacheSpec {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let (path, size) = match text.rsplit_once(':') {
-            Some((path, size)) => (path, Some(varve_types::parse_size(size).map_err(|error| error.to_string())?)),
-            None => (text, None),
-        };
-        if !path.starts_with('/') {
-            return Err(format!("{text:?} is not an absolute PATH:SIZE, such as /var/cache/varve:100G"));
-        }
-        if size.is_some_and(|size| !CACHE_FILE.contains(&size)) {
+        let (path, size_bytes) = path_and_size(text, "/var/cache/varve:100G")?;
+        if size_bytes.is_some_and(|size| !CACHE_FILE.contains(&size)) {
             return Err(format!("{text:?}: the file of a cache has 64 MiB to 16 TiB"));
         }
-        Ok(Self { path: PathBuf::from(path), size_bytes: size })
+        Ok(Self { path, size_bytes })
     }
 }
 impl fmt::Display for CacheSpec {

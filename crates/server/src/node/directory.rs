@@ -5,7 +5,8 @@
 //! DIR/lock        flock'ed by the process that owns the directory, which writes its id into it
 //! DIR/format      the version of this layout; written last when a directory is made
 //! DIR/meta.redb   coordination
-//! DIR/journal/0   the journal of shard 0
+//! DIR/journal/0   the journal, unless others are configured
+//! DIR/journals    the journals in use, where that is not the one above alone; from version 2 on
 //! DIR/store       the store of the pool `default`, unless another was given
 //! DIR/nbd.sock, DIR/api.sock, DIR/token
 //! ```
@@ -17,14 +18,17 @@
 
 use crate::api::ControlError;
 use rustix::fs::{FlockOperation, flock};
+use std::cell::Cell;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use varve_types::ErrorKind;
 
-/// The version of the layout that this build writes and knows.
-const FORMAT: u32 = 1;
+/// The newest version of the layout that this build knows.
+const FORMAT: u32 = 2;
+/// The version of a directory without a list of journals.
+const FIRST_FORMAT: u32 = 1;
 
 /// A data directory that this process owns.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub(super) struct Directory {
     path: PathBuf,
     /// Held for its lock.
     _lock: File,
+    /// The version that it has; of one that was never whole, that it will have.
+    version: Cell<u32>,
     whole: bool,
 }
 
@@ -100,8 +106,9 @@ impl Directory {
             tracing::warn!(%error, file = %file.display(), "the process id could not be written");
         }
         let lock = lock.try_clone().map_err(|error| fail(&error))?;
-        let whole = read_format(&path)?;
-        Ok(Self { path, _lock: lock, whole })
+        let found = read_format(&path)?;
+        let (version, whole) = (Cell::new(found.unwrap_or(FIRST_FORMAT)), found.is_some());
+        Ok(Self { path, _lock: lock, version, whole })
     }
 
     /// Its absolute path.
@@ -114,9 +121,14 @@ impl Directory {
         self.whole
     }
 
-    /// The file of the journal.
+    /// The file of the journal, unless others are configured.
     pub(super) fn journal(&self) -> PathBuf {
         self.path.join("journal").join("0")
+    }
+
+    /// The list of journals.
+    pub(super) fn journals(&self) -> PathBuf {
+        self.path.join("journals")
     }
 
     /// The file of coordination.
@@ -142,17 +154,36 @@ impl Directory {
         if self.whole {
             return Ok(());
         }
+        self.write_format(self.version.get())?;
+        self.whole = true;
+        Ok(())
+    }
+
+    /// Gives the directory at least this version, durably: a build that does not know it refuses the directory.
+    ///
+    /// # Errors
+    /// When the file can not be written.
+    pub(super) fn raise_format(&self, version: u32) -> Result<(), ControlError> {
+        if self.version.get() >= version {
+            return Ok(());
+        }
+        if self.whole {
+            self.write_format(version)?;
+        }
+        self.version.set(version);
+        Ok(())
+    }
+
+    fn write_format(&self, version: u32) -> Result<(), ControlError> {
         let (new, file) = (self.path.join("format.new"), self.path.join("format"));
         let write = || {
             let mut text = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            writeln!(text, "varve {FORMAT}")?;
+            writeln!(text, "varve {version}")?;
             text.sync_all()?;
             std::fs::rename(&new, &file)?;
             File::open(&self.path)?.sync_all()
         };
-        write().map_err(|error| io_error(file.display(), &error))?;
-        self.whole = true;
-        Ok(())
+        write().map_err(|error| io_error(file.display(), &error))
     }
 }
 
@@ -175,21 +206,21 @@ fn make(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Whether there is a version, which must then be one that is known.
-fn read_format(path: &Path) -> Result<bool, ControlError> {
+/// The version, if there is one, which must then be one that is known.
+fn read_format(path: &Path) -> Result<Option<u32>, ControlError> {
     let file = path.join("format");
     let at = file.display();
     let mut text = String::new();
     match File::open(&file) {
-        Err(error) if error.kind() == IoKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error(at, &error)),
         Ok(open) => open.take(64).read_to_string(&mut text).map_err(|error| io_error(&at, &error))?,
     };
     match text.trim_end().strip_prefix("varve ").map(str::parse::<u32>) {
-        Some(Ok(FORMAT)) => Ok(true),
+        Some(Ok(found @ FIRST_FORMAT..=FORMAT)) => Ok(Some(found)),
         Some(Ok(found)) => {
             let message = format!(
-                "{at}: the data directory has format version {found}; this build knows only {FORMAT}: use a newer one"
+                "{at}: the data directory has format version {found}; this build knows {FORMAT} at most: use a newer one"
             );
             Err(ControlError::invalid(message))
         }

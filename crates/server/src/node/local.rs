@@ -7,6 +7,7 @@
 //! is needed, and the state of the node says so.
 
 use super::connections::Connections;
+use super::journal::NodeJournals;
 use super::pools::Pools;
 use super::sessions::{self, Sessions};
 use crate::api::ControlError;
@@ -39,6 +40,7 @@ impl Unopened {
 /// See the module.
 pub(super) struct Local {
     pub(super) shard: Rc<Shard>,
+    pub(super) journals: NodeJournals,
     pub(super) env: Rc<dyn Env>,
     coord: Arc<dyn Coord>,
     pub(super) pools: Arc<Pools>,
@@ -51,6 +53,7 @@ pub(super) struct Local {
 impl Local {
     pub(super) fn new(
         shard: Rc<Shard>,
+        journals: NodeJournals,
         env: Rc<dyn Env>,
         coord: Arc<dyn Coord>,
         pools: Arc<Pools>,
@@ -58,6 +61,7 @@ impl Local {
     ) -> Rc<Self> {
         Rc::new(Self {
             shard,
+            journals,
             env,
             coord,
             pools,
@@ -149,6 +153,7 @@ impl Local {
                 self.unopened.borrow_mut().insert(record.id, Unopened { name, pool: record.pool.clone(), error });
             }
         }
+        self.journals.forget_empty(&self.shard);
         Ok(())
     }
 
@@ -185,6 +190,7 @@ impl Local {
                     Err(error) => tracing::warn!(volume = %id, %error, "a volume could not be looked up"),
                 }
             }
+            self.journals.forget_empty(&self.shard);
         }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `directory`, `journal` | the data directory, its lock, the file of the journal |
+//! | `directory`, `journal`, `journal_list` | the data directory, its lock, the journals |
 //! | `start` | the order in which a node starts and stops |
 //! | `thread`, `local` | the thread of the shard, and what lives there |
 //! | `connections`, `exports` | NBD |
@@ -26,6 +26,7 @@ mod directory;
 mod exports;
 mod job_control;
 mod journal;
+mod journal_list;
 mod local;
 mod metrics;
 mod offline;

@@ -3,7 +3,7 @@
 //!
 //! The start, in this order: the lock of the data directory; the sockets, so that an address in use is told at once
 //! (who connects from here on waits); coordination and the cluster's id; the pool `default`; the shard on its
-//! journal; the other pools; the volumes; and only then anybody is answered.
+//! journals; the other pools; the volumes; and only then anybody is answered.
 //!
 //! The stop: no new connections; those that there are end; the shard makes its journal durable; coordination
 //! closes; the sockets go; at last the lock. Whoever is cut off on the way loses nothing that was acknowledged: a
@@ -12,7 +12,7 @@
 use super::control::{Node, Place};
 use super::directory::Directory;
 use super::exports::ShardExports;
-use super::journal::JournalFile;
+use super::journal::JournalPlan;
 use super::local::Local;
 use super::pools::{Opened, Pools, now_ms};
 use super::thread::{self, ShardHandle, ShardThread};
@@ -145,9 +145,9 @@ async fn default_pool_ready(
     }
 }
 
-/// Starts the thread of the shard, on its journal.
+/// Starts the thread of the shard, on its journals.
 async fn start_shard(
-    journal: JournalFile,
+    journals: JournalPlan,
     coord: &Arc<dyn Coord>,
     pools: &Arc<Pools>,
     limits: Limits,
@@ -162,9 +162,9 @@ async fn start_shard(
     let open = move || -> varve_env::LocalFuture<Answer<Rc<Local>>> {
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
-            let shard = journal.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
+            let (shard, journals) = journals.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
             caches.iter().for_each(|cache| add_cache(&shard, cache));
-            let local = Local::new(shard, env, coord, pools, nbd_socket);
+            let local = Local::new(shard, journals, env, coord, pools, nbd_socket);
             local.start_chores(RETRY_TIME);
             Ok(local)
         })
@@ -264,7 +264,7 @@ struct Core {
     limits: Limits,
 }
 
-async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
+async fn core(config: &UpConfig, directory: &Directory, journals: JournalPlan) -> Answer<Core> {
     let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.coordination()).map_err(coord_error)?);
     let pools = Arc::new(Pools::new(Arc::clone(&coord), cluster(&*coord).await?));
     let default = default_pool_ready(config, directory, &pools).await?;
@@ -279,15 +279,14 @@ async fn core(config: &UpConfig, directory: &Directory) -> Answer<Core> {
         scrub_interval_ms: config.scrub_interval_ms,
         ..Limits::default()
     };
-    let journal = JournalFile::new(directory, config.journal_size_bytes);
     let (shard, thread) =
-        start_shard(journal, &coord, &pools, limits, config.caches.clone(), directory.nbd_socket()).await?;
+        start_shard(journals, &coord, &pools, limits, config.caches.clone(), directory.nbd_socket()).await?;
     Ok(Core { pools, default, shard, thread, limits })
 }
 
 /// A node that nobody is served by: its shard, with all volumes open.
 pub(super) async fn without_serving(config: &UpConfig, directory: &Directory) -> Answer<(ShardHandle, ShardThread)> {
-    let Core { pools, default, shard, thread, .. } = core(config, directory).await?;
+    let Core { pools, default, shard, thread, .. } = core(config, directory, JournalPlan::as_it_is(directory)?).await?;
     match open(&shard, &pools, default, Vec::new()).await {
         Ok(()) => Ok((shard, thread)),
         Err(error) => {
@@ -306,7 +305,8 @@ pub(super) async fn run(
 ) -> Answer<()> {
     let _files = SocketFiles([directory.nbd_socket(), directory.api_socket()]);
     let sockets = bind(&config, &directory).await?;
-    let Core { pools, default, shard, mut thread, limits } = core(&config, &directory).await?;
+    let plan = JournalPlan::new(&directory, &config)?;
+    let Core { pools, default, shard, mut thread, limits } = core(&config, &directory, plan).await?;
     let opened = open(&shard, &pools, default, config.volumes.clone()).await.and_then(|()| directory.complete());
     if let Err(error) = opened {
         end_shard(&shard, thread).await?;

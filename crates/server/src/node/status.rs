@@ -10,7 +10,7 @@ use super::local::Local;
 use super::{coord_error, describe};
 use crate::api::ControlError;
 use crate::api::model::{Ending, Fill, Journal, PoolStatus, Status, StoreState, VolumeState, VolumeStatus};
-use varve_engine::ShardCounts;
+use varve_engine::{JournalCounts, ShardCounts};
 use varve_types::BLOCK;
 
 /// Share of the journal, in percent, from which on people are warned.
@@ -19,6 +19,8 @@ const JOURNAL_FULL: u64 = 90;
 /// What the shard's thread knows.
 struct Facts {
     counts: ShardCounts,
+    /// With their places.
+    journals: Vec<(String, JournalCounts)>,
     volumes: Vec<VolumeStatus>,
     endings: Vec<Ending>,
     warnings: Vec<String>,
@@ -56,7 +58,8 @@ async fn facts(local: &Local) -> Result<Facts, ControlError> {
     }
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
     let endings = local.shard.endings().into_iter().map(ending).collect();
-    Ok(Facts { counts: local.shard.counts(), volumes, endings, warnings })
+    let journals = local.journals.counts(&local.shard);
+    Ok(Facts { counts: local.shard.counts(), journals, volumes, endings, warnings })
 }
 
 fn ending(ending: varve_engine::Ending) -> Ending {
@@ -106,17 +109,10 @@ fn node_name() -> String {
 }
 
 pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
-    let Facts { counts, volumes, endings, mut warnings } =
+    let Facts { counts, journals, volumes, endings, mut warnings } =
         node.on_shard(|local| Box::pin(async move { facts(&local).await })).await?;
     let pools = pools(node, &mut warnings).await?;
-    if counts.journal_failed {
-        warnings.push(
-            "The journal has failed: flushes wait for the store now. Look at its disk, then start the node anew."
-                .to_owned(),
-        );
-    } else if counts.journal_used * 100 >= counts.journal_bytes * JOURNAL_FULL {
-        warnings.push("The journal is nearly full: writers wait for the store.".to_owned());
-    }
+    journal_warnings(&journals, &mut warnings);
     slow_warnings(&volumes, &mut warnings);
     cache_warnings(node.place.caches, &counts, &mut warnings);
     let (place, limits) = (&node.place, node.place.limits);
@@ -132,11 +128,7 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
         api_listen: place.api_listen.map(|address| address.to_string()),
         pools,
         volumes,
-        journals: vec![Journal {
-            shard: 0,
-            fill: Fill { used_bytes: counts.journal_used, limit_bytes: counts.journal_bytes },
-            failed: counts.journal_failed,
-        }],
+        journals: journals.into_iter().map(journal).collect(),
         layers: Fill { used_bytes: counts.layer_ram_bytes, limit_bytes: limits.layer_ram },
         map: Fill { used_bytes: counts.map.bytes() as u64, limit_bytes: limits.map_ram },
         cache: Fill { used_bytes: counts.cache.blocks * BLOCK, limit_bytes: limits.cache_ram },
@@ -150,6 +142,35 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
         gone_bytes: counts.gone.table.bytes,
         warnings,
     })
+}
+
+/// A journal, as it is told.
+fn journal((path, counts): (String, JournalCounts)) -> Journal {
+    Journal {
+        shard: 0,
+        path,
+        fill: Fill { used_bytes: counts.used, limit_bytes: counts.bytes },
+        failed: counts.failed,
+        leaving: counts.leaving,
+    }
+}
+
+/// What is to be said of journals.
+fn journal_warnings(journals: &[(String, JournalCounts)], warnings: &mut Vec<String>) {
+    for (path, counts) in journals {
+        if counts.failed {
+            warnings.push(format!(
+                "The journal {path} has failed: flushes of its volumes wait for the store now. Look at its disk, then start the node anew."
+            ));
+        } else if counts.used * 100 >= counts.bytes * JOURNAL_FULL {
+            warnings.push(format!("The journal {path} is nearly full: writers wait for the store."));
+        }
+        if counts.leaving {
+            warnings.push(format!(
+                "The journal {path} is no longer configured, and still needed: volumes that are not served have changes there."
+            ));
+        }
+    }
 }
 
 /// What is to be said of volumes whose store does not keep up.

@@ -223,8 +223,10 @@ impl State {
             volumes: self.volumes.iter().filter(|(_, volume)| !volume.deleted).map(volume).collect(),
             journals: vec![Journal {
                 shard: 0,
+                path: "/data/journal/0".to_owned(),
                 fill: Fill { used_bytes: 1 << 20, limit_bytes: 2 << 30 },
                 failed: false,
+                leaving: false,
             }],
             layers: Fill { used_bytes: 1 << 20, limit_bytes: 512 << 20 },
             map: Fill { used_bytes: 3 << 20, limit_bytes: 1 << 30 },

@@ -104,9 +104,16 @@ impl Run {
         let (reads, dies) = (self.node.disk.counts().reads, rng.chance(600));
         for _ in 0..self.plan.journal * (4 + rng.below(14)) / 10 / len {
             self.write_one(large, 0, len);
+            if rng.chance(60) {
+                self.write_one(stuck, rng.below(some / BLOCK) * BLOCK, BLOCK);
+                self.alive(|this| this.flush(stuck));
+                self.vols[stuck].line.flushed(0);
+            }
             // Nothing else reads the journal now but what is carried.
             if dies && self.node.disk.counts().reads > reads && rng.chance(500) {
                 self.cover.count("death: while records are carried");
+                let a_little = Duration::from_micros(rng.below(1000));
+                self.node.world.run_for(a_little).expect("the world runs");
                 self.crash(rng);
                 return;
             }

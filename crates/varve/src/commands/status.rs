@@ -64,7 +64,8 @@ fn render(status: &Status, before: Option<&Status>) -> String {
     }
     for journal in &status.journals {
         let failed = if journal.failed { ", FAILED" } else { "" };
-        table.pair(&format!("journal {}", journal.shard), format!("{}{failed}", fill(&journal.fill)));
+        let leaving = if journal.leaving { ", no longer configured" } else { "" };
+        table.pair("journal", format!("{}{failed}{leaving}, {}", fill(&journal.fill), journal.path));
     }
     table.pair("layers", fill(&status.layers));
     table.pair("maps", fill(&status.map));

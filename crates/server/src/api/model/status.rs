@@ -43,7 +43,7 @@ pub struct Status {
     pub pools: Vec<PoolStatus>,
     /// Its volumes, by name; deleted ones are not among them.
     pub volumes: Vec<VolumeStatus>,
-    /// Its journals, one a shard.
+    /// Its journals.
     pub journals: Vec<Journal>,
     /// Layers in RAM: written, not yet in the store.
     pub layers: Fill,
@@ -88,10 +88,16 @@ pub struct Fill {
 pub struct Journal {
     /// The shard whose journal it is.
     pub shard: u32,
+    /// Its file or block device.
+    #[serde(default)]
+    pub path: String,
     /// How full it is.
     pub fill: Fill,
     /// Whether it failed: writes then go to the store before a flush is answered.
     pub failed: bool,
+    /// Whether it is no longer configured, and still needed.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// A pool and its store.

@@ -22,7 +22,7 @@ use crate::nbd::Operation;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
-use rows::{CacheRow, NodeRow, PoolRow, RequestRow, StageRow, StoreRow, VolumeRow};
+use rows::{CacheRow, JournalRow, NodeRow, PoolRow, RequestRow, StageRow, StoreRow, VolumeRow};
 use std::fmt;
 use varve_engine::{CacheCounts, Limits, ShardCounts, SsdCounts};
 
@@ -56,6 +56,7 @@ impl MetricInfo {
 #[must_use]
 pub fn metric_infos() -> Vec<MetricInfo> {
     family::infos::<NodeRow>()
+        .chain(family::infos::<JournalRow>())
         .chain(family::infos::<CacheRow>())
         .chain(family::infos::<StageRow>())
         .chain(family::infos::<VolumeRow>())
@@ -69,6 +70,7 @@ pub fn metric_infos() -> Vec<MetricInfo> {
 #[derive(Debug)]
 struct Moment {
     node: NodeRow,
+    journals: Vec<JournalRow>,
     caches: Vec<CacheRow>,
     stages: Vec<StageRow>,
     volumes: Vec<VolumeRow>,
@@ -80,6 +82,7 @@ struct Moment {
 impl Collector for Moment {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         family::write(&mut encoder, std::slice::from_ref(&self.node))?;
+        family::write(&mut encoder, &self.journals)?;
         family::write(&mut encoder, &self.caches)?;
         family::write(&mut encoder, &self.stages)?;
         family::write(&mut encoder, &self.volumes)?;
@@ -123,6 +126,12 @@ fn of_shard(local: &Local, limits: Limits, uptime_s: f64) -> Moment {
     let unserved = local.unopened().len() as u64;
     Moment {
         node: NodeRow { shard, limits, volumes: volumes.len() as u64, unserved, uptime_s },
+        journals: local
+            .journals
+            .counts(&local.shard)
+            .into_iter()
+            .map(|(path, counts)| JournalRow { path, counts })
+            .collect(),
         caches: caches(&limits, &shard),
         stages: local.shard.stages().map(|(stage, times)| StageRow { stage: stage.name(), times }).collect(),
         volumes,
@@ -176,6 +185,7 @@ mod tests {
         let (shard, limits) = (varve_engine::ShardCounts::default(), Limits::default());
         Moment {
             node: NodeRow { shard, limits, volumes: 1, unserved: 0, uptime_s: 1.5 },
+            journals: Vec::new(),
             caches: caches(&Limits { cache_ram: 7, ..Limits::default() }, &shard),
             stages: Vec::new(),
             volumes: Vec::new(),

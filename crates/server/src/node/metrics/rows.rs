@@ -10,7 +10,7 @@
 use super::family::{Family, Row, counter, gauge, histogram, seconds};
 use crate::nbd::Counts;
 use crate::node::watched::{StoreCounts, Waiting};
-use varve_engine::{CacheCounts, Limits, ShardCounts, StageTimes, VolumeCounts};
+use varve_engine::{CacheCounts, JournalCounts, Limits, ShardCounts, StageTimes, VolumeCounts};
 use varve_types::{BLOCK, Histogram};
 
 /// The node's numbers.
@@ -29,9 +29,9 @@ impl Row for NodeRow {
         seconds("uptime_seconds", "Since the start", |n| n.uptime_s),
         gauge("volumes", "Volumes that are open", |n| n.volumes),
         gauge("volumes_unserved", "Volumes that could not be opened", |n| n.unserved),
-        gauge("journal_bytes", "Size of the journal", |n| n.shard.journal_bytes),
-        gauge("journal_used_bytes", "Bytes of the journal in use", |n| n.shard.journal_used),
-        gauge("journal_failed", "Whether the journal has failed", |n| u64::from(n.shard.journal_failed)),
+        gauge("journal_bytes", "Size of the journals", |n| n.shard.journal_bytes),
+        gauge("journal_used_bytes", "Bytes of the journals in use", |n| n.shard.journal_used),
+        gauge("journal_failed", "Whether a journal has failed", |n| u64::from(n.shard.journal_failed)),
         gauge("layer_ram_bytes", "RAM for what the store does not have yet", |n| n.shard.layer_ram_bytes),
         gauge("layer_ram_limit_bytes", "RAM that it may take: then writes wait", |n| n.limits.layer_ram),
         gauge("map_node_ram_bytes", "RAM of nodes of maps", |n| n.shard.map.node_bytes as u64),
@@ -97,6 +97,27 @@ impl Row for NodeRow {
     ];
     fn labels(&self) -> Vec<&str> {
         Vec::new()
+    }
+}
+
+/// The numbers of one journal.
+#[derive(Debug)]
+pub(super) struct JournalRow {
+    pub(super) path: String,
+    pub(super) counts: JournalCounts,
+}
+
+impl Row for JournalRow {
+    const LABELS: &'static [&'static str] = &["journal"];
+    const FAMILIES: &'static [Family<Self>] = &[
+        gauge("journal_device_bytes", "Size of a journal", |j| j.counts.bytes),
+        gauge("journal_device_used_bytes", "Bytes of it in use", |j| j.counts.used),
+        gauge("journal_device_failed", "Whether it has failed: flushes of its volumes wait for the store", |j| {
+            u64::from(j.counts.failed)
+        }),
+    ];
+    fn labels(&self) -> Vec<&str> {
+        vec![&self.path]
     }
 }
 
