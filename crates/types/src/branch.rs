@@ -268,9 +268,7 @@ crate::catalogue::catalogue! {
     CleanClosed = "clean-closed",
     /// The window of a deleted volume that clones need is over: what they do not see of it is freed.
     GoneKept = "gone-kept",
-    /// Somebody needs to know by now what a segment has changed, and its share in a bundle does not tell: it stays where it is.
-    CleanHistoryLate = "clean-history-late",
-    /// A job is handed to another process.
+    /// A job of cleaning is handed to another process, for a time.
     CleanLeased = "clean-leased",
     /// What another process has made was looked at, and the table points there.
     CleanAnswered = "clean-answered",
@@ -278,7 +276,7 @@ crate::catalogue::catalogue! {
     CleanRefused = "clean-refused",
     /// Nothing was heard of a job for so long that it was given up.
     CleanExpired = "clean-expired",
-    /// An answer came to a job that was over.
+    /// An answer comes to a job that is over, or that nobody knows.
     CleanLate = "clean-late",
     /// A bundle of a job that was given up is in the store, and goes.
     CleanLostDeleted = "clean-lost-deleted",
