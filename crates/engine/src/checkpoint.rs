@@ -48,6 +48,8 @@ use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Ordinal, Sequence};
 
+/// Bytes at which one begins however large the volume is: each block of them may be told as a kill, in RAM and in one table object.
+const MOST_UNMERGED: u64 = 16 << 30;
 /// Segments since the last checkpoint at which one is worth it in a small volume: recovery reads their indexes.
 const MIN_SEGMENTS: u64 = 4;
 /// Bytes of RAM of an entry of the overlay, about.
@@ -71,7 +73,7 @@ impl Timeline {
             && (data.overlay.is_full()
                 || data.overlay.own_len() >= self.overlay_bound(data)
                 || far > crate::timeline::NUMBER_GAP / 2
-                || data.counted_bytes > (MIN_SEGMENTS * data.settings.segment_size).max(live / 64))
+                || data.counted_bytes > (MIN_SEGMENTS * data.settings.segment_size).max((live / 64).min(MOST_UNMERGED)))
     }
 
     /// Entries of the overlay at which a checkpoint begins: more in a large map, where each costs more to merge.

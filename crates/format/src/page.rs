@@ -25,7 +25,7 @@ pub const PAGE_HEADER: usize = 96;
 /// Most records of an object.
 pub const MAX_RECORDS: usize = 65_536;
 /// Most bytes of all records together.
-const MAX_BYTES: u64 = 1 << 30;
+pub const MAX_BYTES: u64 = 1 << 30;
 /// Records are gathered in pieces of so many bytes: one that grew would be copied again and again.
 const PIECE: usize = 1 << 20;
 

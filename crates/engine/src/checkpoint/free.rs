@@ -10,11 +10,11 @@ use super::Point;
 use super::merge::Gathered;
 use super::runs::{KillRun, NodeKillRun, kill_runs, node_kill_runs};
 use super::window::{Window, too_many};
-use crate::Result;
 use crate::context::damaged;
 use crate::lineage::{load_record, map_name, table_name, table_object};
 use crate::signal::breathe;
 use crate::timeline::{Data, Timeline, is_kept, node_is_kept};
+use crate::{EngineError, Result};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -25,7 +25,7 @@ use varve_format::table::{Kill, NodeKill, decode_kills, decode_node_kills};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached_if};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{Ordinal, RootNumber};
+use varve_types::{ErrorKind, Ordinal, RootNumber};
 
 /// Kills asked between two looks at other tasks.
 const SLICE: usize = 4096;
@@ -263,6 +263,11 @@ impl Timeline {
         let mut objects = old;
         if !builder.is_empty() {
             let (_, bytes) = builder.finish();
+            let len: usize = bytes.iter().map(Vec::len).sum();
+            if len as u64 > varve_format::page::MAX_BYTES {
+                // Nobody could read it: it must not come to count.
+                return Err(EngineError::new(ErrorKind::Internal, format!("{name} would have {len} bytes")));
+            }
             let bytes = self.put_own(&name, bytes).await?;
             objects.push(TableObject { number, epoch: self.epoch, writer: self.writer, bytes });
         }
