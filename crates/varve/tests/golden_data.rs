@@ -257,9 +257,9 @@ fn a_data_directory_of_a_newer_version_is_refused_by_name() {
     let (archive, _) = golden(version);
     let node = Node::new(&[]);
     unpack(&archive, &node.data());
-    fs::write(node.data().join("format"), "varve 2\n").unwrap();
+    fs::write(node.data().join("format"), "varve 3\n").unwrap();
     let mut process = Process::start("newer", node.command(&node.data()), node.dir.path()).unwrap();
     wait_until(DEADLINE, "the node to end", || Ok(process.ended()?.is_some())).unwrap();
     let log = process.log_tail();
-    assert!(log.contains("format version 2") && log.contains("use a newer one"), "{log}");
+    assert!(log.contains("format version 3") && log.contains("use a newer one"), "{log}");
 }

@@ -95,7 +95,8 @@ impl JournalPlan {
         let mut here: Vec<JournalId> = Vec::new();
         for spec in &wanted {
             let found = look(&spec.path)?;
-            if let Found::Journal(id) = found {
+            let step = step(spec, found, &known)?;
+            if let (Found::Journal(id), Step::Open(_)) = (found, &step) {
                 if here.contains(&id) {
                     let what =
                         format!("the journal {}: it is a copy of another that is configured", spec.path.display());
@@ -103,7 +104,7 @@ impl JournalPlan {
                 }
                 here.push(id);
             }
-            parts.push((spec.path.clone(), step(spec, found, &known)?));
+            parts.push((spec.path.clone(), step));
         }
         for entry in &known {
             let Entry::Used(id, path) = entry else { continue };

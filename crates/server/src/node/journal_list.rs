@@ -108,6 +108,8 @@ mod tests {
         save(&file, &entries).unwrap();
         assert_eq!(load(&file).unwrap(), Some(entries.clone()));
         let text = std::fs::read_to_string(&file).unwrap();
+        let wanted = "varve-journals 1\nused 07070707-0707-0707-0707-070707070707 /ssd/with a space/journal\nmaking /dev/nvme1n1\n";
+        assert_eq!(text, wanted, "its form is read for ever");
         for cut in 0..text.len() - 1 {
             std::fs::write(&file, &text[..cut]).unwrap();
             let whole_lines = text[..cut].ends_with('\n') && cut > HEAD.len();
