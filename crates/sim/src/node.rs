@@ -173,7 +173,6 @@ impl Node {
         self.run(async move { shard.open_all().await })
     }
 
-    #[expect(clippy::type_complexity, reason = "what a shard is started with")]
     fn parts(&self) -> (Rc<dyn varve_env::Env>, Vec<JournalDisk>, Arc<dyn varve_coord::Coord>, Limits) {
         let env: Rc<dyn varve_env::Env> = Rc::<SimEnv>::clone(&self.env);
         let coord = Arc::new(SimCoord::new(&self.world, &self.env, Arc::clone(&self.coord), self.coord_latency));
