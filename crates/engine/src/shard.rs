@@ -2,7 +2,8 @@
 //! A shard: the volumes that one thread owns, their journals, and the chores that time brings.
 //!
 //! Everything here runs on the shard's thread. Volumes are opened one by one; records of a
-//! journal that belong to a volume which is not opened yet are kept for it ([`crate::tails`]).
+//! journal that belong to a volume which is not opened yet are kept for it ([`crate::tails`]), and
+//! until all have been tried nothing of what a start has found is given up.
 
 mod births;
 mod end;

@@ -3,6 +3,8 @@
 //!
 //! Always holds: the lowest record of each tail is pinned; of copies of one record the last is kept and the others are forgotten; a record stands
 //! where the tail says, also after it was carried.
+//!
+//! A crash leaves the journal, and the next start finds the same, or copies of it.
 
 use crate::journal::{Journal, Moved, Needed, Replayed, Stamp};
 use std::cell::RefCell;

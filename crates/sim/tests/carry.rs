@@ -14,7 +14,7 @@ use std::time::Duration;
 use varve_engine::{BlockDevice, Device, EngineError};
 use varve_env::Env;
 use varve_format::journal::RING_START;
-use varve_sim::{CrashMode, InFlight, RunError, SimOptions, StoreServer};
+use varve_sim::{CrashMode, DiskTiming, InFlight, RunError, SimOptions, StoreServer};
 
 const MIB: u64 = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -175,6 +175,29 @@ fn a_volume_that_can_not_be_opened_is_carried() {
     node.crash(CrashMode::Lost, InFlight::Lost);
     node.reopen();
     stuck.prove(&node, "after a power cut");
+}
+
+#[test]
+fn a_read_that_is_under_way_while_its_place_moves_is_answered() {
+    let (node, away) = two_pools(16 * MIB);
+    let stuck = get_stuck(&node, &away, 1 << 10);
+    let mut busy = Model { volume: "busy", bytes: vec![0; 4 << 20] };
+    // So that a read takes longer than the ring needs to come round.
+    node.disk.set_timing(DiskTiming { read: Duration::from_secs(1), ..DiskTiming::default() });
+    let answered = Rc::new(Cell::new(0));
+    for n in 0..64u64 {
+        let (device, answered, env) = (node.device("stuck"), Rc::clone(&answered), Rc::clone(&node.env));
+        let wanted = stuck.bytes[(n % 16 * 65_536) as usize..][..4096].to_vec();
+        node.env.spawn(Box::pin(async move {
+            env.sleep(Duration::from_millis(n * 100)).await;
+            let found = node::read(&device, n % 16 * 65_536, 4096).await.expect("a read");
+            assert!(found == wanted, "read {n}");
+            answered.set(answered.get() + 1);
+        }));
+    }
+    lap(&node, &mut busy, 100 * MIB, 1);
+    node.world.run_for(Duration::from_secs(60)).expect("the world runs");
+    assert_eq!(answered.get(), 64);
 }
 
 #[test]
