@@ -11,10 +11,11 @@ use node::{Node, finish, name, wait};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-use varve_engine::{BlockDevice, Device, EngineError};
+use varve_engine::{BlockDevice, Device, EngineError, Limits};
 use varve_env::Env;
 use varve_format::journal::RING_START;
 use varve_sim::{CrashMode, DiskTiming, InFlight, RunError, SimOptions, StoreServer};
+use varve_types::branch::{Branch, take_counts};
 
 const MIB: u64 = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -178,26 +179,35 @@ fn a_volume_that_can_not_be_opened_is_carried() {
 }
 
 #[test]
-fn a_read_that_is_under_way_while_its_place_moves_is_answered() {
-    let (node, away) = two_pools(16 * MIB);
-    let stuck = get_stuck(&node, &away, 1 << 10);
-    let mut busy = Model { volume: "busy", bytes: vec![0; 4 << 20] };
-    // So that a read takes longer than the ring needs to come round.
-    node.disk.set_timing(DiskTiming { read: Duration::from_secs(1), ..DiskTiming::default() });
-    let answered = Rc::new(Cell::new(0));
-    for n in 0..64u64 {
-        let (device, answered, env) = (node.device("stuck"), Rc::clone(&answered), Rc::clone(&node.env));
-        let wanted = stuck.bytes[(n % 16 * 65_536) as usize..][..4096].to_vec();
-        node.env.spawn(Box::pin(async move {
-            env.sleep(Duration::from_millis(n * 100)).await;
-            let found = node::read(&device, n % 16 * 65_536, 4096).await.expect("a read");
-            assert!(found == wanted, "read {n}");
-            answered.set(answered.get() + 1);
-        }));
+fn layers_that_are_gathered_while_their_places_move_are_put_whole() {
+    let mut node = Node::new(SimOptions { most_steps: 50_000_000, ..SimOptions::seed(5) }, 16 * MIB);
+    node.limits = Limits { layer_ram: 512 << 10, layer_runs: 4096, ..node.limits };
+    node.pool.segment_size = Some(MIB);
+    let away = node.create_pool("away");
+    node.create().expect("the world runs").expect("the shard starts");
+    node.create_volume_in("away", "stuck", 4 * MIB);
+    node.create_volume("busy", 4 * MIB);
+    away.away_for(HOUR);
+    let mut stuck = Model { volume: "stuck", bytes: vec![0; 4 << 20] };
+    let device = node.device("stuck");
+    for n in 0..1000u64 {
+        // Each a piece of its own.
+        stuck.write(&node, &device, n * 37 % 1000 * 4096, 4096, n);
     }
-    lap(&node, &mut busy, 100 * MIB, 1);
-    node.world.run_for(Duration::from_secs(60)).expect("the world runs");
-    assert_eq!(answered.get(), 64);
+    node.flush(&device).expect("alive").expect("a flush");
+    // A layer takes longer to gather than the ring to come round.
+    node.disk.set_timing(DiskTiming { read: Duration::from_millis(4), ..DiskTiming::default() });
+    drop(take_counts());
+    let mut busy = Model { volume: "busy", bytes: vec![0; 4 << 20] };
+    lap(&node, &mut busy, 16 * MIB, 1);
+    away.away_for(Duration::ZERO);
+    lap(&node, &mut busy, 160 * MIB, 1000);
+    let volume = node.volume("stuck");
+    node.must("seal", async move { volume.seal().await });
+    let moved = take_counts().into_iter().find(|(branch, _)| *branch == Branch::PlaceMoved);
+    assert!(moved.is_none_or(|(_, count)| count > 0), "no place has moved while a layer was gathered");
+    stuck.prove(&node, "put");
+    busy.prove(&node, "beside it");
 }
 
 #[test]
