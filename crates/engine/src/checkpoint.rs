@@ -112,6 +112,16 @@ impl Timeline {
         }));
     }
 
+    /// Whether the newest manifest says all that counts: a checkpoint would only free something.
+    pub fn is_merged(&self) -> bool {
+        let data = self.data.borrow();
+        let has_roots = data.pending.is_empty() && data.snapshots.iter().all(|snapshot| snapshot.root.is_some());
+        data.overlay.len() == 0
+            && data.manifest.boundary == data.counted_end
+            && has_roots
+            && data.no_checkpoints.is_none()
+    }
+
     /// Makes everything that counts durable as map, table and manifest.
     ///
     /// Waits for a store or a coordination that is away: a checkpoint that was begun is ended.

@@ -248,7 +248,10 @@ impl Shard {
         volume.check_detached("deleted")?;
         let timeline = volume.shown();
         timeline.drain().await?;
-        timeline.checkpoint().await?;
+        // One that is under way may have long to go: nothing is lost where it comes to no end.
+        if !timeline.is_merged() {
+            timeline.checkpoint().await?;
+        }
         let (at_ms, until_ms) = (self.context.now_ms(), volume.window_end());
         let edit = |m: &mut Manifest, data: &mut Data| {
             m.state = TimelineState::Hidden { until_ms };
