@@ -112,7 +112,8 @@ impl Run {
             // Nothing else reads the journal now but what is carried.
             if dies && self.node.disk.counts().reads > reads && rng.chance(500) {
                 self.cover.count("death: while records are carried");
-                let a_little = Duration::from_micros(rng.below(1000));
+                // At once, or behind the sync of the copies.
+                let a_little = Duration::from_micros(if rng.chance(500) { 0 } else { rng.below(1000) });
                 self.node.world.run_for(a_little).expect("the world runs");
                 self.crash(rng);
                 return;
