@@ -23,66 +23,22 @@
     reason = "a benchmark: real clocks, real files and a real runtime are what it measures"
 )]
 
+mod arguments;
 mod delete;
 mod figures;
 mod pattern;
 mod rig;
 mod store;
 
+use arguments::{Arguments, LARGE, MAP_RAM, SMALL};
 use figures::{Rows, budget, random, sequence};
 use rig::Outcome;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use varve_types::parse_size;
 
 /// The allocator of `varve`: how much RAM the process takes is a figure.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-const SMALL: u64 = 1 << 30;
-/// The volume whose map has a bound, and that bound.
-const LARGE: u64 = 64 << 40;
-const MAP_RAM: u64 = 1 << 30;
-
-struct Arguments {
-    size: u64,
-    rounds: u64,
-    part: u64,
-    mapped: Option<u64>,
-    delete: Option<u64>,
-}
-
-impl Arguments {
-    fn parse(mut from: impl Iterator<Item = String>) -> Outcome<Self> {
-        let mut this = Self { size: 64 << 30, rounds: 20, part: 1, mapped: None, delete: None };
-        while let Some(argument) = from.next() {
-            let mut value = || from.next().ok_or_else(|| format!("{argument} needs a value"));
-            match argument.as_str() {
-                "--size" => this.size = parse_size(&value()?)?,
-                "--part" => this.part = value()?.parse()?,
-                "--mapped" => this.mapped = Some(parse_size(&value()?)?),
-                "--delete" => this.delete = Some(parse_size(&value()?)?),
-                "--rounds" => this.rounds = value()?.parse()?,
-                _ => {
-                    return Err(format!(
-                        "what is {argument:?}? There are --size SIZE, --rounds N, --part N, --mapped SIZE and --delete SIZE"
-                    )
-                    .into());
-                }
-            }
-        }
-        if !this.size.is_power_of_two() || this.size < SMALL || this.rounds == 0 || this.part == 0 {
-            return Err("the size is a power of two, at least 1G; there is a round and a part".into());
-        }
-        if this.mapped.is_some_and(|size| !size.is_power_of_two() || !(SMALL..=LARGE).contains(&size)) {
-            return Err("what is mapped is a power of two, from 1G to 64T".into());
-        }
-        if this.delete.is_some_and(|size| !size.is_power_of_two() || !(64 * SMALL..=LARGE).contains(&size)) {
-            return Err("what is deleted is a power of two, from 64G to 64T".into());
-        }
-        Ok(this)
-    }
-}
 
 async fn measure(arguments: &Arguments) -> Outcome<Rows> {
     if let Some(mapped) = arguments.mapped {
