@@ -116,8 +116,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         pending: Vec::new(),
         manifest_number: manifest.number,
         last_root: manifest.last_root,
-        reconsider: manifest.kills.iter().any(|run| !run.window)
-            || manifest.node_kills.iter().any(|run| run.waits == NodeWait::Kept),
+        reconsider: has_kept_runs(&manifest),
         to_ask: BTreeSet::new(),
         rewind_ends: false,
         touched: context.env.now(),
@@ -161,6 +160,11 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
     timelines.insert(timeline, Rc::downgrade(&this));
     drop(timelines);
     this
+}
+
+/// Whether kills wait that a snapshot or a hold keeps: one may have gone before they were asked again.
+fn has_kept_runs(manifest: &Manifest) -> bool {
+    manifest.kills.iter().any(|run| !run.window) || manifest.node_kills.iter().any(|run| run.waits == NodeWait::Kept)
 }
 
 impl Timeline {

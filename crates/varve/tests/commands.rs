@@ -198,7 +198,7 @@ fn the_status_once_and_watched() {
         "node     node-1, Varve 0.1.0, up 1 h 2 min\n",
         "journal  1 MiB of 2 GiB (0 %), /data/journal/0\n",
         "cache    128 MiB of 256 MiB (50 %), 99 % hits\n",
-        "default        1  file:///data/store  ok\n",
+        "default        1         1   0.0 s  file:///data/store  ok\n",
         "v       default  1 MiB  4 KiB    0 B        0  ready\n",
         "\nwarning: The store of pool default was slow.\n",
     ] {

@@ -5,7 +5,7 @@
 //! somebody else after a while, and deletes what it has left behind. So it dies whenever it likes, and survives a node that is started anew.
 //!
 //! Always holds:
-//! - It puts nothing once its lease is over by its own clock, which counts from before it asked: see [`Lease`].
+//! - It puts nothing once its lease is over by its own clock, which counts from before it asked: see `lease`.
 //! - It works in no store but one that says to be the pool's: a path that means another directory on this machine is refused before anything is read.
 //! - It deletes nothing. What it has put may be in use, even if it never heard so.
 //!
