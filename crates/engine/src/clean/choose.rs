@@ -25,7 +25,7 @@ use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, MAX_SEGMENT_BLOCKS, Ordinal, Settings, TimelineId};
 
 /// Entries looked at between two looks at other tasks.
-const SLICE: usize = 4096;
+const SLICE: usize = 512;
 /// Segments of a list, at most, and those of one object more: what is behind them is looked for again.
 const MAX_LISTED: usize = 16_384;
 

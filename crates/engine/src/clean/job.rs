@@ -32,6 +32,8 @@ use varve_types::{BLOCK, ErrorKind, Ordinal};
 const SPAN: u32 = 256;
 /// A store that refuses is asked again after so long, and then the job is given up: it holds up the others.
 const PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(4)];
+/// Blocks copied between two looks at other tasks.
+const COPIED: usize = 32;
 /// So many dead blocks are read with what lives around them, rather than with a get of its own for each side.
 const GAP: u32 = 16;
 
@@ -224,7 +226,10 @@ async fn read_live(means: Means<'_>, source: &Source, part: &Part) -> Result<Vec
             }
             done => done?,
         };
-        for (number, (data, crc)) in read {
+        for (at, (number, (data, crc))) in read.into_iter().enumerate() {
+            if at % COPIED == COPIED - 1 {
+                breathe().await;
+            }
             if source.live.is_live(number) && blocks.last().is_none_or(|(last, _)| u32::from(*last) < number) {
                 // A copy: what was read with it need not stay in RAM.
                 let data = Bytes::copy_from_slice(&data);
