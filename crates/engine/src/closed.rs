@@ -359,7 +359,7 @@ pub(crate) enum Tidied {
 
 /// Whether nothing brings a deleted volume back any more: before anything of it is freed its record says so.
 fn is_for_good(record: &VolumeRecord) -> bool {
-    record.deleted.is_some_and(|deleted| deleted.is_for_good() || planted(Mutant::UndeleteGone))
+    record.deleted.is_some_and(|deleted| deleted.is_for_good())
 }
 
 /// Makes the record say of a timeline that it is held.

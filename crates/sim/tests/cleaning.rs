@@ -387,10 +387,13 @@ fn a_deleted_volume_costs_what_its_clones_see() {
     let trimmed = data_of(&node, &timeline);
     assert!(trimmed < before && trimmed > COST, "what the clone does not see went: {before} to {trimmed} bytes");
     prove(&node, "c", &seen, "trimmed");
-    // Whatever the clock shows then.
+    // Whatever the clock shows: by this one the window has not ended.
+    let hour_ms = 3_600_000;
+    node.world.jump_wall(-hour_ms);
     let (shard, back) = (node.shard(), name("v"));
     let error = node.run(async move { shard.undelete_volume(&back).await.map(drop) }).unwrap();
     assert_eq!(error.unwrap_err().kind(), varve_types::ErrorKind::NotFound);
+    node.world.jump_wall(hour_ms);
     node.shard().pause_cleaning(false);
     for round in 0..4 {
         pass(&node, Duration::from_millis(3000 + rng.below(15_000)));

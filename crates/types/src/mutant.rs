@@ -210,10 +210,6 @@ crate::catalogue::catalogue! {
     CleanBeforePut = "clean-before-put",
     /// A bundle goes when the first of its segments does: what lives of the others is gone.
     DropSharedBundle = "drop-shared-bundle",
-    /// What cleaning leaves of a closed history is named as dead nowhere: it stays for ever.
-    MoveClosedForgets = "move-closed-forgets",
-    /// That the window of a deleted volume is over is told by the clock alone, though what clones do not see of it is freed already: it is brought back empty.
-    UndeleteGone = "undelete-gone",
     /// The page of a segment that was moved is not written: after a crash it is looked for where it was.
     MoveWithoutPage = "move-without-page",
     /// The sweep takes what a bundle has taken over: pages in the store lead there still, and after a crash what lived there is gone.

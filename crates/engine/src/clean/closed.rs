@@ -19,7 +19,6 @@ use std::rc::Rc;
 use varve_format::manifest::{Manifest, TimelineState};
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached};
-use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, Ordinal, Settings, TimelineId};
 
 /// Behind every ordinal: all of a closed timeline is in its table.
@@ -136,10 +135,7 @@ impl Histories {
             if moved == 0 {
                 pages.table.never_used(made.bundle);
             }
-            let mut dead = pages.table.take_left();
-            if planted(Mutant::MoveClosedForgets) {
-                dead.clear();
-            }
+            let dead = pages.table.take_left();
             let parts = self.put_parts(&manifest, &pages, None).await?;
             let edit = |m: &mut Manifest| {
                 put_parts_into(m, &parts, &dead.iter().copied().collect::<Vec<_>>());

@@ -20,7 +20,6 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use varve_coord::{Deleted, Records, VolumeRecord};
 use varve_types::branch::{Branch, reached};
-use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, TimelineId, VolumeId, WriterId};
 
 /// The histories of deleted volumes that clones need, as far as they were looked at.
@@ -76,11 +75,9 @@ impl Shard {
             }
             // A writer of its own: bundles are numbered anew in each process.
             raise(record, writer);
-            if !planted(Mutant::UndeleteGone) {
-                // An end that has begun says so with less.
-                record.deleted =
-                    record.deleted.map(|deleted| Deleted { until_ms: Deleted::OVER.min(deleted.until_ms), ..deleted });
-            }
+            // An end that has begun says so with less.
+            record.deleted =
+                record.deleted.map(|deleted| Deleted { until_ms: Deleted::OVER.min(deleted.until_ms), ..deleted });
             Ok(true)
         };
         let (record, _, ended) = Records::new(&*self.context.coord).modify_volume(seen.id, end).await?;
