@@ -40,8 +40,13 @@ impl Histories {
                 while !this.context.cleaning.paused.get() && this.clean_closed(id).await? {}
                 Result::Ok(())
             };
-            if let Err(error) = done.await {
-                tracing::debug!(timeline = %id, %error, "a hidden history waits for its cleaning");
+            match done.await {
+                Ok(()) => {}
+                // The store is away, others have changed it meanwhile, or the volume is another's by now.
+                Err(error) if error.may_pass() || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Fenced) => {
+                    tracing::debug!(timeline = %id, %error, "a hidden history waits for its cleaning");
+                }
+                Err(error) => tracing::error!(timeline = %id, %error, "a hidden history can not be cleaned"),
             }
         }));
     }
