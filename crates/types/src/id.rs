@@ -75,6 +75,11 @@ uuid_id!(
     LeaseId
 );
 
+uuid_id!(
+    /// A session: one edge's use of one volume, from its first attach to its detach.
+    SessionId
+);
+
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*

@@ -17,9 +17,9 @@ mod size;
 
 pub use histogram::{BUCKETS, Histogram};
 pub use id::{
-    ClusterId, Epoch, JournalId, LeaseId, Ordinal, RootNumber, Sequence, SnapshotId, TimelineId, VolumeId, WriterId,
+    ClusterId, Epoch, JournalId, LeaseId, Ordinal, RootNumber, Sequence, SessionId, SnapshotId, TimelineId, VolumeId, WriterId,
 };
-pub use kind::ErrorKind;
+pub use kind::{ALL as ALL_KINDS, ErrorKind};
 pub use name::{Name, NameError};
 pub use settings::{Ack, CacheMode, Compression, Overrides, SettingError, Settings, Source, parse_duration_ms};
 pub use size::{SizeError, format_size, parse_size, parse_volume_size};

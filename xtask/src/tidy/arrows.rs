@@ -10,10 +10,11 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
+    ("wire", &["format", "types"]),
     ("coord", &["env", "types"]),
     ("store", &["env", "types"]),
     ("engine", &["coord", "env", "format", "types"]),
