@@ -32,6 +32,8 @@ fn volume(n: u8, text: &str) -> VolumeRecord {
         settings: Overrides::default(),
         deleted: None,
         timelines: vec![timeline(n, TimelineState::Shown)],
+        holder: None,
+        ends: Vec::new(),
     }
 }
 

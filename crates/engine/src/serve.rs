@@ -8,6 +8,7 @@
 //! Reads, writes and discards take their turn under the limits of the volume, before anything of them begins; changes also that which is left to them while
 //! the store does not keep up.
 
+use crate::session::Position;
 use crate::timeline::Timeline;
 use crate::volume::{Attachment, Volume};
 use crate::{BlockDevice, Result, StatusExtent, Submit};
@@ -21,7 +22,7 @@ pub struct Device {
     volume: Rc<Volume>,
     timeline: Rc<Timeline>,
     attachment: u64,
-    read_only: bool,
+    pub(crate) read_only: bool,
 }
 
 impl Volume {
@@ -33,9 +34,14 @@ impl Volume {
         let _turn = self.changes.take().await;
         let timeline = self.shown();
         timeline.data.borrow().check()?;
+        Ok(self.attach_device(&timeline, peer))
+    }
+
+    /// Attaches somebody to what is shown. Who asks has the turn of changes.
+    pub(crate) fn attach_device(self: &Rc<Self>, timeline: &Rc<Timeline>, peer: String) -> (Device, Vec<Attachment>) {
         let read_only = self.check_writable().is_err();
         let (attachment, others) = self.attach(peer);
-        Ok((Device { volume: Rc::clone(self), timeline, attachment, read_only }, others))
+        (Device { volume: Rc::clone(self), timeline: Rc::clone(timeline), attachment, read_only }, others)
     }
 
     /// Attaches somebody to a snapshot of the volume, read-only.
@@ -51,6 +57,11 @@ impl Volume {
 }
 
 impl Device {
+    /// How far the volume has come.
+    pub fn position(&self) -> Position {
+        self.timeline.position()
+    }
+
     /// The volume that it belongs to.
     pub fn volume(&self) -> &Rc<Volume> {
         &self.volume

@@ -261,12 +261,9 @@ impl Volume {
 
     /// Refuses while somebody uses it.
     pub(crate) fn check_detached(&self, what: &str) -> Result<()> {
-        let Some(first) = self.attachments().into_iter().next() else { return Ok(()) };
-        let text = format!(
-            "volume {} can not be {what} while it is attached (by {}): detach it first",
-            self.name(),
-            first.peer
-        );
+        let connected = self.attachments().into_iter().next().map(|first| first.peer);
+        let Some(by) = connected.or_else(|| self.holder().map(|holder| holder.edge)) else { return Ok(()) };
+        let text = format!("volume {} can not be {what} while it is attached (by {by}): detach it first", self.name());
         Err(EngineError::new(ErrorKind::Conflict, text))
     }
 

@@ -213,6 +213,8 @@ fn record_of(import: &PoolImport<'_>, shown: &Manifest, hidden: &[Found], ended:
         settings: shown.settings,
         deleted,
         timelines,
+        holder: None,
+        ends: Vec::new(),
     }
 }
 

@@ -93,6 +93,8 @@ impl Shard {
             settings,
             deleted: None,
             timelines: vec![TimelineRecord { id: timeline, state: RecordState::Shown, manifest: None, parent: None }],
+            holder: None,
+            ends: Vec::new(),
         }
     }
 
