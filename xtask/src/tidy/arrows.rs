@@ -10,13 +10,14 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
     ("coord", &["env", "types"]),
     ("store", &["env", "types"]),
-    ("engine", &["coord", "env", "format", "types"]),
+    ("block", &["env", "types"]),
+    ("engine", &["block", "coord", "env", "format", "types"]),
     ("server", &["engine", "store", "coord", "env", "types", "format"]),
     ("varve", &["server", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
