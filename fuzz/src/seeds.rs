@@ -11,8 +11,8 @@ use varve_format::page::PageBuilder;
 use varve_format::region::{Entry, RegionHead};
 use varve_format::table::{Kill, LiveBits, NodeKill, Place, TableEntry, encode_kills, encode_node_kills, encode_page};
 use varve_format::{Leaf, Lineage, NODE_ENTRIES, NodePointer, ObjectKind, ObjectName, Pointer, encode_interior};
-use varve_server::nbd::option::{self, OptionHeader};
-use varve_server::nbd::wire::{self, Command, Request};
+use varve_nbd::option::{self, OptionHeader};
+use varve_nbd::wire::{self, Command, Request};
 use varve_types::{ClusterId, Ordinal, RootNumber, Sequence, TimelineId};
 
 /// A target and an input for it.
@@ -315,7 +315,7 @@ fn clients(seeds: &mut Vec<Seed>) {
     for (n, way) in ways.iter().enumerate() {
         seeds.push(("nbd", [&[0, 2, n as u8][..], &polite, way].concat()));
     }
-    for kind in [2, 64, 64 | 8, 64 | 16 | 8, 32, 1 | 64, 1 | 8] {
+    for kind in [2, 64, 64 | 8, 64 | 16 | 8, 32, 1 | 64, 1 | 8, 128 | 2, 128 | 64 | 16] {
         seeds.push(("nbd", [&[1, kind, kind / 3][..], &requests()].concat()));
     }
 }

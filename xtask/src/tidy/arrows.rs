@@ -10,15 +10,17 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
     ("wire", &["format", "types"]),
     ("coord", &["env", "types"]),
     ("store", &["env", "types"]),
-    ("engine", &["coord", "env", "format", "types"]),
-    ("server", &["engine", "store", "coord", "env", "types", "format"]),
+    ("block", &["env", "types"]),
+    ("engine", &["block", "coord", "env", "format", "types"]),
+    ("nbd", &["block", "types"]),
+    ("server", &["nbd", "engine", "store", "coord", "env", "types", "format"]),
     ("varve", &["server", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
     ("lab", &[]),

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Accepts connections, negotiates each beside the others, and hands them over. Runs on the control runtime.
+//!
+//! At most as many connections as there are [`Slots`], over all listeners that share them, negotiating ones included; a client beyond that
+//! is hung up on at once. Where the system has no descriptor left, accepting pauses: the client waits in the backlog, and nothing spins. A
+//! negotiation is a task with a bounded time, so a client that connects and says nothing holds its slot no longer than that.
+//!
+//! Warnings about floods are bounded too: one a second, with the number of those it stands for.
+
+use crate::error::{NbdError, Result, socket};
+use crate::handshake::{Exports, HandshakeLimits, Outcome, negotiate};
+use crate::peer::Peer;
+use crate::socket::Listening;
+pub use crate::socket::{Accepted, Endpoint, Local, Socket};
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+/// How long accepting pauses when the system can not give a connection.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Least time between two warnings of one sort.
+const WARN_EVERY: Duration = Duration::from_secs(1);
+
+/// The connections that there may be at once.
+#[derive(Clone, Debug)]
+pub struct Slots(Arc<Semaphore>);
+
+/// The place of one connection. Dropping it gives the place back.
+#[derive(Debug)]
+pub struct Slot(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl Slots {
+    /// Places for `most` connections.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// A place, if there is one.
+    #[must_use]
+    pub fn take(&self) -> Option<Slot> {
+        Arc::clone(&self.0).try_acquire_owned().ok().map(Slot)
+    }
+
+    /// How many places are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.0.available_permits()
+    }
+}
+
+/// Bounds of a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The connections that there may be at once; may be shared between listeners.
+    pub slots: Slots,
+    /// Bounds of each negotiation.
+    pub handshake: HandshakeLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { slots: Slots::new(4096), handshake: HandshakeLimits::default() }
+    }
+}
+
+/// A socket that listens for NBD clients.
+#[derive(Debug)]
+pub struct Listener {
+    listening: Listening,
+    endpoint: Endpoint,
+}
+
+impl Listener {
+    /// Opens the socket of `endpoint`, on the runtime that this is called on. From here on clients can connect, and wait.
+    ///
+    /// # Errors
+    /// When somebody else has the address, or the system refuses it.
+    pub async fn open(endpoint: &Endpoint) -> Result<Self> {
+        let listening = Listening::open(endpoint).await?;
+        let endpoint = listening.endpoint().map_err(socket("opening a listener"))?;
+        Ok(Self { listening, endpoint })
+    }
+
+    /// Where clients connect, with the port that was chosen.
+    #[must_use]
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Accepts until `stop` completes; then closes the socket and ends the negotiations that are under way. Each negotiated connection goes to
+    /// `deliver`, which is called in the connection's own task.
+    ///
+    /// # Errors
+    /// When the file of a unix socket can not be removed at the end.
+    pub async fn run<E, F, D>(
+        self,
+        exports: Arc<E>,
+        limits: Limits,
+        deliver: F,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()>
+    where
+        E: Exports,
+        F: Fn(Accepted) -> D + Clone + Send + 'static,
+        D: Future<Output = ()> + Send,
+    {
+        let mut negotiations = JoinSet::new();
+        let (mut refused, mut failed) = (Muffled::default(), Muffled::default());
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut stop => break,
+                Some(_) = negotiations.join_next() => continue,
+                accepted = self.listening.accept() => accepted,
+            };
+            match accepted {
+                Ok((connection, peer)) => match limits.slots.take() {
+                    Some(slot) => {
+                        let (exports, deliver) = (Arc::clone(&exports), deliver.clone());
+                        let handshake = limits.handshake;
+                        negotiations.spawn(async move {
+                            greet(connection, peer, slot, &*exports, handshake, deliver).await;
+                        });
+                    }
+                    None => refused.warn(|times| {
+                        warn!(%peer, times, "an NBD connection was refused: there are too many");
+                    }),
+                },
+                Err(error) if is_of_one_connection(&error) => {
+                    debug!(%error, "a connection ended before it was accepted")
+                }
+                Err(error) => {
+                    failed.warn(
+                        |times| warn!(%error, times, endpoint = %self.endpoint, "can not accept NBD connections"),
+                    );
+                    tokio::select! {
+                        () = &mut stop => break,
+                        () = tokio::time::sleep(PAUSE) => {}
+                    }
+                }
+            }
+        }
+        self.listening.close().map_err(socket("closing a listener"))
+    }
+}
+
+/// Negotiates with one client and hands the connection over.
+async fn greet<E, F, D>(
+    mut connection: Socket,
+    peer: Peer,
+    slot: Slot,
+    exports: &E,
+    limits: HandshakeLimits,
+    deliver: F,
+) where
+    E: Exports,
+    F: Fn(Accepted) -> D,
+    D: Future<Output = ()> + Send,
+{
+    match negotiate(&mut connection, &peer, exports, limits).await {
+        Ok(Outcome::Left) => {}
+        Ok(Outcome::Transmission(negotiated, leftover)) => {
+            debug!(%peer, export = negotiated.export.name, "an NBD client chose its export");
+            match Accepted::new(connection, peer, negotiated, leftover, slot) {
+                Ok(accepted) => deliver(accepted).await,
+                Err(error) => warn!(%error, "an NBD connection could not be handed over"),
+            }
+        }
+        Err(error @ NbdError::Vanished { .. }) => debug!(%peer, %error, "an NBD client left in the handshake"),
+        Err(NbdError::Socket { source, .. }) => debug!(%peer, error = %source, "an NBD client left in the handshake"),
+        Err(error) => warn!(%peer, %error, "an NBD client was turned away"),
+    }
+}
+
+/// Whether a failed accept says something of one client only, so that the next can be accepted at once.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// A warning that is given once in a while, with the number of times it stands for.
+#[derive(Debug, Default)]
+struct Muffled {
+    last: Option<Instant>,
+    times: u64,
+}
+
+impl Muffled {
+    fn warn(&mut self, say: impl FnOnce(u64)) {
+        self.times += 1;
+        if self.last.is_none_or(|last| last.elapsed() >= WARN_EVERY) {
+            say(self.times);
+            (self.last, self.times) = (Some(Instant::now()), 0);
+        }
+    }
+}
+
+/// Raises this process's limit of open descriptors to `wanted`, or as far as it may; gives the limit that holds then.
+///
+/// # Errors
+/// When the system refuses what it said it allows.
+pub fn raise_open_file_limit(wanted: u64) -> io::Result<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let current = now.current.unwrap_or(u64::MAX);
+    let reachable = wanted.min(now.maximum.unwrap_or(u64::MAX));
+    if current >= reachable {
+        return Ok(current);
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(reachable), maximum: now.maximum })?;
+    info!(from = current, to = reachable, "raised the limit of open descriptors");
+    Ok(reachable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_gives_one_warning() {
+        let (mut muffled, mut said) = (Muffled::default(), Vec::new());
+        for _ in 0..1000 {
+            muffled.warn(|times| said.push(times));
+        }
+        assert_eq!(said, [1]);
+        muffled.last = muffled.last.and_then(|last| last.checked_sub(WARN_EVERY));
+        muffled.warn(|times| said.push(times));
+        assert_eq!(said, [1, 1000]);
+    }
+
+    #[test]
+    fn slots_come_back() {
+        let slots = Slots::new(2);
+        let (a, b) = (slots.take(), slots.take());
+        assert!(a.is_some() && b.is_some() && slots.take().is_none());
+        drop(a);
+        assert_eq!(slots.free(), 1);
+        assert!(slots.take().is_some());
+    }
+}
