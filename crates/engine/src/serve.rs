@@ -8,10 +8,9 @@
 //! Reads, writes and discards take their turn under the limits of the volume, before anything of them begins; changes also that which is left to them while
 //! the store does not keep up.
 
-use crate::session::Position;
 use crate::timeline::Timeline;
 use crate::volume::{Attachment, Volume};
-use crate::{BlockDevice, Result, StatusExtent, Submit};
+use crate::{BlockDevice, Position, Result, StatusExtent, Submit};
 use bytes::{Bytes, BytesMut};
 use std::rc::Rc;
 use std::time::Duration;
@@ -57,11 +56,6 @@ impl Volume {
 }
 
 impl Device {
-    /// How far the volume has come.
-    pub fn position(&self) -> Position {
-        self.timeline.position()
-    }
-
     /// The volume that it belongs to.
     pub fn volume(&self) -> &Rc<Volume> {
         &self.volume
@@ -155,6 +149,9 @@ impl BlockDevice for Device {
             }
             Ok(())
         }))
+    }
+    fn position(&self) -> Position {
+        self.timeline.position()
     }
     fn commit(&self) -> Submit<()> {
         if self.read_only { Submit::Done(Ok(())) } else { self.timeline.commit() }

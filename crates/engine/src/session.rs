@@ -13,19 +13,10 @@
 use crate::serve::Device;
 use crate::timeline::Timeline;
 use crate::volume::Volume;
-use crate::{EngineError, Result};
+use crate::{EngineError, Position, Result};
 use std::rc::Rc;
 use varve_coord::{HolderRecord, Records, VolumeRecord};
 use varve_types::{Epoch, ErrorKind, Sequence, SessionId, TimelineId};
-
-/// How far a volume has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    /// The last change.
-    pub sequence: Sequence,
-    /// The last one that is on stable media, and all before it.
-    pub safe: Sequence,
-}
 
 /// What an edge asks for.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use varve_serve::ServeError;
 use varve_types::ErrorKind;
 
 /// Result of the NBD server.
@@ -76,6 +77,16 @@ impl NbdError {
             Self::Refused { kind, .. } | Self::Unix { kind, .. } => *kind,
             Self::Tcp { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => ErrorKind::Conflict,
             Self::Tcp { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+impl From<ServeError> for NbdError {
+    fn from(error: ServeError) -> Self {
+        match error {
+            ServeError::Socket { doing, source } => Self::Socket { doing, source },
+            ServeError::Vanished { at } => Self::Vanished { at },
+            ServeError::Protocol(reason) => Self::Protocol(reason),
         }
     }
 }
