@@ -3,32 +3,26 @@
 //!
 //! A connection lives in two phases. The **handshake** (fixed newstyle) runs on the control runtime, where a slow or hostile client costs
 //! nothing but a bounded buffer and a bounded time. The **transmission** runs on the thread of the shard that owns the volume: the socket is
-//! handed over as an [`Accepted`] and registered anew there. What is the same in every protocol of requests and replies is in [`varve_serve`].
+//! handed over as an [`Accepted`](varve_serve::Accepted) and registered anew there. What is the same in every protocol of requests and replies is in [`varve_serve`].
 //!
 //! | file | holds |
 //! |---|---|
 //! | `wire` | requests and replies of the transmission, byte by byte |
 //! | `option` | the messages of the handshake, byte by byte |
 //! | `handshake` | the negotiation, over any stream |
-//! | `listener`, `socket`, `peer` | accepting within limits, the hand-over, who the client is |
 //! | `serve`, `dialect`, `check` | the transmission |
 //!
 //! Invariant: no length from a client is used before it was bounded.
 
 mod check;
 mod dialect;
-mod error;
 mod handshake;
-mod listener;
 pub mod option;
-mod peer;
 mod serve;
-mod socket;
 pub mod wire;
 
-pub use error::{NbdError, Result};
-pub use handshake::{ExportInfo, Exports, HandshakeLimits, Negotiated, Outcome, negotiate};
-pub use listener::{Accepted, Endpoint, Limits, Listener, Local, Slot, Slots, Socket, raise_open_file_limit};
-pub use peer::{Client, Peer};
+pub use handshake::{ExportInfo, Exports, HandshakeLimits, NbdGreeter, Negotiated, Outcome, negotiate};
 pub use serve::{Closed, serve};
-pub use varve_serve::{Counts, Operation, Stats, Tuning, trim_buffers};
+
+/// A negotiated connection on its way to the thread that will serve it.
+pub type Accepted = varve_serve::Accepted<Negotiated>;

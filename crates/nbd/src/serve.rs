@@ -2,14 +2,13 @@
 //! The transmission phase of one connection, on the thread of the shard that owns the volume: [`varve_serve`] in the dialect that was negotiated.
 
 use crate::dialect::Nbd;
-use crate::error::Result;
 use crate::handshake::Negotiated;
 use bytes::BytesMut;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use varve_block::BlockDevice;
-use varve_serve::{Stats, Tuning};
+use varve_serve::{Result, Stats, Tuning};
 
 /// How a connection ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What can go wrong between a client and this server once requests flow. Each ends one connection; never more.
+//! What can go wrong between a client and this server. Each ends one connection, or keeps one socket from opening; never more.
 //!
 //! Errors of the device are not here: they are answered to the client, request by request, and the connection goes on.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 use varve_types::ErrorKind;
 
-/// Result of serving a connection.
+/// Result of serving clients.
 pub type Result<T, E = ServeError> = std::result::Result<T, E>;
 
-/// Why a connection ended before its time.
+/// Why a connection ended before its time, or a socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The socket failed.
@@ -29,20 +32,55 @@ pub enum ServeError {
     /// The client sent what the protocol does not allow, so that what follows can not be understood.
     #[error("the client broke the protocol: {0}")]
     Protocol(String),
+    /// The client chose, where it can not be told so, what it can not have.
+    #[error("{name:?} was refused: {reason}")]
+    Refused {
+        /// The name that the client gave.
+        name: String,
+        /// Why.
+        reason: String,
+        /// What the client should do.
+        kind: ErrorKind,
+    },
+    /// The handshake took too long.
+    #[error("the handshake was not done within {0:?}")]
+    TooSlow(Duration),
+    /// A unix socket could not be opened.
+    #[error("can not listen on {}: {reason}", path.display())]
+    Unix {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+        /// Whether somebody else has it, or the system refused.
+        kind: ErrorKind,
+    },
+    /// A TCP socket could not be opened.
+    #[error("can not listen on {address}: {source}")]
+    Tcp {
+        /// Where it was to be.
+        address: SocketAddr,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl ServeError {
     /// What the one who reads the error should do.
     #[must_use]
-    pub const fn kind(&self) -> ErrorKind {
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Socket { .. } | Self::Vanished { .. } => ErrorKind::Unavailable,
+            Self::Socket { .. } | Self::Vanished { .. } | Self::TooSlow(_) => ErrorKind::Unavailable,
             Self::Protocol(_) => ErrorKind::Invalid,
+            Self::Refused { kind, .. } | Self::Unix { kind, .. } => *kind,
+            Self::Tcp { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => ErrorKind::Conflict,
+            Self::Tcp { .. } => ErrorKind::Unavailable,
         }
     }
 }
 
 /// Gives an error of the system its place.
-pub(crate) fn socket(doing: &'static str) -> impl Fn(std::io::Error) -> ServeError {
+pub fn socket(doing: &'static str) -> impl Fn(std::io::Error) -> ServeError {
     move |source| ServeError::Socket { doing, source }
 }

@@ -3,10 +3,11 @@
 //!
 //! What is the same in every such protocol is here: cutting the stream into requests, acting on them, committing once a burst, answering what had to wait,
 //! the bounds of all of that. What tells one protocol from another is a [`Dialect`]: how a request and a reply look. NBD is one, Varve's own for edges
-//! is another. Handshakes are the protocols' own affair; this begins behind them.
+//! is another. How a connection begins is a [`Greeter`]'s affair.
 //!
 //! | file | holds |
 //! |---|---|
+//! | `listener`, `socket`, `peer` | accepting within limits, the hand-over between threads, who the client is |
 //! | `dialect` | what a protocol has to say |
 //! | `connection` | the turns of one connection |
 //! | `session` | what a request does, and its reply; the commit of a batch |
@@ -24,13 +25,19 @@ mod dialect;
 mod error;
 mod input;
 mod later;
+mod listener;
 mod output;
+mod peer;
 mod session;
+mod socket;
 mod spin;
 mod stats;
 
 pub use buffers::trim as trim_buffers;
 pub use connection::{Closed, Tuning, serve};
 pub use dialect::{Command, Dialect, Failed, Refusal, Request};
-pub use error::{Result, ServeError};
+pub use error::{Result, ServeError, socket};
+pub use listener::{Greeter, Listener, Slot, Slots, raise_open_file_limit};
+pub use peer::{Client, Peer};
+pub use socket::{Accepted, Endpoint, Local, Socket};
 pub use stats::{Counts, Operation, Stats};

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use varve_engine::{BlockDevice, Device, EngineError, Volume};
-use varve_nbd::{Accepted, Client, Peer, Stats, Tuning};
+use varve_nbd::Accepted;
+use varve_serve::{Client, Peer, Stats, Tuning};
 use varve_types::{ErrorKind, VolumeId};
 
 /// A connection that is served.

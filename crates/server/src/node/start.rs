@@ -33,7 +33,8 @@ use varve_engine::{EngineError, Limits, PoolStore};
 use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
 use varve_env::{Env, ObjectStore, SendFuture};
 use varve_format::region::RegionHead;
-use varve_nbd::{Accepted, Endpoint, Limits as NbdLimits, Listener};
+use varve_nbd::{Accepted, HandshakeLimits, NbdGreeter};
+use varve_serve::{Endpoint, Listener, Slots};
 use varve_store::StoreUrl;
 use varve_types::{ClusterId, ErrorKind, Overrides, format_size};
 
@@ -73,7 +74,7 @@ struct Sockets {
 }
 
 async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
-    let nbd_error = |error: varve_nbd::NbdError| ControlError::new(error.kind(), error.to_string());
+    let nbd_error = |error: varve_serve::ServeError| ControlError::new(error.kind(), error.to_string());
     let mut nbd = vec![Listener::open(&Endpoint::Unix(directory.nbd_socket())).await.map_err(nbd_error)?];
     let mut nbd_listen = None;
     if let Some(address) = config.nbd_listen {
@@ -392,8 +393,9 @@ fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()
         }
     };
     let mut servers = JoinSet::new();
-    let exports = Arc::new(ShardExports { shard: node.shard.clone() });
-    let limits = NbdLimits::default();
+    let exports = ShardExports { shard: node.shard.clone() };
+    let nbd = Arc::new(NbdGreeter::new(exports, HandshakeLimits::default()));
+    let slots = Slots::default();
     for listener in sockets.nbd {
         let shard = node.shard.clone();
         let deliver = move |accepted: Accepted| {
@@ -409,9 +411,9 @@ fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()
                 }
             }
         };
-        let (exports, limits, stop) = (Arc::clone(&exports), limits.clone(), until_stop());
+        let (nbd, slots, stop) = (Arc::clone(&nbd), slots.clone(), until_stop());
         servers.spawn(async move {
-            if let Err(error) = listener.run(exports, limits, deliver, stop).await {
+            if let Err(error) = listener.run(nbd, slots, deliver, stop).await {
                 tracing::warn!(%error, "an NBD listener");
             }
         });
