@@ -138,7 +138,12 @@ async fn open(
         }
         None => None,
     };
-    if exclusive && let Some(other) = volume.attachments().into_iter().next() {
+    // Whether it may have it beside another session is for the engine to say; of those who have none it knows nothing.
+    let is_free = volume.holder().is_none_or(|holder| holder.session == session);
+    if exclusive
+        && is_free
+        && let Some(other) = volume.attachments().into_iter().next()
+    {
         let text = format!("volume {} is in use by {}", volume.name(), other.peer);
         return Err(EngineError::new(ErrorKind::Conflict, text));
     }
