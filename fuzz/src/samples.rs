@@ -21,7 +21,7 @@ use varve_format::mark::Mark;
 use varve_format::segment::{self, Codec, IndexExtent, SegmentFacts, SegmentIndex};
 use varve_format::{BlockSet, Lineage, NodePointer, ObjectKind, ObjectName};
 use varve_types::{
-    ClusterId, Epoch, Name, Ordinal, Overrides, RootNumber, Sequence, SessionId, SnapshotId, TimelineId, VolumeId, WriterId,
+    ClusterId, Epoch, Name, NodeId, Ordinal, Overrides, RootNumber, Sequence, SessionId, SnapshotId, TimelineId, VolumeId, WriterId,
 };
 
 fn a_name(text: &str) -> Name {
@@ -208,6 +208,7 @@ pub fn records() -> Vec<(String, Vec<u8>)> {
         settings: settings(),
         deleted: Some(Deleted { at_ms: 1, until_ms: 2 }),
         timelines: vec![shown, hidden],
+        owner: Some(NodeId::from_bytes([6; 16])),
         holder: Some(HolderRecord { session: SessionId::from_bytes([8; 16]), edge: "host-1".to_owned(), since_ms: 9 }),
         ends: vec![EpochEnd { timeline, epoch, last: Sequence(77) }],
     };

@@ -18,7 +18,9 @@ use crate::{CoordError, MAX_VALUE_BYTES, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use varve_types::{ClusterId, Epoch, JournalId, Name, Overrides, Sequence, SessionId, TimelineId, VolumeId, WriterId};
+use varve_types::{
+    ClusterId, Epoch, JournalId, Name, NodeId, Overrides, Sequence, SessionId, TimelineId, VolumeId, WriterId,
+};
 
 /// A fact under a key.
 pub trait Record: Serialize + DeserializeOwned {
@@ -146,6 +148,9 @@ pub struct VolumeRecord {
     pub deleted: Option<Deleted>,
     /// Its timelines.
     pub timelines: Vec<TimelineRecord>,
+    /// The node that runs it. Of a cluster of one node nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<NodeId>,
     /// The edge that has it for itself, if one has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<HolderRecord>,

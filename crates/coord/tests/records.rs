@@ -32,6 +32,7 @@ fn volume(n: u8, text: &str) -> VolumeRecord {
         settings: Overrides::default(),
         deleted: None,
         timelines: vec![timeline(n, TimelineState::Shown)],
+        owner: None,
         holder: None,
         ends: Vec::new(),
     }

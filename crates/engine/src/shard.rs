@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{Coord, Records};
 use varve_env::{CacheDevice, Disk, Env};
-use varve_types::{ErrorKind, Name, Overrides, VolumeId};
+use varve_types::{Epoch, ErrorKind, Name, NodeId, Overrides, VolumeId};
 
 /// How often the chores run.
 const TICK: Duration = Duration::from_secs(1);
@@ -140,6 +140,7 @@ impl Shard {
         limits: Limits,
     ) -> Rc<Self> {
         let context = Rc::new(Context {
+            node: Cell::new(None),
             env,
             stages,
             journals,
@@ -276,6 +277,7 @@ impl Shard {
         for (record, _) in records {
             known.extend(record.timelines.iter().map(|t| t.id));
             if record.deleted.is_none()
+                && self.context.is_ours(&record)
                 && let Err(error) = self.open_volume(record.id).await
             {
                 failed.push((record.name, error));
@@ -295,18 +297,46 @@ impl Shard {
         if let Some(volume) = self.volumes.borrow().get(&id) {
             return Ok(Rc::clone(volume));
         }
-        let volume = self.open_unlisted(id).await?;
+        let volume = self.open_unlisted(id, None).await?;
         self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
         Ok(volume)
     }
 
-    /// Opens a volume that nobody can find yet.
-    async fn open_unlisted(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
+    /// Makes this node the owner of a volume that another one has run up to epoch `since`, and opens it. Whoever runs it is fenced with that. The caller has
+    /// seen to it that this node has all that was promised: what only the other one had is lost.
+    ///
+    /// # Errors
+    /// `Fenced` where its epoch is another by now; those of [`open_volume`](Self::open_volume), with which the volume is this node's all the same.
+    pub async fn take_over(self: &Rc<Self>, id: VolumeId, since: Epoch) -> Result<Rc<Volume>> {
+        if let Some(volume) = self.volumes.borrow().get(&id) {
+            return Ok(Rc::clone(volume));
+        }
+        let volume = self.open_unlisted(id, Some(since)).await?;
+        self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// Says which node of a cluster this is: it runs the volumes that it is the owner of, and no others. To be said before anything is opened.
+    pub fn serve_as(&self, node: NodeId) {
+        self.context.node.set(Some(node));
+    }
+
+    /// Opens a volume that nobody can find yet; one that another node ran at an epoch, where that is given.
+    async fn open_unlisted(self: &Rc<Self>, id: VolumeId, since: Option<Epoch>) -> Result<Rc<Volume>> {
         let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
         let (pool, settings) = self.pool(&record.pool)?;
-        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id).await?;
+        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id, since).await?;
         self.context.journals.retain_tails(|timeline| timeline != record.shown);
         Ok(volume)
+    }
+
+    /// Lets go of a volume that another node runs by now: it has stopped, and what is left of it here is of no use to anybody.
+    pub fn forget(&self, id: VolumeId) {
+        let is_lost = |volume: &Rc<Volume>| volume.stopped().is_some_and(|error| error.kind() == ErrorKind::Fenced);
+        let mut volumes = self.volumes.borrow_mut();
+        if volumes.get(&id).is_some_and(is_lost) {
+            volumes.remove(&id);
+        }
     }
 
     /// An open volume by name.

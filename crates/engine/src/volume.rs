@@ -21,7 +21,9 @@ use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::Manifest;
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{BLOCK, ErrorKind, Name, Overrides, Sequence, Settings, SnapshotId, TimelineId, VolumeId, WriterId};
+use varve_types::{
+    BLOCK, Epoch, ErrorKind, Name, Overrides, Sequence, Settings, SnapshotId, TimelineId, VolumeId, WriterId,
+};
 
 /// Somebody who uses a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,9 +107,17 @@ pub(crate) fn raise(record: &mut VolumeRecord, writer: WriterId) {
     record.writer = writer;
 }
 
-/// Raises the epoch of a volume in its record.
-async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId) -> Result<VolumeRecord> {
+/// Raises the epoch of a volume in its record: of one that is this node's, or that another one has run up to epoch `since`.
+async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId, since: Option<Epoch>) -> Result<VolumeRecord> {
     let change = |record: &mut VolumeRecord| -> Result<()> {
+        match since {
+            None => context.check_ours(record)?,
+            Some(since) if record.epoch == since => record.owner = context.node.get(),
+            Some(_) => {
+                let text = format!("volume {}: another node was faster, it is in epoch {}", record.name, record.epoch);
+                return Err(EngineError::new(ErrorKind::Fenced, text));
+            }
+        }
         raise(record, writer);
         Ok(())
     };
@@ -129,12 +139,13 @@ impl Volume {
         pool: Rc<PoolStore>,
         pool_settings: Overrides,
         id: VolumeId,
+        since: Option<Epoch>,
     ) -> Result<Rc<Self>> {
         let mut writer = [0; 8];
         context.env.random(&mut writer);
         let writer = WriterId(u64::from_le_bytes(writer));
         pool.check().await?;
-        let record = raise_epoch(&context, id, writer).await?;
+        let record = raise_epoch(&context, id, writer, since).await?;
         let timeline = Self::open_one(&context, &pool, &pool_settings, &record, record.shown, true).await?;
         let this = Self::with(context, pool, pool_settings, record, timeline);
         this.know_closed().await;

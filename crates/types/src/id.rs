@@ -80,6 +80,11 @@ uuid_id!(
     SessionId
 );
 
+uuid_id!(
+    /// A node of a cluster.
+    NodeId
+);
+
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*

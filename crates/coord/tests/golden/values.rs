@@ -8,7 +8,8 @@ use varve_coord::{
     ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
 use varve_types::{
-    Ack, ClusterId, Compression, Epoch, JournalId, Name, Overrides, Sequence, SessionId, TimelineId, VolumeId, WriterId,
+    Ack, ClusterId, Compression, Epoch, JournalId, Name, NodeId, Overrides, Sequence, SessionId, TimelineId, VolumeId,
+    WriterId,
 };
 
 /// A record with its golden file.
@@ -79,6 +80,7 @@ pub fn volume() -> VolumeRecord {
             TimelineRecord { id: HIDDEN, state: hidden, manifest: manifest(3), parent: Some(HELD) },
             TimelineRecord { id: HELD, state: held, manifest: None, parent: None },
         ],
+        owner: None,
         holder: None,
         ends: Vec::new(),
     }
@@ -100,6 +102,7 @@ fn deleted() -> VolumeRecord {
 fn held() -> VolumeRecord {
     let session = SessionId::from_bytes(*b"session-id-v1-00");
     VolumeRecord {
+        owner: Some(NodeId::from_bytes(*b"node-id-for-v1-0")),
         holder: Some(HolderRecord { session, edge: "host-1".to_owned(), since_ms: 1_700_000_000_129 }),
         ends: vec![EpochEnd { timeline: SHOWN, epoch: Epoch(3), last: Sequence(41) }],
         ..volume()

@@ -213,6 +213,7 @@ fn record_of(import: &PoolImport<'_>, shown: &Manifest, hidden: &[Found], ended:
         settings: shown.settings,
         deleted,
         timelines,
+        owner: None,
         holder: None,
         ends: Vec::new(),
     }
