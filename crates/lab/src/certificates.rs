@@ -28,7 +28,10 @@ impl Certificates {
         let signed = ["-CA", text(&ca)?, "-CAkey", text(&ca_key)?, "-addext", "basicConstraints=CA:FALSE", "-addext"];
         // etcd shows its server's certificate also where it is a client of itself.
         let uses = "extendedKeyUsage=serverAuth,clientAuth";
-        made.request("server", &[&signed[..], &[uses, "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]].concat())?;
+        made.request(
+            "server",
+            &[&signed[..], &[uses, "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]].concat(),
+        )?;
         made.request("client", &[&signed[..], &["extendedKeyUsage=clientAuth"]].concat())?;
         Ok(made)
     }
@@ -48,7 +51,8 @@ impl Certificates {
     fn request(&self, name: &str, arguments: &[&str]) -> Result<()> {
         let (certificate, key) = (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
         let subject = format!("/CN=lab {name}");
-        let mut all = vec!["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+        let mut all =
+            vec!["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
         all.extend(["-subj", &subject, "-keyout", text(&key)?, "-out", text(&certificate)?]);
         all.extend(arguments);
         openssl(&all)

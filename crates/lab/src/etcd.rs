@@ -240,7 +240,8 @@ impl Etcd {
     pub fn leader(&self) -> Result<usize> {
         let mut leader = None;
         wait_until(START_DEADLINE, "etcd to have a leader", || {
-            leader = (0..self.members.len()).find(|member| self.metric(*member, "etcd_server_is_leader").is_ok_and(|is| is == 1.0));
+            leader = (0..self.members.len())
+                .find(|member| self.metric(*member, "etcd_server_is_leader").is_ok_and(|is| is == 1.0));
             Ok(leader.is_some())
         })?;
         leader.context("there is a leader")
@@ -333,11 +334,16 @@ mod tests {
 
     #[test]
     fn an_etcd_of_three_agrees_and_wants_what_it_was_told_to() {
-        let options = Options { members: 3, tls: true, client_certificates: true, short_tokens: true, ..Options::default() };
+        let options =
+            Options { members: 3, tls: true, client_certificates: true, short_tokens: true, ..Options::default() };
         let etcd = Etcd::start_with(&options).unwrap();
         etcd.enable_auth("secret", "/varve/").unwrap();
         etcd.ctl(&["--user", "varve:secret", "put", "/varve/k", "v"]).unwrap();
-        for refused in [&["get", "/varve/k"][..], &["--user", "varve:wrong", "get", "/varve/k"], &["--user", "varve:secret", "get", "k"]] {
+        for refused in [
+            &["get", "/varve/k"][..],
+            &["--user", "varve:wrong", "get", "/varve/k"],
+            &["--user", "varve:secret", "get", "k"],
+        ] {
             assert!(etcd.ctl(refused).is_err(), "{refused:?}");
         }
         assert!(etcd.metric(0, "etcd_server_has_leader").unwrap() == 1.0);
