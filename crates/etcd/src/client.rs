@@ -3,7 +3,7 @@
 //!
 //! What only reads is tried on one endpoint after the other until the time that is set for it is over. What changes something is tried again only
 //! where it certainly was not done ([`Fault::verdict`]); anything else is [`Failure::Doubt`], at once. So that a connection which died unnoticed
-//! is not found out by a change, one that was silent for a while has to answer a read first.
+//! is not found out by a change, one that was silent for the time of a request has to answer a read first.
 //!
 //! Requests at once are bounded; whoever finds no room waits within its time. Revisions are watched over: an answer that is older than one before it
 //! can only come from an etcd that was set back, and nothing that was decided by such an answer would hold.
@@ -26,8 +26,6 @@ use varve_coord::CoordError;
 const MAX_REQUESTS: usize = 64;
 /// Most watches at once. With TLS etcd allows 250 calls on a connection.
 pub(crate) const MAX_WATCHES: usize = 200;
-/// A connection that was silent for so long proves that it is alive before a change goes over it.
-const PROVED_FOR: Duration = Duration::from_secs(5);
 /// Between two tries, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
@@ -160,7 +158,7 @@ impl Client {
         nature: Nature,
         deadline: Instant,
     ) -> Result<A, Fault> {
-        if nature == Nature::Change && self.members.idle(connection) > PROVED_FOR {
+        if nature == Nature::Change && self.members.idle(connection) > self.settings().request_timeout {
             self.members.prove(connection).await.map_err(Fault::before)?;
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -203,11 +201,8 @@ impl Client {
             }
             Failure::Refused { endpoint, fault } => match &fault {
                 Fault::Status(status) => match status.code {
-                    Code::PermissionDenied | Code::Unauthenticated => {
-                        unavailable(self.explain_refusal(&endpoint, &fault))
-                    }
-                    Code::InvalidArgument if fault.wants_token() => {
-                        unavailable(self.explain_refusal(&endpoint, &fault))
+                    _ if fault.is_about_the_user() => {
+                        unavailable(format!("{endpoint}: {}", self.settings().explain_refusal(&fault)))
                     }
                     Code::InvalidArgument if status.message.contains("too large") => CoordError::Invalid(format!(
                         "etcd: {endpoint}: {status}: start it with --max-request-bytes=1572864, its default, or more"
@@ -225,17 +220,6 @@ impl Client {
             },
         }
     }
-
-    fn explain_refusal(&self, endpoint: &str, fault: &Fault) -> String {
-        let prefix = &self.settings().prefix;
-        match &self.settings().user {
-            None => format!("{endpoint}: {fault}: it has authentication enabled, so set `user` and `password-file`"),
-            Some(user) => format!(
-                "{endpoint}: {fault}: the user {} needs a role that may read and write the prefix {prefix} (etcdctl role grant-permission ROLE readwrite {prefix} --prefix)",
-                user.name
-            ),
-        }
-    }
 }
 
 const FULL_ADVICE: &str = ": compact and defragment it or raise its --quota-backend-bytes, then `etcdctl alarm disarm`";
@@ -245,11 +229,8 @@ impl Failure {
     pub(crate) fn is_misconfigured(&self) -> bool {
         match self {
             Self::Away { misconfigured, .. } => *misconfigured,
-            Self::Refused { fault: Fault::Misconfigured(_), .. } => true,
-            Self::Refused { fault: Fault::Status(status), .. } => {
-                matches!(status.code, Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument)
-            }
-            Self::Refused { .. } | Self::Doubt { .. } | Self::Busy => false,
+            Self::Refused { fault, .. } => matches!(fault, Fault::Misconfigured(_)) || fault.is_about_the_user(),
+            Self::Doubt { .. } | Self::Busy => false,
         }
     }
 }

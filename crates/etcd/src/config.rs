@@ -5,6 +5,7 @@
 //! behind it looks at the configuration again. Files of certificates, keys and the password are named here and read when they are used, each time
 //! anew, so that they can be renewed while a node runs; their contents are in no error, log line or `Debug` output.
 
+use crate::fault::Fault;
 use hyper::Uri;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -196,6 +197,19 @@ impl Settings {
             request_timeout: config.request_timeout,
             give_up_after: config.give_up_after,
         })
+    }
+}
+
+impl Settings {
+    /// What to do about a request that etcd did not take from this user.
+    pub(crate) fn explain_refusal(&self, fault: &Fault) -> String {
+        let prefix = &self.prefix;
+        match &self.user {
+            None => format!("{fault}: it has authentication enabled, so set `user` and `password-file`"),
+            Some(User { name, .. }) => format!(
+                "{fault}: the user {name} needs a role that may read and write the prefix {prefix} (etcdctl role grant-permission ROLE readwrite {prefix} --prefix)"
+            ),
+        }
     }
 }
 

@@ -137,6 +137,12 @@ impl Fault {
         matches!(self, Self::Status(status) if OLD_TOKEN.iter().any(|part| status.message.contains(part)))
     }
 
+    /// Whether it depends on who asks.
+    pub(crate) fn is_about_the_user(&self) -> bool {
+        let by_code = |status: &Status| matches!(status.code, Code::PermissionDenied | Code::Unauthenticated);
+        self.wants_token() || matches!(self, Self::Status(status) if by_code(status))
+    }
+
     /// The same fault of a call that goes before another one: of that other nothing was sent.
     pub(crate) fn before(self) -> Self {
         match self {

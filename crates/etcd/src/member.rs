@@ -88,6 +88,7 @@ impl Members {
         let connection = Connection { id, index, dialled, answered_ms: AtomicU64::new(self.now_ms()) };
         match self.prove(&connection).await {
             Ok(()) => Ok(connection),
+            Err(fault) if fault.is_about_the_user() => Err(Fault::Misconfigured(self.settings.explain_refusal(&fault))),
             Err(fault) => Err(explain(fault, &connection, endpoint.tls)),
         }
     }
@@ -128,8 +129,7 @@ impl Members {
         self.note(connection, answer)
     }
 
-    /// Begins a call of many messages. A member that refuses the token says so in the call, in words that do not tell why: `renew` asks for another one
-    /// before it.
+    /// Begins a call of many messages; gives the token that it was begun with, too. Whoever was refused with a token names it, and goes with another one.
     pub(crate) async fn stream<Q: Message, A: Message + Default>(
         &self,
         connection: &Connection,

@@ -96,7 +96,12 @@ pub(crate) fn explain(error: &io::Error, tls: &EtcdTls, endpoint: &Endpoint) -> 
     let Some(cause) =
         error.get_ref().and_then(|inner| (inner as &(dyn Error + 'static)).downcast_ref::<rustls::Error>())
     else {
-        return Fault::NotSent(format!("TLS: {error}"));
+        let advice = if error.kind() == io::ErrorKind::UnexpectedEof {
+            ": if it does not speak TLS, name it with http://"
+        } else {
+            ""
+        };
+        return Fault::NotSent(format!("{error}{advice}"));
     };
     let trusted = tls.ca.as_ref().map_or_else(|| "what the system trusts".to_owned(), |ca| ca.display().to_string());
     let advice = match cause {

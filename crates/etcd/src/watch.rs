@@ -6,7 +6,7 @@
 //! [`Position`], on another endpoint, after a pause that grows while nothing succeeds. While etcd is away it waits.
 //!
 //! Nothing is queued: one batch of events is on its way to the reader at most, and while it is there the stream is not read, which holds the server back.
-//! A stream that is silent is asked for a sign of life, because a member that vanished without closing its connection says nothing either. Such a sign
+//! A stream that is silent for the time of a request is asked for a sign of life, because a member that vanished without closing its connection says nothing either. Such a sign
 //! proves life and nothing else: old members send it ahead of events. What a member says of its own accord about how far a watch has come does count.
 
 use crate::client::{Client, Failure, MAX_WATCHES};
@@ -26,8 +26,6 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use varve_coord::{CoordError, Entry, Event, Result, Watch};
 
-/// Silence after which a sign of life is asked for, and, when that is not answered either, the stream is given up.
-const SILENCE: Duration = Duration::from_secs(4);
 /// Between two streams, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
@@ -226,7 +224,7 @@ impl Supervisor {
             };
         self.denied = denied;
         loop {
-            let response = match next(&wishes, &mut answers).await {
+            let response = match next(&wishes, &mut answers, client.settings().request_timeout).await {
                 Ok(Some(response)) => response,
                 Ok(None) => return End::Broken("the member ended the stream".to_owned()),
                 Err(fault) => return self.end_of(fault),
@@ -289,18 +287,19 @@ impl Supervisor {
     }
 }
 
-/// The next response; one that does not come is asked for.
+/// The next response. After `silence` a sign of life is asked for, and after as much again the stream is given up.
 async fn next(
     wishes: &Wishes<WatchRequest>,
     answers: &mut Answers<WatchResponse>,
+    silence: Duration,
 ) -> std::result::Result<Option<WatchResponse>, Fault> {
-    if let Ok(answer) = timeout(SILENCE, answers.next()).await {
+    if let Ok(answer) = timeout(silence, answers.next()).await {
         return answer;
     }
     // Where there is no room for the question, the one before it was not even taken: that is silence as well.
     let _no_room = wishes.send(&WatchRequest { wish: Some(WatchWish::Progress(WatchProgressRequest {})) });
-    let silent = |_| Err(Fault::Lost(format!("the member was silent for {:?}", 2 * SILENCE)));
-    timeout(SILENCE, answers.next()).await.unwrap_or_else(silent)
+    let silent = |_| Err(Fault::Lost(format!("the member was silent for {:?}", 2 * silence)));
+    timeout(silence, answers.next()).await.unwrap_or_else(silent)
 }
 
 /// An event in the words of `Coord`, if it is of a key of ours.
