@@ -9,9 +9,11 @@ use crate::grpc::{Caller, Outgoing};
 use crate::tls;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Bytes that a member may send ahead of what was read.
 #[derive(Clone, Copy, Debug)]
@@ -22,16 +24,21 @@ pub(crate) struct Windows {
     pub(crate) connection_bytes: u32,
 }
 
+/// How long the reason of a broken connection may come behind the failure of a call on it.
+const REASON_WAIT: Duration = Duration::from_millis(200);
+
 /// A connection that stands, and why it broke, once it has.
 pub(crate) struct Dialled {
     pub(crate) caller: Caller,
-    broken: Arc<Mutex<Option<String>>>,
+    broken: watch::Receiver<Option<String>>,
 }
 
 impl Dialled {
-    /// Why the connection broke, as far as is known.
-    pub(crate) fn broken(&self) -> Option<String> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Why the connection broke, if it did.
+    pub(crate) async fn why_broken(&self) -> Option<String> {
+        let mut broken = self.broken.clone();
+        let reason = timeout(REASON_WAIT, broken.wait_for(Option::is_some)).await;
+        reason.ok()?.ok()?.clone()
     }
 }
 
@@ -63,11 +70,10 @@ where
         .handshake::<_, Outgoing>(TokioIo::new(stream))
         .await
         .map_err(|error| Fault::NotSent(chain(&error)))?;
-    let broken = Arc::new(Mutex::new(None));
-    let reason = Arc::clone(&broken);
+    let (reason, broken) = watch::channel(None);
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain(&error));
+            reason.send_replace(Some(chain(&error)));
         }
     });
     Ok(Dialled { caller: Caller::new(sender, endpoint.to_string()), broken })

@@ -58,12 +58,16 @@ fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
 }
 
 impl Client {
+    /// A read that costs nothing.
+    pub(crate) async fn glance(&self) -> Asked<RangeResponse> {
+        self.ask(RANGE, &self.members.glance(false), Nature::Read).await
+    }
+
     /// The store's revision now.
-    pub(crate) async fn now(&self) -> Asked<u64> {
-        let answer: RangeResponse = self.ask(RANGE, &self.members.glance(false), Nature::Read).await?;
-        let revision = answer.header.unwrap_or_default().revision;
-        self.saw(revision);
-        Ok(u64::try_from(revision).unwrap_or(0))
+    pub(crate) async fn now(&self) -> Result<u64> {
+        let floor = self.floor();
+        let answer = self.glance().await.map_err(|failure| self.error(failure))?;
+        self.revision(answer.header, floor)
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Entry>> {

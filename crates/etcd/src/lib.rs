@@ -82,7 +82,7 @@ impl Etcd {
     pub async fn open(config: &EtcdConfig, handle: Handle) -> Result<Self> {
         let etcd = Self::new(config, handle)?;
         let proof = etcd.run(Ended::Unavailable, |client| async move {
-            client.now().await.map_err(|failure| {
+            client.glance().await.map_err(|failure| {
                 let is_misconfigured = failure.is_misconfigured();
                 match client.error(failure) {
                     CoordError::Unavailable { reason, .. } if is_misconfigured => CoordError::Invalid(reason),

@@ -89,7 +89,7 @@ impl Members {
         match self.prove(&connection).await {
             Ok(()) => Ok(connection),
             Err(fault) if fault.is_about_the_user() => Err(Fault::Misconfigured(self.settings.explain_refusal(&fault))),
-            Err(fault) => Err(explain(fault, &connection, endpoint.tls)),
+            Err(fault) => Err(explain(fault, &connection, endpoint.tls).await),
         }
     }
 
@@ -169,23 +169,21 @@ impl Members {
 pub(crate) type Stream<Q, A> = (Wishes<Q>, Answers<A>);
 
 /// What the failure of the first request on a connection means.
-fn explain(fault: Fault, connection: &Connection, is_tls: bool) -> Fault {
-    let broken = connection.dialled.broken();
-    match fault {
-        Fault::Foreign(_) => Fault::Misconfigured(fault.to_string()),
-        Fault::Status(ref status) if status.code == Code::Unimplemented => {
-            Fault::Misconfigured(format!("it is no etcd of version 3.4 or later ({status})"))
-        }
-        Fault::Lost(reason) | Fault::NotSent(reason) => {
-            let reason = broken
-                .filter(|broken| !reason.contains(broken))
-                .map_or(reason.clone(), |broken| format!("{reason}: {broken}"));
-            match tls::explain_later(&reason).filter(|_| is_tls) {
-                Some(fault) => fault,
-                None if is_tls => Fault::NotSent(reason),
-                None => Fault::NotSent(format!("{reason} (is it an etcd, and does it want https://?)")),
+async fn explain(fault: Fault, connection: &Connection, is_tls: bool) -> Fault {
+    let (Fault::Lost(reason) | Fault::NotSent(reason)) = fault else {
+        return match fault {
+            Fault::Foreign(_) => Fault::Misconfigured(fault.to_string()),
+            Fault::Status(status) if status.code == Code::Unimplemented => {
+                Fault::Misconfigured(format!("it is no etcd of version 3.4 or later ({status})"))
             }
-        }
-        other => other,
+            other => other,
+        };
+    };
+    let broken = connection.dialled.why_broken().await.filter(|broken| !reason.contains(broken));
+    let reason = broken.map_or(reason.clone(), |broken| format!("{reason}: {broken}"));
+    match tls::explain_later(&reason).filter(|_| is_tls) {
+        Some(fault) => fault,
+        None if is_tls => Fault::NotSent(reason),
+        None => Fault::NotSent(format!("{reason} (is it an etcd, and does it want https://?)")),
     }
 }

@@ -69,10 +69,8 @@ impl Client {
         let room = Arc::clone(&self.watch_room).try_acquire_owned();
         let room = room.map_err(|_| CoordError::Busy(format!("there are {} watches already", MAX_WATCHES)))?;
         // "From now on" is made a number here: a member that lags would begin earlier, and a stream that breaks could not be taken up again.
-        let next = match from_revision {
-            0 => self.now().await.map_err(|failure| self.error(failure))? + 1,
-            from => from,
-        };
+        let now = self.now().await?;
+        let next = if from_revision == 0 { now + 1 } else { from_revision };
         let (events, queue) = mpsc::channel(1);
         let (opened, standing) = oneshot::channel();
         let supervisor = Supervisor {
@@ -159,6 +157,11 @@ impl Supervisor {
             tokio::select! {
                 () = self.events.closed() => return,
                 () = sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
+            }
+            // An etcd that was set back would be silent until it has the revision again that is waited for.
+            if let Err(error @ CoordError::Corrupt { .. }) = self.client.now().await {
+                self.report(Err(error)).await;
+                return;
             }
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use varve_coord::{Change, Coord, CoordError, Event, LeaseId, Outcome};
 use varve_etcd::{Etcd, EtcdConfig};
-use varve_lab::etcd::Etcd as Lab;
+use varve_lab::etcd::{Etcd as Lab, Options};
 use varve_lab::tcp_proxy::{Mode, TcpProxy};
 use varve_types::ErrorKind;
 
@@ -204,4 +204,58 @@ async fn a_cut_that_crosses_a_change_is_never_told_wrongly() {
             Err(error) => assert!(error.is_unknown(), "{error}"),
         }
     }
+}
+
+/// An etcd with the same ports and less data is the same cluster by its id.
+#[tokio::test]
+async fn an_etcd_that_was_set_back_is_not_trusted() {
+    let (mut lab, runtime) = (Lab::start().unwrap(), Runtime::start());
+    let etcd = client(&lab, runtime.handle()).await;
+    for n in 0..10 {
+        put(&etcd, "k", &n.to_string()).await.unwrap();
+    }
+    let mut watch = etcd.watch("k", 0).await.unwrap();
+    lab.kill(0).unwrap();
+    lab.start_empty(0).unwrap();
+    for _ in 0..2 {
+        let error = etcd.get("k").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(put(&etcd, "k", "1").await.unwrap_err().is_unknown());
+    }
+    assert_eq!(watch.next().await.unwrap_err().kind(), ErrorKind::Corrupt);
+    let anew = client(&lab, runtime.handle()).await;
+    assert_eq!(value(&anew, "k").await.as_deref(), Some("1"));
+}
+
+/// etcd tells some changes that they found no space although it has done them.
+#[tokio::test]
+async fn a_full_etcd_leaves_doubt_and_says_what_to_do() {
+    let arguments = vec!["--quota-backend-bytes=4194304".to_owned()];
+    let lab = Lab::start_with(&Options { arguments, ..Options::default() }).unwrap();
+    let runtime = Runtime::start();
+    let etcd = client(&lab, runtime.handle()).await;
+    let large = vec![7; varve_coord::MAX_VALUE_BYTES];
+    let mut error = None;
+    // It looks at its size a few times a second, so there may go more into it than there is room for.
+    for n in 0..100 {
+        let changes = vec![Change::put(format!("k{n}"), large.clone())];
+        if let Err(failed) = etcd.transact(Vec::new(), changes).await {
+            error = Some(failed);
+            break;
+        }
+    }
+    let error = error.expect("there is not room for all");
+    assert!(error.is_unknown() && error.to_string().contains("quota-backend-bytes"), "{error}");
+    assert!(etcd.lease(Duration::from_secs(60)).await.unwrap_err().is_unknown());
+    // It is read, and made smaller, all the same.
+    let keys = etcd.list("").await.unwrap().entries.into_iter().map(|entry| Change::Delete(entry.key));
+    etcd.transact(Vec::new(), keys.collect()).await.unwrap();
+    let revision = etcd.list("").await.unwrap().revision;
+    lab.ctl(&["compaction", &revision.to_string(), "--physical"]).unwrap();
+    lab.ctl(&["defrag"]).unwrap();
+    wait_for("it to see that it has room", async || {
+        lab.ctl(&["alarm", "disarm"]).unwrap();
+        put(&etcd, "k", "1").await.is_ok()
+    })
+    .await;
 }

@@ -233,6 +233,17 @@ impl Etcd {
         self.wait_until_healthy(member)
     }
 
+    /// Starts a member that was killed without any data, as one that somebody set up anew, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not come up, or runs already.
+    pub fn start_empty(&mut self, member: usize) -> Result<()> {
+        ensure!(self.members[member].process.is_none(), "member {member} runs already");
+        let data = self.dir.path().join(format!("data-{member}"));
+        std::fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
+        self.start_again(member)
+    }
+
     /// The member that leads.
     ///
     /// # Errors
