@@ -6,6 +6,7 @@
 //! ordinal), which never means two things: one is forgotten only where cleaning has moved the segment's blocks to another object. A crash loses all of it, and
 //! nothing by that.
 
+use crate::EngineError;
 use crate::cache::BlockCache;
 use crate::clean::Cleaning;
 use crate::ends::Ends;
@@ -18,7 +19,6 @@ use crate::signal::Signal;
 use crate::ssd::SsdCache;
 use crate::stages::{Stage, Stages, Timed};
 use crate::timeline::Timeline;
-use crate::EngineError;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
