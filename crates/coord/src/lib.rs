@@ -26,7 +26,7 @@ pub use embedded::Embedded;
 pub use error::{Cause, CoordError, Result};
 pub use memory::{Fault, Memory};
 pub use record::{
-    ClusterRecord, Deleted, EpochEnd, HolderRecord, MAX_ENDS, ManifestRef, NameRecord, PoolRecord, Record,
-    ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
+    ClusterRecord, Deleted, EpochEnd, HolderRecord, MAX_ENDS, ManifestRef, MirrorRecord, NameRecord, PoolRecord,
+    Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
 pub use records::Records;

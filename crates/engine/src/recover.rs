@@ -20,6 +20,7 @@ use crate::layer::Layer;
 use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object};
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
+use crate::mirror::Mirror;
 use crate::nodes::NodeLoads;
 use crate::overlay::{Overlay, Stratum};
 use crate::pressure::Throttle;
@@ -148,6 +149,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         own: manifest.own,
         lineages: Lineages::new(manifest.ancestors),
         ends: RefCell::default(),
+        mirror: Mirror::default(),
         throttle: Throttle::default(),
         streams: Streams::default(),
         data: RefCell::new(data),
@@ -335,6 +337,9 @@ impl Timeline {
         let end = EpochEnd { timeline: self.id, epoch: old.epoch, last: self.data.borrow().last };
         let note = |record: &mut VolumeRecord| {
             record.note_end(end);
+            if record.shown == end.timeline {
+                record.mirror = None;
+            }
             Ok(())
         };
         let record = accept(&self.context, self.volume, &manifest, note).await?;

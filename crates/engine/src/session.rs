@@ -63,7 +63,7 @@ impl Timeline {
                 None => {}
             }
         }
-        Position { sequence: data.last, safe: data.flushed.max(data.counted) }
+        Position { sequence: data.last, safe: data.flushed.max(data.counted).max(self.mirror.safe()) }
     }
 }
 

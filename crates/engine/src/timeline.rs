@@ -22,6 +22,7 @@ use crate::layer::{Layer, Piece};
 use crate::lineage::Lineages;
 use crate::manifests::PoolStore;
 use crate::map::{Lookup, NodePath, Tree};
+use crate::mirror::Mirror;
 use crate::nodes::NodeLoads;
 use crate::overlay::Overlay;
 use crate::pressure::Throttle;
@@ -150,6 +151,8 @@ pub(crate) struct Timeline {
     pub writer: WriterId,
     pub own: Lineage,
     pub lineages: Lineages,
+    /// Its mirror.
+    pub mirror: Mirror,
     /// Where epochs before this one have ended.
     pub ends: RefCell<Vec<EpochEnd>>,
     /// How its writes are slowed while the store does not keep up.

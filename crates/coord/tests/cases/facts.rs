@@ -31,6 +31,7 @@ pub fn volume(n: u8, text: &str) -> VolumeRecord {
         deleted: None,
         timelines: vec![timeline(n, TimelineState::Shown)],
         owner: None,
+        mirror: None,
         holder: None,
         ends: Vec::new(),
     }

@@ -4,12 +4,12 @@
 //! They are written out without defaults: a new field does not compile here until it has a value, and with it a golden file of its own.
 
 use varve_coord::{
-    ClusterRecord, CoordError, Deleted, EpochEnd, HolderRecord, ManifestRef, NameRecord, PoolRecord, Record,
-    ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
+    ClusterRecord, CoordError, Deleted, EpochEnd, HolderRecord, ManifestRef, MirrorRecord, NameRecord, PoolRecord,
+    Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
 use varve_types::{
-    Ack, ClusterId, Compression, Epoch, JournalId, Name, NodeId, Overrides, Sequence, SessionId, TimelineId, VolumeId,
-    WriterId,
+    Ack, ClusterId, Compression, Epoch, IncarnationId, JournalId, Name, NodeId, Overrides, Sequence, SessionId,
+    TimelineId, VolumeId, WriterId,
 };
 
 /// A record with its golden file.
@@ -81,6 +81,7 @@ pub fn volume() -> VolumeRecord {
             TimelineRecord { id: HELD, state: held, manifest: None, parent: None },
         ],
         owner: None,
+        mirror: None,
         holder: None,
         ends: Vec::new(),
     }
@@ -103,6 +104,11 @@ fn held() -> VolumeRecord {
     let session = SessionId::from_bytes(*b"session-id-v1-00");
     VolumeRecord {
         owner: Some(NodeId::from_bytes(*b"node-id-for-v1-0")),
+        mirror: Some(MirrorRecord {
+            node: NodeId::from_bytes(*b"node-id-for-v1-1"),
+            incarnation: IncarnationId::from_bytes(*b"incarnation-v1-0"),
+            timeline: SHOWN,
+        }),
         holder: Some(HolderRecord { session, edge: "host-1".to_owned(), since_ms: 1_700_000_000_129 }),
         ends: vec![EpochEnd { timeline: SHOWN, epoch: Epoch(3), last: Sequence(41) }],
         ..volume()
