@@ -37,6 +37,8 @@ use varve_types::{Epoch, ErrorKind, IncarnationId, MirrorMode, NodeId, Sequence,
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// Bytes that may wait until a mirror that was asked to begin has answered.
 const MOST_WAITING: u64 = 16 << 20;
+/// Bytes of one delivery; one change may go beyond.
+const MOST_DELIVERED: u64 = 8 << 20;
 
 /// A change of a timeline, as another node keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +185,23 @@ pub(crate) struct Mirror {
     joining: Cell<bool>,
 }
 
+impl Link {
+    /// The next changes to be sent, as many as one delivery takes.
+    fn next_delivery(&mut self, timeline: TimelineId, epoch: Epoch) -> Option<Delivery> {
+        let (mut bytes, mut count) = (0, 0);
+        while bytes < MOST_DELIVERED && count < self.queued.len() {
+            bytes += self.queued[count].cost();
+            count += 1;
+        }
+        let later = self.queued.split_off(count);
+        let records = std::mem::replace(&mut self.queued, later);
+        let last = records.last()?.sequence;
+        self.unreleased.push_back((last, bytes));
+        let previous = std::mem::replace(&mut self.sent, last);
+        Some(Delivery { timeline, epoch, previous, records })
+    }
+}
+
 impl Mirror {
     /// Whether changes of so many bytes may be made now.
     pub fn has_room(&self, bytes: u64) -> bool {
@@ -234,35 +253,33 @@ impl Timeline {
 
     /// Sends what was taken in.
     pub fn mirror_send(self: &Rc<Self>) {
-        let (number, sending) = {
-            let mut link = self.mirror.link.borrow_mut();
-            let Some(link) = link.as_mut() else { return };
-            if link.begun.is_none() || link.queued.is_empty() {
-                if link.bytes > MOST_WAITING && link.begun.is_none() {
-                    let (number, slow) = (link.number, "it does not begin in time");
-                    return self.mirror_part_later(number, EngineError::new(ErrorKind::Unavailable, slow));
+        loop {
+            let (number, last, sending) = {
+                let mut link = self.mirror.link.borrow_mut();
+                let Some(link) = link.as_mut() else { return };
+                if link.begun.is_none() {
+                    if link.bytes > MOST_WAITING {
+                        let slow = EngineError::new(ErrorKind::Unavailable, "it does not begin in time");
+                        self.mirror_part_later(link.number, slow);
+                    }
+                    return;
                 }
-                return;
-            }
-            let records = std::mem::take(&mut link.queued);
-            let last = records.last().map_or(link.sent, |record| record.sequence);
-            link.unreleased.push_back((last, records.iter().map(TailRecord::cost).sum()));
-            let previous = std::mem::replace(&mut link.sent, last);
-            let delivery = Delivery { timeline: self.id, epoch: self.epoch, previous, records };
-            (link.number, link.peer.deliver(delivery))
-        };
-        let (this, last) = (Rc::clone(self), self.data.borrow().last);
-        self.context.env.spawn(Box::pin(async move {
-            match in_time(&*this.context.env, sending).await {
-                Ok(()) => this.mirror_acked(number, last),
-                Err(error) => this.mirror_part(number, error),
-            }
-        }));
+                let Some(delivery) = link.next_delivery(self.id, self.epoch) else { return };
+                (link.number, link.sent, link.peer.deliver(delivery))
+            };
+            let this = Rc::clone(self);
+            self.context.env.spawn(Box::pin(async move {
+                match in_time(&*this.context.env, sending).await {
+                    Ok(()) => this.mirror_acked(number, last),
+                    Err(error) => this.mirror_part(number, error),
+                }
+            }));
+        }
     }
 
     fn mirror_acked(&self, number: u64, last: Sequence) {
         if let Some(link) = self.mirror.link.borrow_mut().as_mut().filter(|link| link.number == number) {
-            link.acked = link.acked.max(last.min(link.sent));
+            link.acked = link.acked.max(last);
         }
         self.changed.ring();
     }

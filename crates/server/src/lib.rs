@@ -4,5 +4,6 @@
 pub mod api;
 pub mod config;
 mod edge;
+mod mirror;
 pub mod node;
 pub mod worker;
