@@ -158,7 +158,11 @@ impl Supervisor {
                 () = sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
             }
             // An etcd that was set back would be silent until it has the revision again that is waited for.
-            if let Err(error @ CoordError::Corrupt { .. }) = self.client.now().await {
+            let now = tokio::select! {
+                () = self.events.closed() => return,
+                now = self.client.now() => now,
+            };
+            if let Err(error @ CoordError::Corrupt { .. }) = now {
                 self.report(Err(error)).await;
                 return;
             }
