@@ -31,6 +31,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_env::{Env, LocalFuture};
 use varve_format::journal::Body;
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, IncarnationId, MirrorMode, NodeId, Sequence, TimelineId, VolumeId};
 
 /// How long an answer of a mirror is waited for.
@@ -111,6 +112,8 @@ pub struct Fetched {
 pub trait MirrorPeer {
     /// Which node it is.
     fn node(&self) -> NodeId;
+    /// Whether it is known to answer nothing any more.
+    fn is_broken(&self) -> bool;
     /// Begins a copy in the place of whatever it had of the timeline. `Fenced` where it knows a higher epoch.
     fn begin(&self, begin: BeginCopy) -> LocalFuture<Result<Begun>>;
     /// Completes once the copy has all of the changes. `Fenced` where it knows a higher epoch.
@@ -279,6 +282,7 @@ impl Timeline {
 
     fn mirror_acked(&self, number: u64, last: Sequence) {
         if let Some(link) = self.mirror.link.borrow_mut().as_mut().filter(|link| link.number == number) {
+            let last = if planted(Mutant::AckAhead) { link.sent } else { last };
             link.acked = link.acked.max(last);
         }
         self.changed.ring();
@@ -299,7 +303,8 @@ impl Timeline {
     /// What an answer has to wait for, if it has to: of a change where `flush` is not set, else of a flush.
     pub fn mirror_wait(self: &Rc<Self>, through: Sequence, flush: bool) -> Option<Later<()>> {
         let mode = self.data.borrow().settings.mirror;
-        if mode == MirrorMode::None || (mode == MirrorMode::Async && !flush) {
+        let is_left_out = planted(Mutant::AnswerBeforeCopy) || (mode == MirrorMode::Async && !flush);
+        if mode == MirrorMode::None || is_left_out {
             return None;
         }
         if let Some(done) = self.mirrored(through) {
@@ -319,6 +324,7 @@ impl Timeline {
         let has_it = link.as_ref().is_some_and(|link| link.acked >= through);
         match self.mirror.phase.get() {
             MirrorPhase::InSync if has_it => Some(Ok(())),
+            MirrorPhase::Parting if planted(Mutant::PartSilently) => Some(Ok(())),
             MirrorPhase::InSync | MirrorPhase::Parting => None,
             // In the store it is safer than in any copy.
             MirrorPhase::Alone | MirrorPhase::Joining => {

@@ -75,6 +75,8 @@ pub(crate) struct Data {
     pub last_end: u64,
     /// Every change up to this one is on stable media.
     pub flushed: Sequence,
+    /// The last change that somebody was told to be safe.
+    pub told_safe: Sequence,
     /// A position of the journal, and the change before it: once that much is synced, so is the change.
     pub awaited: Option<(u64, Sequence)>,
     pub open: Layer,

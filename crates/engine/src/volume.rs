@@ -21,6 +21,7 @@ use std::ops::Deref;
 use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::Manifest;
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{
     BLOCK, Epoch, ErrorKind, Name, Overrides, Sequence, Settings, SnapshotId, TimelineId, VolumeId, WriterId,
@@ -124,14 +125,17 @@ async fn raise_epoch(context: &Context, known: &VolumeRecord, writer: WriterId, 
     let change = |record: &mut VolumeRecord| -> Result<()> {
         let is_the_same = (record.epoch, record.mirror) == (known.epoch, known.mirror);
         let may = match claim {
+            Claim::Own if planted(Mutant::OpenOthers) => true,
             Claim::Own => return context.check_ours(record).map(|()| raise(record, writer)),
             Claim::Forced(since) => record.epoch == since,
-            Claim::Mirror => is_the_same,
+            Claim::Mirror => is_the_same || planted(Mutant::TakeBlindly),
         };
         if !may {
+            reached(Branch::TakenBefore);
             let text = format!("volume {}: another node was faster, it is in epoch {}", record.name, record.epoch);
             return Err(EngineError::new(ErrorKind::Fenced, text));
         }
+        reached_if(claim == Claim::Mirror, Branch::TakenAsMirror);
         record.owner = context.node.get();
         raise(record, writer);
         Ok(())

@@ -25,6 +25,7 @@ mod exec;
 mod image;
 mod mirror;
 pub mod node;
+pub mod pair;
 mod points;
 mod process;
 mod rng;

@@ -24,13 +24,20 @@ pub struct SimFar {
     copies: RefCell<Option<Rc<Copies>>>,
     process: Cell<u64>,
     is_cut: Cell<bool>,
+    is_stalled: Cell<bool>,
 }
 
 impl SimFar {
     /// A node on which nothing runs yet.
     #[must_use]
     pub fn new(node: NodeId) -> Rc<Self> {
-        Rc::new(Self { node, copies: RefCell::new(None), process: Cell::new(0), is_cut: Cell::new(false) })
+        Rc::new(Self {
+            node,
+            copies: RefCell::new(None),
+            process: Cell::new(0),
+            is_cut: Cell::new(false),
+            is_stalled: Cell::new(false),
+        })
     }
 
     /// A process of it begins, with a quota for copies: gives these.
@@ -46,6 +53,12 @@ impl SimFar {
     /// Its process has ended.
     pub fn stop(&self) {
         self.copies.replace(None);
+        self.is_stalled.set(false);
+    }
+
+    /// Its process stalls: what it is asked waits until it goes on.
+    pub fn stall(&self, is_stalled: bool) {
+        self.is_stalled.set(is_stalled);
     }
 
     /// Cuts the network around it, or mends it.
@@ -106,6 +119,9 @@ impl SimPeer {
             };
             travel().await;
             turns.wait(turn).await;
+            while far.is_stalled.get() {
+                Sleep::new(&core, Duration::from_millis(1)).await;
+            }
             let copies = far.copies.borrow().clone().filter(|_| far.process.get() == process);
             let answer = match &copies {
                 Some(copies) => ask(copies),
@@ -121,6 +137,10 @@ impl SimPeer {
 impl MirrorPeer for SimPeer {
     fn node(&self) -> NodeId {
         self.far.node
+    }
+    fn is_broken(&self) -> bool {
+        // Over a network that is cut nobody hears of an end.
+        !self.far.is_cut.get() && (self.far.process.get() != self.process || self.far.copies.borrow().is_none())
     }
     fn begin(&self, begin: BeginCopy) -> LocalFuture<Result<Begun>> {
         self.ask(move |copies| copies.begin(begin))

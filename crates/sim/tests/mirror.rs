@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A volume's mirror: nothing that was answered is lost while one of the two nodes lives, and nobody takes over what he does not have.
 
-mod pair;
-
-use pair::{JOINED, SIZE, pair};
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{BlockDevice, EngineError, MirrorPhase};
 use varve_sim::node::name;
+use varve_sim::pair::{JOINED, SIZE, pair};
 use varve_sim::{Chaos, CrashMode};
 use varve_types::ErrorKind;
 

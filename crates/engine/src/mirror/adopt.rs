@@ -3,14 +3,17 @@
 //!
 //! Always holds when it ends well: the own journal has, on stable media, every change that the copy has and it did not.
 
-use super::{TailRecord, in_time};
+use super::{Copies, TailRecord, in_time};
 use crate::context::Context;
 use crate::journal::Replayed;
 use crate::{EngineError, Result};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use varve_coord::{MirrorRecord, VolumeRecord};
 use varve_format::crc::crc;
 use varve_format::journal::Body;
+use varve_types::branch::{Branch, reached, reached_if};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, TimelineId};
 
 /// The mirror that counts for what a volume shows.
@@ -25,14 +28,19 @@ impl Context {
     /// `Conflict` where it has no copy that counts.
     pub async fn adopt_own(&self, record: &VolumeRecord) -> Result<()> {
         let (node, copies) = (self.node.get(), self.copies.borrow().clone());
-        let counts = counting(record)
-            .zip(copies)
-            .filter(|(mirror, copies)| Some(mirror.node) == node && mirror.incarnation == copies.incarnation());
+        let is_this = |(mirror, copies): &(MirrorRecord, Rc<Copies>)| {
+            let is_process = mirror.incarnation == copies.incarnation() || planted(Mutant::TakeWithAnyCopy);
+            Some(mirror.node) == node && is_process
+        };
+        let counts = counting(record).zip(copies).filter(is_this);
         let Some((_, copies)) = counts else {
             let text = format!("volume {}: this node has no copy of it that is in sync", record.name);
             return Err(EngineError::new(ErrorKind::Conflict, text));
         };
         let fetched = copies.fetch(record.shown, record.epoch.next())?;
+        if planted(Mutant::TakeWithoutCopy) {
+            return Ok(());
+        }
         self.adopt(record.shown, fetched.records).await
     }
 
@@ -41,13 +49,14 @@ impl Context {
     /// # Errors
     /// `Unavailable` while the mirror does not answer: it may have what this node has lost.
     pub async fn adopt_from_mirror(&self, record: &VolumeRecord, epoch: Epoch) -> Result<()> {
-        let Some(mirror) = counting(record) else { return Ok(()) };
+        let Some(mirror) = counting(record).filter(|_| !planted(Mutant::ReopenAlone)) else { return Ok(()) };
         if Some(mirror.node) == self.node.get() {
             // It took the volume over itself, and had the copy in its journal before that.
             return Ok(());
         }
         let peer = self.mirrors.borrow().as_ref().and_then(|nodes| nodes.find(mirror.node));
         let waits = |why: &str| {
+            reached(Branch::MirrorAwaited);
             let text = format!(
                 "volume {} waits for its mirror, node {}, which may have more of it: {why}",
                 record.name, mirror.node
@@ -61,9 +70,11 @@ impl Context {
                 _ => waits(&error.to_string()),
             })?;
         if fetched.incarnation != mirror.incarnation {
+            reached(Branch::MirrorForgot);
             tracing::warn!(volume = %record.name, node = %mirror.node, "the mirror has lost its copy: the journal is all that there is");
             return Ok(());
         }
+        reached_if(!fetched.records.is_empty(), Branch::MirrorKnewMore);
         self.adopt(record.shown, fetched.records).await
     }
 
@@ -77,6 +88,9 @@ impl Context {
             if !has.contains(&(record.epoch, record.sequence)) {
                 lacking.push(record);
             }
+        }
+        if planted(Mutant::AdoptLosesLast) {
+            lacking.pop();
         }
         if lacking.is_empty() {
             return Ok(());

@@ -11,6 +11,8 @@ use super::{BeginCopy, Begun, Delivery, Fetched, TailRecord};
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use varve_types::branch::{Branch, reached};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, IncarnationId, Sequence, TimelineId};
 
 /// Bytes that one copy may have, at most.
@@ -116,6 +118,7 @@ impl Copies {
     pub fn release(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) {
         let mut copies = self.copies.borrow_mut();
         let Some(copy) = copies.get_mut(&timeline).filter(|copy| copy.epoch == epoch) else { return };
+        let through = if planted(Mutant::ReleaseTooMuch) { through.next() } else { through };
         let kept = copy.records.split_off(&through.next());
         let gone = std::mem::replace(&mut copy.records, kept);
         copy.bytes -= gone.values().map(TailRecord::cost).sum::<u64>();
@@ -128,7 +131,9 @@ impl Copies {
     /// `Fenced` where a higher one is known.
     pub fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> Result<Fetched> {
         self.check(timeline, epoch)?;
-        self.floors.borrow_mut().insert(timeline, epoch);
+        if !planted(Mutant::FetchWithoutFence) {
+            self.floors.borrow_mut().insert(timeline, epoch);
+        }
         let copies = self.copies.borrow();
         let records = copies.get(&timeline).map(|copy| copy.records.values().cloned().collect()).unwrap_or_default();
         Ok(Fetched { incarnation: self.incarnation, records })
@@ -143,7 +148,10 @@ impl Copies {
         let floor = self.floors.borrow().get(&timeline).copied();
         let known = self.copies.borrow().get(&timeline).map(|copy| copy.epoch);
         match floor.max(known) {
-            Some(highest) if highest > epoch => Err(fenced(timeline, highest)),
+            Some(highest) if highest > epoch => {
+                reached(Branch::CopyFenced);
+                Err(fenced(timeline, highest))
+            }
             _ => Ok(()),
         }
     }

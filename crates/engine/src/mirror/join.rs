@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_coord::{MirrorRecord, Records, VolumeRecord};
+use varve_types::branch::{Branch, reached};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{ErrorKind, MirrorMode};
 
 /// Between two tries to tell coordination.
@@ -25,14 +27,20 @@ impl Timeline {
             let data = self.data.borrow();
             (data.settings.mirror != MirrorMode::None, data.stopped.is_some())
         };
-        let number = self.mirror.link.borrow().as_ref().map(|link| link.number);
+        let link = self.mirror.link.borrow().as_ref().map(|link| (link.number, link.peer.is_broken()));
         if stopped {
             // Whoever goes on with the volume may need what the copy has.
             *self.mirror.link.borrow_mut() = None;
             return;
         }
-        if let Some(number) = number.filter(|_| !wanted) {
-            return self.mirror_part(number, EngineError::new(ErrorKind::Conflict, "it is not wanted any more"));
+        match link {
+            Some((number, _)) if !wanted => {
+                return self.mirror_part(number, EngineError::new(ErrorKind::Conflict, "it is not wanted any more"));
+            }
+            Some((number, true)) => {
+                return self.mirror_part(number, EngineError::new(ErrorKind::Unavailable, "its connection is broken"));
+            }
+            _ => {}
         }
         let is_alone = self.mirror.phase.get() == MirrorPhase::Alone;
         if !wanted || !is_alone || self.mirror.joining.replace(true) {
@@ -86,7 +94,9 @@ impl Timeline {
         }
         self.mirror_send();
         self.seal_now();
-        self.until_counted(begin.base).await?;
+        if !planted(Mutant::JoinUnput) {
+            self.until_counted(begin.base).await?;
+        }
         if self.linked(number).is_none() {
             return Err(lost());
         }
@@ -112,6 +122,7 @@ impl Timeline {
             return Err(lost());
         }
         self.mirror.is_recorded.set(true);
+        reached(Branch::MirrorJoined);
         tracing::info!(volume = %self.volume, node = %peer.node(), "a mirror is in sync");
         Ok(())
     }
@@ -155,11 +166,13 @@ impl Timeline {
         let was = mirror.phase.get();
         mirror.is_recorded.set(false);
         if was != MirrorPhase::InSync {
+            reached(Branch::MirrorJoinFailed);
             tracing::debug!(volume = %self.volume, %node, %why, "a mirror did not join");
             mirror.phase.set(MirrorPhase::Alone);
             return self.changed.ring();
         }
         tracing::warn!(volume = %self.volume, %node, %why, "the mirror is lost");
+        reached(Branch::MirrorParted);
         mirror.phase.set(MirrorPhase::Parting);
         self.changed.ring();
         let this = Rc::clone(self);
@@ -168,7 +181,8 @@ impl Timeline {
 
     async fn part(self: &Rc<Self>) {
         // Whatever the mirror has vouched for: from now on nobody but this node does.
-        if let Err(error) = self.flush_here().await {
+        let flushed = if planted(Mutant::PartUnflushed) { Ok(()) } else { self.flush_here().await };
+        if let Err(error) = flushed {
             tracing::error!(volume = %self.volume, %error, "what its mirror had can not be made stable");
             return self.stop(error);
         }

@@ -93,11 +93,6 @@ impl TcpPeer {
         Rc::new(Self { node, state })
     }
 
-    /// Whether it is of no more use.
-    pub(super) fn is_broken(&self) -> bool {
-        self.state.broken.borrow().is_some()
-    }
-
     fn push(&self, message: &Message) -> u64 {
         let state = &self.state;
         let id = state.next.replace(state.next.get() + 1);
@@ -124,6 +119,10 @@ impl TcpPeer {
 impl MirrorPeer for TcpPeer {
     fn node(&self) -> NodeId {
         self.node
+    }
+
+    fn is_broken(&self) -> bool {
+        self.state.broken.borrow().is_some()
     }
 
     fn begin(&self, begin: BeginCopy) -> LocalFuture<Result<Begun>> {
