@@ -6,7 +6,7 @@
 //! been made (so it must be taken back or adopted), and a right may not have been gained (so it must not be used). Reading again tells.
 
 use std::path::PathBuf;
-use varve_types::ErrorKind;
+use varve_types::{ErrorKind, Kinded};
 
 /// Result of coordination.
 pub type Result<T> = std::result::Result<T, CoordError>;
@@ -127,6 +127,15 @@ impl CoordError {
 
     pub(crate) fn unknown(reason: impl Into<String>) -> Self {
         Self::Unknown { reason: reason.into(), source: None }
+    }
+}
+
+impl Kinded for CoordError {
+    fn kind(&self) -> ErrorKind {
+        Self::kind(self)
+    }
+    fn passed_on(&self) -> String {
+        format!("coordination: {self}")
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) use window::current_window;
 pub(crate) use runs::{kill_runs, node_kill_runs};
 
 use crate::context::Held;
+use crate::error::MayPass;
 use crate::overlay::Stratum;
 use crate::proof::proved;
 use crate::signal::breathe;

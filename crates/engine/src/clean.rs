@@ -33,6 +33,7 @@ pub use job::{Job as CleanJob, Source as CleanSource};
 pub use lease::{LeaseEnd, LeaseTerms, Leased};
 pub use workers::CleanWorker;
 
+use crate::error::MayPass;
 use crate::stages::Stage;
 use crate::timeline::Timeline;
 use crate::{EngineError, Result, TableTotals};

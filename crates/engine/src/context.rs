@@ -334,13 +334,6 @@ impl Context {
     }
 }
 
-/// The error of an operation of coordination.
-impl From<varve_coord::CoordError> for EngineError {
-    fn from(error: varve_coord::CoordError) -> Self {
-        Self::caused(error.kind(), "coordination", error)
-    }
-}
-
 /// Names the object in an error of a decoder.
 pub(crate) fn damaged(name: impl std::fmt::Display) -> impl FnOnce(varve_format::FormatError) -> EngineError {
     move |error| {

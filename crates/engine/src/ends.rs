@@ -14,6 +14,7 @@
 //! - A store that refuses ends the try. What is left is told to people, with the reason, until a later look at windows has brought it to its end.
 
 use crate::context::Context;
+use crate::error::MayPass;
 use crate::lineage::{load_table_page, map_name, table_name};
 use crate::manifests::PoolStore;
 use crate::signal::breathe;

@@ -17,7 +17,6 @@ mod checkpoint;
 mod clean;
 mod closed;
 mod context;
-mod device;
 mod ends;
 mod error;
 mod extent;
@@ -66,7 +65,6 @@ pub use clean::{
     CleanAnswer, CleanCounts, CleanJob, CleanSource, CleanWorker, LeaseEnd, LeaseTerms, Leased, run_clean_job,
 };
 pub use context::{Limits, PutBytes};
-pub use device::{BlockDevice, Later, StatusExtent, Submit};
 pub use ends::{EndCounts, Ending};
 pub use error::{EngineError, Result};
 pub use facts::{ClosedInfo, OriginInfo};
@@ -83,5 +81,6 @@ pub use shard::{GoneCounts, Importing, NewVolume, Shard, ShardCounts};
 pub use ssd::SsdCounts;
 pub use stages::{Stage, StageTimes};
 pub use table::TableTotals;
+pub use varve_block::{BlockDevice, Later, StatusExtent, Submit};
 pub use volume::{Attachment, SnapshotInfo, Volume, VolumeCounts};
 pub use waits::WaitCounts;

@@ -9,6 +9,7 @@
 
 use crate::Result;
 use crate::context::damaged;
+use crate::error::MayPass;
 use crate::extent::ExtentMap;
 use crate::lineage::{load_node_record, load_node_records, map_name, map_object};
 use crate::map::{Lookup, NodePath, ROOT_LEVEL, first_of, span};

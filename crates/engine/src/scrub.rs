@@ -17,6 +17,7 @@ mod place;
 
 use crate::closed::has_objects;
 use crate::context::Turn;
+use crate::error::MayPass;
 use crate::lineage::{load_table_page, manifest_name, newest_manifest_if_there};
 use crate::manifests::PoolStore;
 use crate::pace::Pace;

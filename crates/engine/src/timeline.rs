@@ -15,6 +15,7 @@
 use crate::ahead::Streams;
 use crate::clean::Victims;
 use crate::context::{Context, Turn};
+use crate::error::MayPass;
 use crate::extent::At;
 use crate::journal::Journal;
 use crate::layer::{Layer, Piece};

@@ -8,7 +8,7 @@
 use crate::SendFuture;
 use bytes::Bytes;
 use std::ops::Range;
-use varve_types::ErrorKind;
+use varve_types::{ErrorKind, Kinded};
 
 /// The bytes of an object to put, in parts that stand one behind the other. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -102,6 +102,12 @@ impl StoreError {
             StoreErrorKind::NoSpace => ErrorKind::NoSpace,
             StoreErrorKind::Invalid => ErrorKind::Invalid,
         }
+    }
+}
+
+impl Kinded for StoreError {
+    fn kind(&self) -> ErrorKind {
+        Self::kind(self)
     }
 }
 

@@ -96,6 +96,16 @@ impl ErrorKind {
     }
 }
 
+/// An error of a part of Varve that the parts above pass on, with its kind, in errors of their own.
+pub trait Kinded: std::error::Error + Send + Sync + 'static {
+    /// What the caller should do.
+    fn kind(&self) -> ErrorKind;
+    /// Its text for those who do not know which part it comes from.
+    fn passed_on(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

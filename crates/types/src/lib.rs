@@ -19,7 +19,7 @@ pub use histogram::{BUCKETS, Histogram};
 pub use id::{
     ClusterId, Epoch, JournalId, LeaseId, Ordinal, RootNumber, Sequence, SessionId, SnapshotId, TimelineId, VolumeId, WriterId,
 };
-pub use kind::{ALL as ALL_KINDS, ErrorKind};
+pub use kind::{ALL as ALL_KINDS, ErrorKind, Kinded};
 pub use name::{Name, NameError};
 pub use settings::{Ack, CacheMode, Compression, Overrides, SettingError, Settings, Source, parse_duration_ms};
 pub use size::{SizeError, format_size, parse_size, parse_volume_size};

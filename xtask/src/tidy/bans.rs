@@ -10,7 +10,7 @@ use crate::repo::root;
 use std::path::{Path, PathBuf};
 
 /// The crates whose code runs in a simulation, and the simulator.
-const CRATES: [&str; 5] = ["engine", "format", "types", "coord", "sim"];
+const CRATES: [&str; 6] = ["engine", "block", "format", "types", "coord", "sim"];
 /// What their lists must have, at least.
 const BANNED: [&str; 80] = [
     "std::time::SystemTime::now",

@@ -11,6 +11,7 @@ use super::{ALL, CheckReport, Progress, Subject};
 use crate::Result;
 use crate::closed::{Family, Kept, Pinned, Reached};
 use crate::context::Held;
+use crate::error::MayPass;
 use crate::lineage::load_manifest;
 use crate::volume::Volume;
 use std::rc::Rc;

@@ -11,6 +11,7 @@ use super::choose::Search;
 use super::job::{self, Failed, Job, Made};
 use super::{debt_bytes, gave_up_on};
 use crate::closed::{Closed, Histories, Pages, put_parts_into};
+use crate::error::MayPass;
 use crate::signal::breathe;
 use crate::stages::Stage;
 use crate::{EngineError, Result};

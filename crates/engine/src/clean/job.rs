@@ -8,6 +8,7 @@
 //! that it was written with.
 
 use crate::context::{Head, damaged};
+use crate::error::MayPass;
 use crate::pace::Pace;
 use crate::read::{fetch_ranks, heads_of, load_bundle_head, load_segment_head};
 use crate::signal::breathe;

@@ -16,6 +16,7 @@ use super::control::Cleaning;
 use super::job::Job;
 use super::workers::CleanWorker;
 use crate::context::Context;
+use crate::error::MayPass;
 use crate::manifests::PoolStore;
 use crate::timeline::Timeline;
 use crate::{CleanAnswer, EngineError, Result, Shard};

@@ -9,6 +9,7 @@
 
 use super::{Finding, Scrub};
 use crate::context::Context;
+use crate::error::MayPass;
 use crate::{EngineError, Result};
 use std::time::Duration;
 use varve_coord::{Record, Records, ScrubFinding, ScrubPass, ScrubRecord};
