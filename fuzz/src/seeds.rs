@@ -11,8 +11,8 @@ use varve_format::page::PageBuilder;
 use varve_format::region::{Entry, RegionHead};
 use varve_format::table::{Kill, LiveBits, NodeKill, Place, TableEntry, encode_kills, encode_node_kills, encode_page};
 use varve_format::{Leaf, Lineage, NODE_ENTRIES, NodePointer, ObjectKind, ObjectName, Pointer, encode_interior};
-use varve_server::nbd::option::{self, OptionHeader};
-use varve_server::nbd::wire::{self, Command, Request};
+use varve_nbd::option::{self, OptionHeader};
+use varve_nbd::wire::{self, Command, Request};
 use varve_types::{ClusterId, Ordinal, RootNumber, Sequence, TimelineId};
 
 /// A target and an input for it.

@@ -21,7 +21,7 @@ const HALF_HOUR_S: u64 = 30 * 60;
 const CI_TOTAL_S: u64 = 44 * 60;
 
 /// Shares of the half hour, in seconds. A crate whose tests are not named here has [`OTHER_S`].
-const SHARES: [(&str, u64); 20] = [
+const SHARES: [(&str, u64); 21] = [
     ("provision", 100),
     ("fmt", 10),
     ("tidy", 50),
@@ -37,7 +37,8 @@ const SHARES: [(&str, u64); 20] = [
     ("tests of engine", 10),
     ("tests of lab", 60),
     ("tests of sim", 170),
-    ("tests of server", 40),
+    ("tests of nbd", 25),
+    ("tests of server", 15),
     ("tests of varve", 230),
     ("random seeds", 140),
     ("planted bugs", 90),

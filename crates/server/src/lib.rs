@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The volume server: NBD, HTTP API, shards.
+//! The volume server: HTTP API, shards, and the volumes that front ends show.
 
 pub mod api;
 pub mod config;
-mod latency;
-pub mod nbd;
 pub mod node;
 pub mod worker;

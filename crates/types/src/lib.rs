@@ -13,6 +13,7 @@ mod kind;
 pub mod mutant;
 mod name;
 mod settings;
+mod shared_histogram;
 mod size;
 
 pub use histogram::{BUCKETS, Histogram};
@@ -22,6 +23,7 @@ pub use id::{
 pub use kind::{ALL as ALL_KINDS, ErrorKind, Kinded};
 pub use name::{Name, NameError};
 pub use settings::{Ack, CacheMode, Compression, Overrides, SettingError, Settings, Source, parse_duration_ms};
+pub use shared_histogram::SharedHistogram;
 pub use size::{SizeError, format_size, parse_size, parse_volume_size};
 
 /// Bytes of a block, the unit of the map.

@@ -11,8 +11,8 @@ use bytes::{Bytes, BytesMut};
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use varve_engine::{BlockDevice, EngineError, Result, StatusExtent, Submit};
-use varve_server::nbd::wire::Command;
+use varve_block::{BlockDevice, BlockError, Result, StatusExtent, Submit};
+use varve_nbd::wire::Command;
 use varve_types::ErrorKind;
 
 const SECTOR: u64 = 512;
@@ -62,7 +62,7 @@ impl Device {
     fn submit<T: Unpin + 'static>(&self, value: T) -> Submit<T> {
         let turn = self.operations.replace(self.operations.get().wrapping_add(1));
         let fails = self.setting.fail > 0 && turn % u32::from(self.setting.fail) == 1;
-        let result = if fails { Err(EngineError::new(ErrorKind::NoSpace, "it is full")) } else { Ok(value) };
+        let result = if fails { Err(BlockError::new(ErrorKind::NoSpace, "it is full")) } else { Ok(value) };
         if self.setting.later {
             return Submit::Later(Box::pin(Soon { looks: turn % 5, result: Some(result) }));
         }

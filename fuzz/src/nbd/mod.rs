@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use stream::Stream;
 use tokio::runtime::Runtime;
-use varve_engine::{EngineError, Result};
-use varve_server::nbd::wire::Request;
-use varve_server::nbd::{
+use varve_block::{BlockError, Result};
+use varve_nbd::wire::Request;
+use varve_nbd::{
     Closed, ExportInfo, Exports, HandshakeLimits, NbdError, Negotiated, Outcome, Peer, Stats, Tuning, negotiate, serve,
 };
 use varve_types::ErrorKind;
@@ -66,7 +66,7 @@ struct Names(Setting);
 impl Exports for Names {
     async fn list(&self) -> Result<Vec<String>> {
         if self.0.fail > 0 {
-            return Err(EngineError::new(ErrorKind::Unavailable, "it can not be told now"));
+            return Err(BlockError::new(ErrorKind::Unavailable, "it can not be told now"));
         }
         Ok(["disk", "disk@monday"].map(str::to_owned).to_vec())
     }
@@ -74,8 +74,8 @@ impl Exports for Names {
         match name {
             "" | "disk" => Ok(ExportInfo { name: "disk".to_owned(), size: self.0.size, read_only: self.0.read_only }),
             "disk@monday" => Ok(ExportInfo { name: name.to_owned(), size: self.0.size, read_only: true }),
-            "away" => Err(EngineError::new(ErrorKind::Unavailable, "its store does not answer")),
-            _ => Err(EngineError::new(ErrorKind::NotFound, format!("there is no volume {name:?}"))),
+            "away" => Err(BlockError::new(ErrorKind::Unavailable, "its store does not answer")),
+            _ => Err(BlockError::new(ErrorKind::NotFound, format!("there is no volume {name:?}"))),
         }
     }
 }
@@ -135,7 +135,7 @@ fn transmission(setting: Setting, stream: &mut Stream, negotiated: Negotiated, l
     let device = Rc::new(Device::new(setting, negotiated.export.read_only));
     let stats = Arc::new(Stats::default());
     let tuning = Tuning { spin: Duration::ZERO };
-    let shown: Rc<dyn varve_engine::BlockDevice> = device.clone();
+    let shown: Rc<dyn varve_block::BlockDevice> = device.clone();
     let end = block_on(serve(&mut *stream, shown, negotiated.clone(), leftover, stats, tuning));
     if stream.is_full() {
         return;

@@ -9,8 +9,8 @@ use super::Setting;
 use super::device::pattern;
 use crate::array;
 use std::collections::BTreeMap;
-use varve_server::nbd::Negotiated;
-use varve_server::nbd::wire::{
+use varve_nbd::Negotiated;
+use varve_nbd::wire::{
     self, Command, REPLY_FLAG_DONE, REPLY_TYPE_BLOCK_STATUS, REPLY_TYPE_ERROR, REPLY_TYPE_ERROR_OFFSET,
     REPLY_TYPE_NONE, REPLY_TYPE_OFFSET_DATA, REQUEST_BYTES, Request, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };

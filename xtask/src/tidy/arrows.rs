@@ -10,7 +10,7 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
@@ -19,7 +19,8 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("store", &["env", "types"]),
     ("block", &["env", "types"]),
     ("engine", &["block", "coord", "env", "format", "types"]),
-    ("server", &["engine", "store", "coord", "env", "types", "format"]),
+    ("nbd", &["block", "types"]),
+    ("server", &["nbd", "engine", "store", "coord", "env", "types", "format"]),
     ("varve", &["server", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
     ("lab", &[]),

@@ -10,7 +10,6 @@
 
 use super::local::Local;
 use crate::api::model::Target;
-use crate::nbd::{self, Accepted, Client, Peer, Stats, Tuning};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -18,6 +17,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use varve_engine::{BlockDevice, Device, EngineError, Volume};
+use varve_nbd::{Accepted, Client, Peer, Stats, Tuning};
 use varve_types::{ErrorKind, VolumeId};
 
 /// A connection that is served.
@@ -127,7 +127,7 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
         let device: Rc<dyn BlockDevice> = Rc::new(device);
         let (socket, negotiated, leftover) = (connection.socket, connection.negotiated, connection.leftover);
         tracing::info!(%peer, %export, "attached");
-        match nbd::serve(socket, device, negotiated, leftover, stats, Tuning::default()).await {
+        match varve_nbd::serve(socket, device, negotiated, leftover, stats, Tuning::default()).await {
             Ok(_) => tracing::info!(%peer, %export, "detached"),
             Err(error) => tracing::warn!(%peer, %export, %error, "an NBD connection broke"),
         }

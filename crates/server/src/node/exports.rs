@@ -9,9 +9,9 @@ use super::local::Local;
 use super::thread::ShardHandle;
 use crate::api::ControlError;
 use crate::api::model::Target;
-use crate::nbd::{ExportInfo, Exports};
 use std::future::Future;
 use varve_engine::EngineError;
+use varve_nbd::{ExportInfo, Exports};
 use varve_types::ErrorKind;
 
 /// Names that are listed; a list of more would be of no use to anybody.

@@ -80,7 +80,7 @@ impl Local {
             loop {
                 tokio::time::sleep(sessions::LOOK_TIME).await;
                 this.sessions.release_idle();
-                crate::nbd::trim_buffers();
+                varve_nbd::trim_buffers();
             }
         }));
     }

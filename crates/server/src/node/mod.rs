@@ -99,7 +99,7 @@ pub fn up(
     ready: Box<dyn FnOnce(&Serving) + Send>,
     stop: SendFuture<'static, ()>,
 ) -> Result<(), ControlError> {
-    if let Err(error) = crate::nbd::raise_open_file_limit(OPEN_FILES) {
+    if let Err(error) = varve_nbd::raise_open_file_limit(OPEN_FILES) {
         tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
     let directory = directory::Directory::open_or_create(&config.data)?;

@@ -20,7 +20,6 @@ use super::volume_control::default_pool;
 use super::{Serving, coord_error, pool_control};
 use crate::api::{ApiConfig, ApiServer, ControlError};
 use crate::config::{CacheSpec, UpConfig, VolumeSpec};
-use crate::nbd::{Accepted, Endpoint, Limits as NbdLimits, Listener};
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -34,6 +33,7 @@ use varve_engine::{EngineError, Limits, PoolStore};
 use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
 use varve_env::{Env, ObjectStore, SendFuture};
 use varve_format::region::RegionHead;
+use varve_nbd::{Accepted, Endpoint, Limits as NbdLimits, Listener};
 use varve_store::StoreUrl;
 use varve_types::{ClusterId, ErrorKind, Overrides, format_size};
 
@@ -73,7 +73,7 @@ struct Sockets {
 }
 
 async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
-    let nbd_error = |error: crate::nbd::NbdError| ControlError::new(error.kind(), error.to_string());
+    let nbd_error = |error: varve_nbd::NbdError| ControlError::new(error.kind(), error.to_string());
     let mut nbd = vec![Listener::open(&Endpoint::Unix(directory.nbd_socket())).await.map_err(nbd_error)?];
     let mut nbd_listen = None;
     if let Some(address) = config.nbd_listen {

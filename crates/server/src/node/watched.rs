@@ -9,7 +9,6 @@
 //! way are known, and [`Watched::look`], asked every second, says `Unavailable` once one waits for longer than any should
 //! while nothing at all was answered since it began. One that is slow with a large body beside others that are answered says nothing.
 
-use crate::latency::SharedHistogram;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use varve_env::{ObjectInfo, ObjectStore, Payload, PutOutcome, SendFuture, StoreError, StoreErrorKind};
 use varve_types::Histogram;
+use varve_types::SharedHistogram;
 
 /// How a store is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

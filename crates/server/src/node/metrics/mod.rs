@@ -18,13 +18,13 @@ use super::local::Local;
 use super::watched::StoreOperation;
 use crate::api::ControlError;
 use crate::api::model::{StoreState, VolumeState};
-use crate::nbd::Operation;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 use rows::{CacheRow, JournalRow, NodeRow, PoolRow, RequestRow, StageRow, StoreRow, VolumeRow};
 use std::fmt;
 use varve_engine::{CacheCounts, Limits, ShardCounts, SsdCounts};
+use varve_nbd::Operation;
 
 /// What there is to know of a metric.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,9 +8,9 @@
 //! A metric tells what is known exactly and costs a look at a number: nothing here reads a store or walks a table.
 
 use super::family::{Family, Row, counter, gauge, histogram, seconds};
-use crate::nbd::Counts;
 use crate::node::watched::{StoreCounts, Waiting};
 use varve_engine::{CacheCounts, JournalCounts, Limits, ShardCounts, StageTimes, VolumeCounts};
+use varve_nbd::Counts;
 use varve_types::{BLOCK, Histogram};
 
 /// The node's numbers.

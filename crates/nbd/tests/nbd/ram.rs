@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use varve_engine::{BlockDevice, EngineError, Result, StatusExtent, Submit};
+use varve_block::{BlockDevice, BlockError, Result, StatusExtent, Submit};
 use varve_types::ErrorKind;
 
 const SECTOR: u64 = 512;
@@ -72,7 +72,7 @@ impl Ram {
         let kind = usize::try_from(self.control.fail.load(SeqCst)).ok().and_then(|n| KINDS.get(n.checked_sub(1)?));
         let kind = kind.and_then(|kind| ErrorKind::parse(kind));
         let result = match kind {
-            Some(kind) => Err(EngineError::new(kind, format!("the test wants it {kind}"))),
+            Some(kind) => Err(BlockError::new(kind, format!("the test wants it {kind}"))),
             None => Ok(result),
         };
         if !self.control.later.load(SeqCst) {
@@ -193,7 +193,7 @@ impl BlockDevice for Ram {
         self.control.commits.fetch_add(1, SeqCst);
         self.uncommitted.set(false);
         if self.control.fail_commit.load(SeqCst) {
-            return Err(EngineError::new(ErrorKind::Unavailable, "the journal took nothing"));
+            return Err(BlockError::new(ErrorKind::Unavailable, "the journal took nothing"));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 //!
 //! Bounds: there are no more runs than answers that are not sent, and those are bounded by the output. Where nothing had to wait, there are as many as operations.
 
-use super::stats::{Operation, Stats};
+use crate::stats::{Operation, Stats};
 use std::time::Instant;
 
 /// A request that is acted on.

@@ -30,7 +30,7 @@ thread_local! {
 }
 
 /// An empty buffer of at least `room` bytes, and the bytes of its allocation.
-pub(super) fn take(room: usize) -> (usize, BytesMut) {
+pub(crate) fn take(room: usize) -> (usize, BytesMut) {
     SPENT.with_borrow_mut(|spent| spent.take(room)).unwrap_or_else(|| {
         let buffer = BytesMut::with_capacity(room);
         (buffer.capacity(), buffer)
@@ -38,7 +38,7 @@ pub(super) fn take(room: usize) -> (usize, BytesMut) {
 }
 
 /// Takes back a buffer of `allocated` bytes whose payloads have been cut off.
-pub(super) fn give(allocated: usize, buffer: BytesMut) {
+pub(crate) fn give(allocated: usize, buffer: BytesMut) {
     SPENT.with_borrow_mut(|spent| spent.give(allocated, buffer));
 }
 

@@ -7,11 +7,11 @@
 //!
 //! Warnings about floods are bounded too: one a second, with the number of those it stands for.
 
-use super::error::{NbdError, Result, socket};
-use super::handshake::{Exports, HandshakeLimits, Outcome, negotiate};
-use super::peer::Peer;
-use super::socket::Listening;
-pub use super::socket::{Accepted, Endpoint, Local, Socket};
+use crate::error::{NbdError, Result, socket};
+use crate::handshake::{Exports, HandshakeLimits, Outcome, negotiate};
+use crate::peer::Peer;
+use crate::socket::Listening;
+pub use crate::socket::{Accepted, Endpoint, Local, Socket};
 use std::future::Future;
 use std::io;
 use std::sync::Arc;

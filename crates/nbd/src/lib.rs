@@ -16,7 +16,7 @@
 //! | `input`, `buffers`, `output`, `asked`, `check`, `later`, `spin`, `stats` | their parts |
 //!
 //! Invariants: no length from a client is used before it was bounded; a write is answered only after
-//! [`commit`](varve_engine::BlockDevice::commit) covered it; a client that does not read its replies is not read from any more. Nothing here is
+//! [`commit`](varve_block::BlockDevice::commit) covered it; a client that does not read its replies is not read from any more. Nothing here is
 //! durable: a crash ends the connections, and what was answered is the device's promise.
 
 mod asked;

@@ -8,20 +8,20 @@
 //! Reads append their data to the output at once; a large one is cut into pieces where the client understands them, so that the output stays
 //! bounded. What can not be done at once goes to the waiters, and its reply joins a later batch. Replies are in no order.
 
-use super::asked::{Answered, Asked};
-use super::check::{Refusal, Terms, check};
-use super::handshake::Negotiated;
-use super::later::{Outcome, Pieces, Waiters, Work};
-use super::option::BASE_ALLOCATION_ID;
-use super::output::Output;
-use super::stats::{Counts, Operation, Stats};
-use super::wire::{self, Command, Request};
+use crate::asked::{Answered, Asked};
+use crate::check::{Refusal, Terms, check};
+use crate::handshake::Negotiated;
+use crate::later::{Outcome, Pieces, Waiters, Work};
+use crate::option::BASE_ALLOCATION_ID;
+use crate::output::Output;
+use crate::stats::{Counts, Operation, Stats};
+use crate::wire::{self, Command, Request};
 use bytes::Bytes;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tracing::warn;
-use varve_engine::{BlockDevice, EngineError, StatusExtent, Submit};
+use varve_block::{BlockDevice, BlockError, StatusExtent, Submit};
 use varve_types::ErrorKind;
 
 /// Bytes of a piece of a large read.
@@ -181,7 +181,7 @@ impl Session {
         }
     }
 
-    fn read_failed(&mut self, asked: Asked, offset: u64, pieces: Option<&Pieces>, error: &EngineError) {
+    fn read_failed(&mut self, asked: Asked, offset: u64, pieces: Option<&Pieces>, error: &BlockError) {
         match pieces {
             None => self.failed(asked, error),
             Some(pieces) => {
@@ -212,7 +212,7 @@ impl Session {
         }
     }
 
-    fn plain_result(&mut self, asked: Asked, result: &Result<(), EngineError>) {
+    fn plain_result(&mut self, asked: Asked, result: &Result<(), BlockError>) {
         match result {
             Ok(()) => self.done(asked),
             Err(error) => self.failed(asked, error),
@@ -233,11 +233,11 @@ impl Session {
         }
     }
 
-    fn status_result(&mut self, asked: Asked, length: u32, one: bool, result: Result<Vec<StatusExtent>, EngineError>) {
+    fn status_result(&mut self, asked: Asked, length: u32, one: bool, result: Result<Vec<StatusExtent>, BlockError>) {
         let extents = result.map(|extents| merge(&extents, length, if one { 1 } else { MOST_EXTENTS }));
         match extents {
             Ok(extents) if extents.is_empty() => {
-                let error = EngineError::new(ErrorKind::Internal, "the device told no extent");
+                let error = BlockError::new(ErrorKind::Internal, "the device told no extent");
                 self.failed(asked, &error);
             }
             Ok(extents) => self.output.status(asked.cookie, BASE_ALLOCATION_ID, &extents),
@@ -317,14 +317,14 @@ impl Session {
         self.answered.note(&asked);
     }
 
-    fn failed(&mut self, asked: Asked, error: &EngineError) {
+    fn failed(&mut self, asked: Asked, error: &BlockError) {
         self.note(error);
         self.answered.note(&asked);
         self.output.failed(asked.cookie, error.kind().nbd(), &error.to_string());
     }
 
     /// Counts a failure of the device, and logs the first, the second, the fourth and so on.
-    fn note(&mut self, error: &EngineError) {
+    fn note(&mut self, error: &BlockError) {
         self.counts.errors += 1;
         self.failures += 1;
         if self.failures.is_power_of_two() {
@@ -335,8 +335,8 @@ impl Session {
 }
 
 /// The device broke its word about how much it reads.
-fn wrong_length() -> EngineError {
-    EngineError::new(ErrorKind::Internal, "the device read another length than was asked")
+fn wrong_length() -> BlockError {
+    BlockError::new(ErrorKind::Internal, "the device read another length than was asked")
 }
 
 /// Extents as the protocol wants them: none empty, neighbours different, no more than was asked.

@@ -5,8 +5,8 @@ use super::server::{DEADLINE, Server};
 use bytes::BytesMut;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use varve_server::nbd::option::{self, OptionHeader};
-use varve_server::nbd::wire::{self, Command, Request};
+use varve_nbd::option::{self, OptionHeader};
+use varve_nbd::wire::{self, Command, Request};
 
 /// A connection.
 pub struct Raw(pub UnixStream);

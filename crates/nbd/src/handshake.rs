@@ -10,15 +10,15 @@
 //!
 //! Nothing is opened here: [`Exports`] is only asked what it has, maybe several times in a negotiation. A crash loses nothing.
 
-use super::error::{NbdError, Result, socket};
-use super::option::{self, InfoRequest, Malformed, MetaRequest, OptionHeader};
-use super::{peer::Peer, wire};
+use crate::error::{NbdError, Result, socket};
+use crate::option::{self, InfoRequest, Malformed, MetaRequest, OptionHeader};
+use crate::{peer::Peer, wire};
 use bytes::{Buf, BytesMut};
 use std::future::Future;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::{debug, warn};
-use varve_engine::EngineError;
+use varve_block::BlockError;
 use varve_types::ErrorKind;
 
 /// Bounds of a negotiation.
@@ -52,10 +52,10 @@ pub struct ExportInfo {
 /// Where the exports are looked up. An error of the kind `NotFound` is a name that there is none of.
 pub trait Exports: Send + Sync + 'static {
     /// The names of all exports.
-    fn list(&self) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+    fn list(&self) -> impl Future<Output = Result<Vec<String>, BlockError>> + Send;
 
     /// The export of a name (`NAME`, `NAME@SNAPSHOT`, empty for the default one). Asked several times in one negotiation, and opens nothing.
-    fn find(&self, name: &str) -> impl Future<Output = Result<ExportInfo, EngineError>> + Send;
+    fn find(&self, name: &str) -> impl Future<Output = Result<ExportInfo, BlockError>> + Send;
 }
 
 /// What was agreed.
@@ -340,7 +340,7 @@ where
         self.refuse(which, option::REP_ERR_INVALID, error.0);
     }
 
-    fn refuse_export(&mut self, which: u32, name: &str, error: &EngineError) {
+    fn refuse_export(&mut self, which: u32, name: &str, error: &BlockError) {
         warn!(peer = %self.peer, export = %printable(name), reason = %error, "an NBD client asked for an export that it can not have");
         let text = error.to_string();
         self.reply(which, reply_of(error.kind()), &text[..text.floor_char_boundary(wire::MAX_ERROR_TEXT)]);

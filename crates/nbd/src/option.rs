@@ -12,7 +12,7 @@
 //!
 //! Decoding is a pure function over the whole data of an option, whose length the handshake has bounded by [`MAX_OPTION_BYTES`].
 
-use super::wire::{MAX_BLOCK, MIN_BLOCK, PREFERRED_BLOCK};
+use crate::wire::{MAX_BLOCK, MIN_BLOCK, PREFERRED_BLOCK};
 use bytes::{BufMut, BytesMut};
 
 /// First magic of the greeting.

@@ -10,10 +10,10 @@
 //! [`MOST_SKIPPED`] is an attack and ends the connection. So the memory of a connection is bounded by one
 //! buffer and one payload of at most 32 MiB, and only bytes that really came are touched.
 
-use super::buffers;
-use super::check::Refusal;
-use super::error::{NbdError, Result};
-use super::wire::{self, Command, REQUEST_BYTES, Request};
+use crate::buffers;
+use crate::check::Refusal;
+use crate::error::{NbdError, Result};
+use crate::wire::{self, Command, REQUEST_BYTES, Request};
 use bytes::{Buf, Bytes, BytesMut};
 use std::future::Future;
 use std::io;

@@ -8,9 +8,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc as channel, oneshot};
-use varve_engine::{EngineError, Result};
+use varve_block::{BlockError, Result};
 use varve_lab::process::wait_until;
-use varve_server::nbd::{
+use varve_nbd::{
     Accepted, Endpoint, ExportInfo, Exports, HandshakeLimits, Limits, Listener, Slots, Stats, Tuning, serve,
 };
 use varve_types::ErrorKind;
@@ -62,8 +62,8 @@ impl Exports for Names {
             "" | "disk" => info("disk", false),
             "other" => info("other", false),
             "disk@monday" => info("disk@monday", true),
-            "away" => Err(EngineError::new(ErrorKind::Unavailable, "its store does not answer")),
-            _ => Err(EngineError::new(ErrorKind::NotFound, format!("there is no volume {name:?}"))),
+            "away" => Err(BlockError::new(ErrorKind::Unavailable, "its store does not answer")),
+            _ => Err(BlockError::new(ErrorKind::NotFound, format!("there is no volume {name:?}"))),
         }
     }
 }

@@ -3,13 +3,13 @@
 //!
 //! A reader may see one of the two and not yet the other, so the sum can be a moment off; each count is exact.
 
+use crate::{BUCKETS, Histogram};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use varve_types::{BUCKETS, Histogram};
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct SharedHistogram {
+pub struct SharedHistogram {
     counts: [AtomicU64; BUCKETS],
     sum_ns: AtomicU64,
 }
@@ -23,14 +23,14 @@ impl Default for SharedHistogram {
 impl SharedHistogram {
     /// Adds so many that took so long each.
     #[inline]
-    pub(crate) fn add(&self, took: Duration, times: u64) {
+    pub fn add(&self, took: Duration, times: u64) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.counts[Histogram::bucket(took)].fetch_add(times, Ordering::Relaxed);
         self.sum_ns.fetch_add(nanos.saturating_mul(times), Ordering::Relaxed);
     }
 
     /// What was added.
-    pub(crate) fn histogram(&self) -> Histogram {
+    pub fn histogram(&self) -> Histogram {
         let counts = std::array::from_fn(|bucket| self.counts[bucket].load(Ordering::Relaxed));
         Histogram::of(counts, self.sum_ns.load(Ordering::Relaxed))
     }

@@ -2,7 +2,7 @@
 //! Whether to look for the next request again at once, instead of sleeping until it comes.
 //!
 //! To be woken costs several times what a small request costs, so a client that sends its next request as soon as it has its answer may be worth
-//! waiting for awake, for a short [window](super::Tuning::spin). Where the client and other programs want the same cores, staying awake takes
+//! waiting for awake, for a short [window](crate::Tuning::spin). Where the client and other programs want the same cores, staying awake takes
 //! from the client what it needs to be quick. Nothing tells the two apart but trying: so the pauses between the last answer and the next request
 //! are measured in both ways, and the way with the shorter ones is used, the other tried again now and then. Awake has to win clearly,
 //! because it costs the window's time of a core.

@@ -11,13 +11,13 @@
 //! Where the connection breaks, by error, hang-up or the fall of the server, requests that were not answered may have happened or not, and those that
 //! were answered have. Dropping the future of [`serve`] hangs up; between two polls no write is uncommitted.
 
-use super::error::{NbdError, Result, socket};
-use super::handshake::Negotiated;
-use super::input::{Input, Next};
-use super::session::Session;
-use super::spin::Spin;
-use super::stats::Stats;
-use super::wire::Command;
+use crate::error::{NbdError, Result, socket};
+use crate::handshake::Negotiated;
+use crate::input::{Input, Next};
+use crate::session::Session;
+use crate::spin::Spin;
+use crate::stats::Stats;
+use crate::wire::Command;
 use bytes::BytesMut;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use varve_engine::BlockDevice;
+use varve_block::BlockDevice;
 
 /// Turns of one connection before the others have theirs.
 const TURNS: usize = 16;

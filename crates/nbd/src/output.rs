@@ -5,7 +5,7 @@
 //! Once the buffer is [full](Output::full), nothing more is acted on until all of it is sent, so a client that does not read can make it
 //! grow no further than [`FULL`] and one reply. A buffer that a large reply made large is given back when it is sent.
 
-use super::wire;
+use crate::wire;
 use bytes::BytesMut;
 use std::io;
 use std::pin::Pin;

@@ -6,7 +6,7 @@
 //! the one of this moment, so a device that grew can be used at once. A request of length 0 does nothing, well (but `BLOCK_STATUS`,
 //! which has to answer with at least one extent).
 
-use super::wire::{self, Command, Request};
+use crate::wire::{self, Command, Request};
 
 /// Why a request is refused: the number of the error and its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

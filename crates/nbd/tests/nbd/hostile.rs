@@ -9,9 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use varve_lab::process::wait_until;
-use varve_server::nbd::option::{self, OptionHeader};
-use varve_server::nbd::raise_open_file_limit;
-use varve_server::nbd::wire::{Command, REQUEST_BYTES};
+use varve_nbd::option::{self, OptionHeader};
+use varve_nbd::raise_open_file_limit;
+use varve_nbd::wire::{Command, REQUEST_BYTES};
 
 #[test]
 fn a_client_of_another_protocol_is_hung_up_on() {

@@ -8,8 +8,8 @@
 //! two servers may use one directory at all is decided by the lock of the data directory, not here. The file has the mode 0660 from before the first
 //! client can connect.
 
-use super::error::{NbdError, Result};
-use super::{handshake::Negotiated, listener::Slot, peer::Peer};
+use crate::error::{NbdError, Result};
+use crate::{handshake::Negotiated, listener::Slot, peer::Peer};
 use bytes::BytesMut;
 use std::fmt;
 use std::io;

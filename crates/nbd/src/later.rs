@@ -8,7 +8,7 @@
 //! wait for their answers, it is held until every write that was sent before it on this connection and still waits is through. A write with
 //! FUA vouches for itself and holds nothing.
 
-use super::asked::Asked;
+use crate::asked::Asked;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::cell::Cell;
@@ -17,7 +17,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use varve_engine::{Later, Result, StatusExtent};
+use varve_block::{Later, Result, StatusExtent};
 
 /// Most requests that wait at once.
 const MOST_WAITING: usize = 1024;

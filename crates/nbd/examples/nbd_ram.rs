@@ -12,8 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use varve_engine::{BlockDevice, Result, StatusExtent, Submit};
-use varve_server::nbd::{Accepted, Endpoint, ExportInfo, Exports, Limits, Listener, Stats, Tuning, serve};
+use varve_block::{BlockDevice, Result, StatusExtent, Submit};
+use varve_nbd::{Accepted, Endpoint, ExportInfo, Exports, Limits, Listener, Stats, Tuning, serve};
 
 struct Ram(RefCell<Vec<u8>>);
 

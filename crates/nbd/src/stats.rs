@@ -5,11 +5,10 @@
 //! The numbers only grow, save `connections`. They are for people and metrics; nothing is decided by them, and a crash forgets them. Each is exact, but
 //! those that are read together may be of slightly different moments.
 
-use super::wire::Command;
-use crate::latency::SharedHistogram;
+use crate::wire::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use varve_types::Histogram;
+use varve_types::{Histogram, SharedHistogram};
 
 /// What requests are counted as whose times are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
