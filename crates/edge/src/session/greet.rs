@@ -229,7 +229,7 @@ impl Session {
     /// The connection is gone: what was under way on it is to be sent again, or is forgotten where that is of no use.
     fn drop_link(&mut self, at_once: bool) {
         (self.under_way, self.carried, self.flushing, self.resent) = (0, 0, false, 0);
-        let mut others = Vec::new();
+        let (mut others, forgets) = (Vec::new(), self.is(Mutant::OverdueForgotten));
         self.busy.clear();
         self.kept.lost();
         self.again.clear();
@@ -238,7 +238,7 @@ impl Session {
             let Some(entry) = self.table.get_mut(id) else { continue };
             let is_of_use = match entry.whose {
                 Whose::Guest => true,
-                Whose::Nobody => entry.change.ask.is_change(),
+                Whose::Nobody => entry.change.ask.is_change() && !forgets,
                 Whose::Kept(_) | Whose::Flush | Whose::Ping | Whose::Detach => false,
             };
             match entry.stage {

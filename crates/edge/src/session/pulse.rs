@@ -7,7 +7,7 @@
 //! no silence.
 
 use super::table::{Stage, Whose};
-use super::{Action, Link, Mutant, Session, Terms};
+use super::{Action, Link, Session, Terms};
 use std::time::Duration;
 use varve_types::ErrorKind;
 use varve_wire::transmission::Ask;
@@ -163,24 +163,13 @@ impl Session {
     /// Answers a request with an error, and forgets it unless it was sent and may still happen or be answered.
     fn give_up(&mut self, id: u64) {
         let Some(entry) = self.table.get_mut(id) else { return };
-        let is_change = entry.change.ask.is_change();
-        let is_out = match entry.stage {
-            Stage::Waiting => false,
-            Stage::Again | Stage::UnderWay => true,
-        };
+        let is_out = entry.stage != Stage::Waiting;
         if is_out {
             entry.whose = Whose::Nobody;
         }
-        let (ask, stage, cost, range) = (entry.change.ask, entry.stage, entry.change.cost(), entry.change.range());
+        let ask = entry.change.ask;
         if !is_out {
             self.table.take(id);
-        } else if is_change && self.is(Mutant::OverdueForgotten) {
-            if stage == Stage::UnderWay {
-                self.busy.end(range);
-            } else {
-                self.table.take(id);
-                self.share.give(cost);
-            }
         }
         let why = format!("no answer to a {} within its I/O timeout", name(ask));
         self.actions.push_back(Action::Done { id, result: Err(self.error(ErrorKind::Unavailable, why)) });
