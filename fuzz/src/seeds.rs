@@ -315,7 +315,7 @@ fn clients(seeds: &mut Vec<Seed>) {
     for (n, way) in ways.iter().enumerate() {
         seeds.push(("nbd", [&[0, 2, n as u8][..], &polite, way].concat()));
     }
-    for kind in [2, 64, 64 | 8, 64 | 16 | 8, 32, 1 | 64, 1 | 8] {
+    for kind in [2, 64, 64 | 8, 64 | 16 | 8, 32, 1 | 64, 1 | 8, 128 | 2, 128 | 64 | 16] {
         seeds.push(("nbd", [&[1, kind, kind / 3][..], &requests()].concat()));
     }
 }

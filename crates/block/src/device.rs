@@ -7,8 +7,12 @@
 //! nothing (the operation may or may not happen then).
 //!
 //! **Commit.** A write, discard or write-zeroes that is `Done` is applied and ordered, but may be answered to the
-//! client only after [`commit`](BlockDevice::commit) returned `Ok`: a front end handles a batch of requests,
+//! client only after a [`commit`](BlockDevice::commit) behind it came to `Ok`: a front end handles a batch of requests,
 //! commits once, then sends all answers. A `Later` that completed needs no commit.
+//!
+//! A commit may have to wait too, for another node that has to have the records, say. It begins with the call, and covers what was done between the one
+//! before it and itself. Requests behind it go on meanwhile, other commits among them, which may complete before it. A flush behind it covers all
+//! that it covers: the device sees to the order, so nobody has to wait for a commit before a flush.
 
 use crate::Result;
 use bytes::{Bytes, BytesMut};
@@ -23,6 +27,19 @@ pub enum Submit<T> {
     Done(Result<T>),
     /// It has to wait.
     Later(Later<T>),
+}
+
+impl<T> Submit<T> {
+    /// Waits until it is done, if it has to wait.
+    ///
+    /// # Errors
+    /// What the operation came to.
+    pub async fn wait(self) -> Result<T> {
+        match self {
+            Self::Done(done) => done,
+            Self::Later(later) => later.await,
+        }
+    }
 }
 
 /// A run of bytes in the same state, as block status tells it.
@@ -66,9 +83,7 @@ pub trait BlockDevice {
     /// Brings the range into the cache, if that is of use.
     fn prefetch(&self, offset: u64, len: u64) -> Submit<()>;
 
-    /// See the module: must return before the answers of applied writes are sent.
-    ///
-    /// # Errors
-    /// When the journal could not take the records; the requests since the last commit have then failed.
-    fn commit(&self) -> Result<()>;
+    /// See the module: completes before the answers of applied writes are sent. An error means that the requests since the last commit have failed: the
+    /// journal could not take the records, say.
+    fn commit(&self) -> Submit<()>;
 }

@@ -71,7 +71,10 @@ impl Device {
                 timeline.wait_slowed(wait).await;
             }
             match begin(&timeline) {
-                Submit::Done(done) => done.and_then(|()| timeline.commit()),
+                Submit::Done(done) => {
+                    done?;
+                    timeline.commit().wait().await
+                }
                 Submit::Later(later) => later.await,
             }
         }))
@@ -142,7 +145,7 @@ impl BlockDevice for Device {
             Ok(())
         }))
     }
-    fn commit(&self) -> Result<()> {
-        if self.read_only { Ok(()) } else { self.timeline.commit() }
+    fn commit(&self) -> Submit<()> {
+        if self.read_only { Submit::Done(Ok(())) } else { self.timeline.commit() }
     }
 }

@@ -402,12 +402,12 @@ impl Timeline {
     }
 
     /// See [`crate::BlockDevice::commit`]. With `ack = ram` the answers need not wait for it.
-    pub fn commit(&self) -> Result<()> {
+    pub fn commit(&self) -> Submit<()> {
         if self.data.borrow().settings.ack == Ack::Ram || planted(Mutant::AnswerBeforeCommit) {
             self.journal.commit_soon();
-            return Ok(());
+            return Submit::Done(Ok(()));
         }
-        self.journal.commit()
+        Submit::Done(self.journal.commit())
     }
 
     /// See [`crate::BlockDevice::flush`].

@@ -9,7 +9,7 @@
 //! the first two is reached, no further request is acted on and the socket is not read, so that the client feels it.
 //!
 //! Where the connection breaks, by error, hang-up or the fall of the server, requests that were not answered may have happened or not, and those that
-//! were answered have. Dropping the future of [`serve`] hangs up; between two polls no write is uncommitted.
+//! were answered have. Dropping the future of [`serve`] hangs up; between two polls there is no write whose commit has not begun.
 
 use crate::error::{NbdError, Result, socket};
 use crate::handshake::Negotiated;
@@ -127,7 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             if (blocked && !self.session.full()) || (cut_short && sent) {
                 continue;
             }
-            if self.disconnecting && sent && self.session.waiters.is_empty() && !blocked {
+            if self.disconnecting && sent && !self.session.is_waiting() && !blocked {
                 return Poll::Ready(Ok(Turn::Closed(Closed::Disconnected)));
             }
             if blocked || self.disconnecting {

@@ -2,7 +2,7 @@
 //! Requests that have to wait: the futures of the device, with what is needed to answer when they complete.
 //!
 //! The number of them and the bytes that they hold (payloads of writes, room for reads) are bounded; beyond that no further request is
-//! acted on.
+//! acted on. The bound of the number holds for them together with those that wait for a commit.
 //!
 //! **Flushes.** A flush covers at least every write that was answered before it, which is all that the protocol asks. To be kind to clients that do not
 //! wait for their answers, it is held until every write that was sent before it on this connection and still waits is through. A write with
@@ -131,10 +131,10 @@ impl Waiters {
         self.set.is_empty() && self.barrier.held.is_empty()
     }
 
-    /// Whether no further request may wait.
+    /// Whether no further request may wait, if `others` wait elsewhere.
     #[inline]
-    pub(crate) fn full(&self) -> bool {
-        self.bytes >= MOST_BYTES || self.set.len() + self.barrier.held.len() >= MOST_WAITING
+    pub(crate) fn full(&self, others: usize) -> bool {
+        self.bytes >= MOST_BYTES || self.set.len() + self.barrier.held.len() + others >= MOST_WAITING
     }
 
     /// Waits for `work`, which holds `bytes`.
@@ -243,13 +243,14 @@ mod tests {
         let mut waiters = Waiters::default();
         let never = || -> Later<()> { Box::pin(std::future::pending()) };
         for cookie in 0..MOST_WAITING as u64 {
-            assert!(!waiters.full());
+            assert!(!waiters.full(0));
+            assert_eq!(waiters.full(MOST_WAITING - 1), cookie > 0, "those that wait elsewhere count");
             waiters.push_write(asked(cookie), 0, never(), false);
         }
-        assert!(waiters.full());
+        assert!(waiters.full(0));
         let mut waiters = Waiters::default();
         waiters.push_write(asked(0), MOST_BYTES, never(), true);
-        assert!(waiters.full());
+        assert!(waiters.full(0));
     }
 
     #[test]

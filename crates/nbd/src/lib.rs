@@ -13,7 +13,7 @@
 //! | `listener`, `socket`, `peer` | accepting within limits, the hand-over, who the client is |
 //! | `connection` | the transmission: the turns of one connection |
 //! | `session` | what a request does, and its reply; the commit of a batch |
-//! | `input`, `buffers`, `output`, `asked`, `check`, `later`, `spin`, `stats` | their parts |
+//! | `input`, `buffers`, `output`, `asked`, `check`, `later`, `commits`, `spin`, `stats` | their parts |
 //!
 //! Invariants: no length from a client is used before it was bounded; a write is answered only after
 //! [`commit`](varve_block::BlockDevice::commit) covered it; a client that does not read its replies is not read from any more. Nothing here is
@@ -22,6 +22,7 @@
 mod asked;
 mod buffers;
 mod check;
+mod commits;
 mod connection;
 mod error;
 mod handshake;

@@ -2,14 +2,16 @@
 //! Acts on requests and makes their replies: everything of a connection but its socket.
 //!
 //! On the write path this is where a batch becomes durable: writes are handed to the device one by one, and their cookies are kept;
-//! [`Session::commit`] then commits once and answers them all, with success or with the error of the commit. Nothing is awaited between a write and
-//! its commit, so no other connection of the shard can commit, or lose, what is of this one.
+//! [`Session::commit`] then commits once and answers them all, with success or with the error of the commit: at once, or when the commit completes, if
+//! it has to wait. Nothing is awaited between a write and the call of its commit, so no other connection of the shard can commit, or lose, what is
+//! of this one; a flush is asked for behind the commit of what was sent before it.
 //!
 //! Reads append their data to the output at once; a large one is cut into pieces where the client understands them, so that the output stays
 //! bounded. What can not be done at once goes to the waiters, and its reply joins a later batch. Replies are in no order.
 
 use crate::asked::{Answered, Asked};
 use crate::check::{Refusal, Terms, check};
+use crate::commits::Commits;
 use crate::handshake::Negotiated;
 use crate::later::{Outcome, Pieces, Waiters, Work};
 use crate::option::BASE_ALLOCATION_ID;
@@ -42,13 +44,14 @@ pub(crate) struct Session {
     device: Rc<dyn BlockDevice>,
     negotiated: Negotiated,
     pub(crate) output: Output,
-    pub(crate) waiters: Waiters,
+    waiters: Waiters,
+    commits: Commits,
     pub(crate) counts: Counts,
     /// When the requests of this turn were taken; unset until the first of them is acted on.
     taken: Option<Instant>,
     /// Requests whose answers are in the output.
     answered: Answered,
-    /// Writes that are applied, and answered when they are committed.
+    /// Writes that are applied and not yet committed; empty between two turns.
     uncommitted: Vec<Asked>,
     large: Option<Large>,
     /// Failures of the device that this connection saw.
@@ -62,6 +65,7 @@ impl Session {
             output: Output::new(negotiated.structured),
             negotiated,
             waiters: Waiters::default(),
+            commits: Commits::default(),
             counts: Counts::default(),
             taken: None,
             answered: Answered::default(),
@@ -74,7 +78,13 @@ impl Session {
     /// Whether no further request may be acted on now.
     #[inline]
     pub(crate) fn full(&self) -> bool {
-        self.output.full() || self.waiters.full()
+        self.output.full() || self.waiters.full(self.commits.requests() + self.uncommitted.len())
+    }
+
+    /// Whether requests wait for the device.
+    #[inline]
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiters.is_empty() || self.commits.requests() > 0
     }
 
     /// What requests are checked against, now.
@@ -245,24 +255,28 @@ impl Session {
         }
     }
 
-    /// Commits the writes of the batch, if there are any, and answers them.
+    /// Commits the writes of the batch, if there are any, and answers them, or has them answered when the commit completes.
     #[inline]
     pub(crate) fn commit(&mut self) {
         if self.uncommitted.is_empty() {
             return;
         }
+        let batch = std::mem::take(&mut self.uncommitted);
         match self.device.commit() {
-            Ok(()) => {
-                for asked in self.uncommitted.drain(..) {
-                    self.output.done(asked.cookie);
-                    self.answered.note(&asked);
-                }
-            }
-            Err(error) => {
-                for asked in std::mem::take(&mut self.uncommitted) {
-                    self.failed(asked, &error);
-                }
-            }
+            Submit::Done(result) => self.committed(batch, &result),
+            Submit::Later(future) => self.commits.push(batch, future),
+        }
+    }
+
+    /// Answers a batch whose commit is done. Its list serves the next one.
+    #[inline]
+    fn committed(&mut self, mut batch: Vec<Asked>, result: &Result<(), BlockError>) {
+        debug_assert!(self.uncommitted.is_empty(), "a batch is answered between two turns or before the next write");
+        for asked in batch.drain(..) {
+            self.plain_result(asked, result);
+        }
+        if batch.capacity() > self.uncommitted.capacity() {
+            self.uncommitted = batch;
         }
     }
 
@@ -282,12 +296,16 @@ impl Session {
         self.answered.sent(stats);
     }
 
-    /// Answers the requests that waited and are done now. Whether it stopped for want of room: then not all that wait were asked, and none
+    /// Answers the requests and the batches that waited and are done now. Whether it stopped for want of room: then not all that wait were asked, and none
     /// of those wakes the task.
     pub(crate) fn collect(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
             if self.output.full() {
-                return !self.waiters.is_empty();
+                return self.is_waiting();
+            }
+            if let Poll::Ready((batch, result)) = self.commits.poll_next(cx) {
+                self.committed(batch, &result);
+                continue;
             }
             let Poll::Ready((asked, outcome)) = self.waiters.poll_next(cx) else { return false };
             match outcome {

@@ -283,16 +283,16 @@ fn record_pool(world: &SimWorld, coord: &Arc<Memory>, pool: Name, store: &str) {
 
 /// Waits for what was submitted.
 pub async fn wait<T>(submit: Submit<T>) -> Result<T, EngineError> {
-    match submit {
-        Submit::Done(done) => done,
-        Submit::Later(later) => later.await,
-    }
+    submit.wait().await
 }
 
 /// Waits for a change and commits it.
 pub async fn finish(device: &Device, submit: Submit<()>) -> Result<(), EngineError> {
     match submit {
-        Submit::Done(done) => done.and_then(|()| device.commit()),
+        Submit::Done(done) => {
+            done?;
+            device.commit().wait().await
+        }
         Submit::Later(later) => later.await,
     }
 }

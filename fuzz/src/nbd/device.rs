@@ -59,12 +59,17 @@ impl Device {
         assert!(len > 0 && offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR) && end <= self.setting.size);
     }
 
-    fn submit<T: Unpin + 'static>(&self, value: T) -> Submit<T> {
+    /// What the next operation comes to, and after how many looks if it answers later.
+    fn turn<T>(&self, value: T) -> (Result<T>, u32) {
         let turn = self.operations.replace(self.operations.get().wrapping_add(1));
         let fails = self.setting.fail > 0 && turn % u32::from(self.setting.fail) == 1;
-        let result = if fails { Err(BlockError::new(ErrorKind::NoSpace, "it is full")) } else { Ok(value) };
+        (if fails { Err(BlockError::new(ErrorKind::NoSpace, "it is full")) } else { Ok(value) }, turn % 5)
+    }
+
+    fn submit<T: Unpin + 'static>(&self, value: T) -> Submit<T> {
+        let (result, looks) = self.turn(value);
         if self.setting.later {
-            return Submit::Later(Box::pin(Soon { looks: turn % 5, result: Some(result) }));
+            return Submit::Later(Box::pin(Soon { looks, result: Some(result) }));
         }
         Submit::Done(result)
     }
@@ -149,8 +154,12 @@ impl BlockDevice for Device {
         self.submit(())
     }
 
-    fn commit(&self) -> Result<()> {
+    fn commit(&self) -> Submit<()> {
         self.uncommitted.set(false);
-        Ok(())
+        if !self.setting.later_commits {
+            return Submit::Done(Ok(()));
+        }
+        let (result, looks) = self.turn(());
+        Submit::Later(Box::pin(Soon { looks, result: Some(result) }))
     }
 }

@@ -34,6 +34,8 @@ pub struct Setting {
     pub size: u64,
     /// Every operation of the device answers later.
     pub later: bool,
+    /// Its commits answer later, where its operations do not.
+    pub later_commits: bool,
     /// Every so-manieth operation fails; 0 is none.
     pub fail: u8,
     /// The device takes no writes.
@@ -53,6 +55,7 @@ impl Setting {
                 _ => 64 << 10,
             },
             later: kind & 8 != 0,
+            later_commits: kind & 128 != 0,
             fail: if kind & 16 != 0 { 3 } else { 0 },
             read_only: kind & 32 != 0,
             structured: kind & 64 != 0,

@@ -5,6 +5,7 @@
 
 mod clients;
 mod commands;
+mod commits;
 mod hostile;
 mod ram;
 mod raw;

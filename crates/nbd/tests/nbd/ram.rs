@@ -8,8 +8,8 @@ use bytes::{Bytes, BytesMut};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use varve_block::{BlockDevice, BlockError, Result, StatusExtent, Submit};
 use varve_types::ErrorKind;
 
@@ -28,6 +28,16 @@ pub struct Control {
     pub fail: AtomicU64,
     /// Commits fail.
     pub fail_commit: AtomicBool,
+    /// Commits answer `Later`, and complete when [`Control::end_commit`] says so.
+    pub later_commits: AtomicBool,
+    /// The commits that were ended, by their number, and whether they succeed.
+    ended_commits: Mutex<BTreeMap<u64, bool>>,
+    /// Commits that answered `Later` and were given up before they completed.
+    pub dropped_commits: AtomicU64,
+    /// Writes that are done and whose commit is not, now and at most.
+    pub unanswered: AtomicU64,
+    /// The most that [`Control::unanswered`] has been.
+    pub most_unanswered: AtomicU64,
     /// Commits that were asked for.
     pub commits: AtomicU64,
     /// Writes, discards and write-zeroes.
@@ -46,18 +56,58 @@ pub struct Control {
 pub const KINDS: [&str; 9] =
     ["invalid", "not-found", "conflict", "fenced", "unavailable", "busy", "corrupt", "no-space", "internal"];
 
+impl Control {
+    /// Completes the commit that was asked for as number `number`, from 1.
+    pub fn end_commit(&self, number: u64, succeeds: bool) {
+        self.ended_commits.lock().unwrap().insert(number, succeeds);
+    }
+}
+
+/// A commit under way.
+struct Commit {
+    control: Arc<Control>,
+    /// Writes that it covers.
+    writes: u64,
+    completed: bool,
+}
+
+impl Commit {
+    async fn complete(mut self, number: u64) -> Result<()> {
+        loop {
+            let ended = self.control.ended_commits.lock().unwrap().get(&number).copied();
+            if let Some(succeeds) = ended {
+                self.completed = true;
+                return committed(succeeds);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for Commit {
+    fn drop(&mut self) {
+        self.control.dropped_commits.fetch_add(u64::from(!self.completed), SeqCst);
+        self.control.unanswered.fetch_sub(self.writes, SeqCst);
+    }
+}
+
+fn committed(succeeds: bool) -> Result<()> {
+    if succeeds { Ok(()) } else { Err(BlockError::new(ErrorKind::Unavailable, "the journal took nothing")) }
+}
+
 /// The device.
 pub struct Ram {
     control: Arc<Control>,
     read_only: bool,
     sectors: RefCell<BTreeMap<u64, [u8; SECTOR as usize]>>,
-    uncommitted: Cell<bool>,
+    /// Writes that are done and for which no commit was asked.
+    uncommitted: Cell<u64>,
     turn: Cell<u64>,
 }
 
 impl Ram {
     pub fn new(control: Arc<Control>, read_only: bool) -> Self {
-        Self { control, read_only, sectors: RefCell::default(), uncommitted: Cell::new(false), turn: Cell::new(0) }
+        Self { control, read_only, sectors: RefCell::default(), uncommitted: Cell::new(0), turn: Cell::new(0) }
     }
 
     /// Counts a range that should have been refused.
@@ -95,7 +145,9 @@ impl Ram {
         self.control.fua.fetch_add(u64::from(fua), SeqCst);
         let submit = self.submit(());
         if matches!(submit, Submit::Done(Ok(()))) {
-            self.uncommitted.set(true);
+            self.uncommitted.set(self.uncommitted.get() + 1);
+            let unanswered = self.control.unanswered.fetch_add(1, SeqCst) + 1;
+            self.control.most_unanswered.fetch_max(unanswered, SeqCst);
         }
         submit
     }
@@ -140,7 +192,7 @@ impl BlockDevice for Ram {
 
     fn flush(&self) -> Submit<()> {
         self.control.flushes.fetch_add(1, SeqCst);
-        self.control.breaches.fetch_add(u64::from(self.uncommitted.get()), SeqCst);
+        self.control.breaches.fetch_add(u64::from(self.uncommitted.get() > 0), SeqCst);
         self.submit(())
     }
 
@@ -189,13 +241,15 @@ impl BlockDevice for Ram {
         self.submit(())
     }
 
-    fn commit(&self) -> Result<()> {
-        self.control.commits.fetch_add(1, SeqCst);
-        self.uncommitted.set(false);
-        if self.control.fail_commit.load(SeqCst) {
-            return Err(BlockError::new(ErrorKind::Unavailable, "the journal took nothing"));
+    fn commit(&self) -> Submit<()> {
+        let number = self.control.commits.fetch_add(1, SeqCst) + 1;
+        let writes = self.uncommitted.take();
+        if self.control.later_commits.load(SeqCst) {
+            let commit = Commit { control: Arc::clone(&self.control), writes, completed: false };
+            return Submit::Later(Box::pin(commit.complete(number)));
         }
-        Ok(())
+        self.control.unanswered.fetch_sub(writes, SeqCst);
+        Submit::Done(committed(!self.control.fail_commit.load(SeqCst)))
     }
 }
 

@@ -85,7 +85,7 @@ async fn finish(device: &Device, submit: Submit<()>) -> Result<(), EngineError> 
     match submit {
         Submit::Done(result) => {
             result?;
-            device.commit()
+            device.commit().wait().await
         }
         Submit::Later(later) => later.await,
     }

@@ -96,10 +96,7 @@ fn name(text: &str) -> Outcome<Name> {
 }
 
 async fn finish<T>(submit: Submit<T>) -> Result<T, EngineError> {
-    match submit {
-        Submit::Done(done) => done,
-        Submit::Later(later) => later.await,
-    }
+    submit.wait().await
 }
 
 impl Rig {
@@ -230,7 +227,7 @@ impl Rig {
     async fn write_block(&mut self, block: u64) -> Outcome<()> {
         let device = &self.live().device;
         finish(device.write(block * BLOCK, Bytes::from(vec![7; BLOCK as usize]), false)).await?;
-        device.commit()?;
+        finish(device.commit()).await?;
         self.samples.remove(&block);
         Ok(())
     }
@@ -317,7 +314,7 @@ impl Rig {
         let start = Instant::now();
         let device = &self.live().device;
         finish(device.discard(0, self.blocks * BLOCK, false)).await?;
-        device.commit()?;
+        finish(device.commit()).await?;
         finish(device.flush()).await?;
         let answered = start.elapsed().as_secs_f64() * 1e3;
         self.samples.values_mut().for_each(|written| *written = None);
