@@ -10,7 +10,7 @@ use bytes::Bytes;
 use std::time::Duration;
 use varve_block::{Result, StatusExtent};
 use varve_types::{ErrorKind, Sequence};
-use varve_wire::transmission::{Ask, Reply, Told, get_extents};
+use varve_wire::transmission::{Ask, EXTENT_BYTES, MAX_EXTENTS, Reply, Told, get_extents};
 
 impl Session {
     /// A reply or a notice came on a connection, with its payload.
@@ -32,6 +32,21 @@ impl Session {
             Told::Done | Told::Failed(_) => self.answered(reply, payload),
         }
         self.pump();
+    }
+
+    /// Whether a reply, of which only the header is there yet, can be one: before there is made room for what it says will follow.
+    #[must_use]
+    pub fn expects(&self, connection: u64, reply: &Reply) -> bool {
+        if connection != self.connection || reply.told != Told::Done {
+            return true;
+        }
+        let known = self.table.get(reply.id).filter(|entry| entry.stage == Stage::UnderWay);
+        let length = u64::from(reply.length);
+        known.is_some_and(|entry| match entry.change.ask {
+            Ask::Read => length == entry.change.length,
+            Ask::Status => length <= (MAX_EXTENTS * EXTENT_BYTES) as u64,
+            _ => length == 0,
+        })
     }
 
     /// The node will have the volume no longer.
