@@ -147,7 +147,7 @@ impl Driven {
     }
 
     fn is_over(&self) -> bool {
-        matches!(self.session.standing(), Standing::Failed | Standing::Detached)
+        matches!(self.session.standing(), Standing::Failed(_) | Standing::Detached(_))
     }
 
     /// A turn of the volume's task. Ready when it is over.

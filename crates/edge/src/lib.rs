@@ -7,7 +7,7 @@
 //!
 //! One thread, no task and no hop between threads on the way of a request. Everything is bounded: see [`session`], [`inbound`] and [`daemon`].
 
-// pub mod daemon;
+pub mod daemon;
 mod device;
 mod drive;
 mod error;

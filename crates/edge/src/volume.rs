@@ -283,6 +283,19 @@ impl Volume {
         }
     }
 
+    /// Completes when the volume has changed its state: its size, its owner, whether it has failed.
+    pub async fn changed(&self) {
+        let mut is_watched = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut is_watched, true) {
+                return Poll::Ready(());
+            }
+            self.device.driven.borrow_mut().watch(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Gives the volume up, once everything that was asked is answered and stable. Waits as long as that takes; dropping the future stops nothing.
     ///
     /// # Errors
@@ -292,8 +305,8 @@ impl Volume {
         poll_fn(|cx| {
             let mut driven = self.device.driven.borrow_mut();
             match driven.session.standing() {
-                Standing::Detached => Poll::Ready(Ok(())),
-                Standing::Failed => Poll::Ready(driven.session.failure().cloned().map_or(Ok(()), Err)),
+                Standing::Detached(_) => Poll::Ready(Ok(())),
+                Standing::Failed(_) => Poll::Ready(driven.session.failure().cloned().map_or(Ok(()), Err)),
                 Standing::Looking(_) | Standing::Connected(..) => {
                     driven.watch(cx);
                     Poll::Pending

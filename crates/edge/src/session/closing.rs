@@ -87,7 +87,7 @@ impl Session {
         for id in self.table.ids() {
             self.table.take(id);
         }
-        self.closing = Some(Closing::Told);
+        (self.closing, self.is_detached) = (Some(Closing::Told), true);
         self.failed = Some(self.error(varve_types::ErrorKind::Conflict, "it was detached"));
         self.actions.push_back(Action::Event(Event::Detached));
     }

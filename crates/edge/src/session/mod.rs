@@ -135,10 +135,10 @@ pub enum Standing {
     Looking(Duration),
     /// There is one at this address, since then.
     Connected(String, Duration),
-    /// The device has failed for good.
-    Failed,
-    /// It was given up.
-    Detached,
+    /// The device has failed for good, then.
+    Failed(Duration),
+    /// It was given up, then.
+    Detached(Duration),
 }
 
 #[derive(Debug)]
@@ -223,6 +223,8 @@ pub struct Session {
     closing: Option<Closing>,
     /// The owner was told at least once that the volume is given up.
     is_told: bool,
+    /// It was given up, as was asked.
+    is_detached: bool,
     failed: Option<BlockError>,
     began: Duration,
     /// There was an owner, and there is none now.
@@ -286,6 +288,7 @@ impl Session {
             overdue_at: None,
             closing: None,
             is_told: false,
+            is_detached: false,
             failed: None,
             began: now,
             is_lost: false,
@@ -381,8 +384,8 @@ impl Session {
     pub fn standing(&self) -> Standing {
         match &self.link {
             Link::Up { ready: true, .. } => Standing::Connected(self.address.clone(), self.since),
-            Link::Over if self.failed.is_some() => Standing::Failed,
-            Link::Over => Standing::Detached,
+            Link::Over if self.is_detached => Standing::Detached(self.since),
+            Link::Over => Standing::Failed(self.since),
             _ => Standing::Looking(self.since),
         }
     }
