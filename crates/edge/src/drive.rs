@@ -273,7 +273,9 @@ impl Driven {
                 Ok(Some(Said::Attached(attached))) => self.session.attached(now, connection, &attached),
                 Ok(Some(Said::Refused(refused))) => self.session.refused(now, connection, refused),
                 Ok(Some(Said::Reply(reply, payload))) => self.session.reply(now, connection, &reply, payload),
-                Err(error @ (WireError::Version { .. } | WireError::NotVarve { .. })) if !self.session.is_attached() => {
+                Err(error @ (WireError::Version { .. } | WireError::NotVarve { .. }))
+                    if !self.session.is_attached() =>
+                {
                     self.session.refused(now, connection, Refused::new(ErrorKind::Invalid, error.to_string()));
                 }
                 Err(error) => return self.lose(connection, &error.to_string()),

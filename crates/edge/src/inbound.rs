@@ -102,7 +102,8 @@ impl Inbound {
             return Ok(None);
         }
         self.bytes.advance(REPLY_BYTES);
-        let payload = if reply.length == 0 { Bytes::new() } else { self.bytes.split_to(reply.length as usize).freeze() };
+        let payload =
+            if reply.length == 0 { Bytes::new() } else { self.bytes.split_to(reply.length as usize).freeze() };
         Ok(Some(Said::Reply(reply, payload)))
     }
 }

@@ -43,7 +43,12 @@ impl Outbound {
     }
 
     /// Sends what is there; ready when all of it is with the kernel. Tells how many bytes went.
-    pub(crate) fn poll_send<S>(&mut self, stream: &mut S, cx: &mut Context<'_>, sent: &mut usize) -> Poll<io::Result<()>>
+    pub(crate) fn poll_send<S>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        sent: &mut usize,
+    ) -> Poll<io::Result<()>>
     where
         S: AsyncWrite + Unpin + ?Sized,
     {

@@ -77,7 +77,9 @@ mod tests {
         for good in ["node-1:7700", "127.0.0.1:1", "[::1]:7700", "unix:/run/x", "unix:x"] {
             assert!(sockets.check(good).is_ok(), "{good}");
         }
-        for bad in ["", "node-1", ":7700", "node-1:", "node-1:x", "node-1:0", "http://node-1:80", "unix:", "node-1:70000"] {
+        for bad in
+            ["", "node-1", ":7700", "node-1:", "node-1:x", "node-1:0", "http://node-1:80", "unix:", "node-1:70000"]
+        {
             assert!(sockets.check(bad).is_err(), "{bad}");
         }
     }

@@ -18,7 +18,8 @@ mod size;
 
 pub use histogram::{BUCKETS, Histogram};
 pub use id::{
-    ClusterId, Epoch, JournalId, LeaseId, Ordinal, RootNumber, Sequence, SessionId, SnapshotId, TimelineId, VolumeId, WriterId,
+    ClusterId, Epoch, JournalId, LeaseId, Ordinal, RootNumber, Sequence, SessionId, SnapshotId, TimelineId, VolumeId,
+    WriterId,
 };
 pub use kind::{ALL as ALL_KINDS, ErrorKind, Kinded};
 pub use name::{Name, NameError};

@@ -39,7 +39,8 @@ fn table(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for row in rows {
-        let pad = |(column, cell): (usize, &String)| format!("{cell}{}", " ".repeat(widths[column] - cell.chars().count()));
+        let pad =
+            |(column, cell): (usize, &String)| format!("{cell}{}", " ".repeat(widths[column] - cell.chars().count()));
         let cells: Vec<String> = row.iter().enumerate().map(pad).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');

@@ -214,7 +214,8 @@ async fn act(line: &[u8], registry: &Rc<Registry>) -> Reply {
 /// What is answered, or that nobody answers.
 pub async fn ask(path: &Path, command: &Command) -> Result<Value> {
     let unanswered = |error: io::Error| {
-        let message = format!("no varve-edge answers at {}: {error}. Start one with `varve-edge serve`", path.display());
+        let message =
+            format!("no varve-edge answers at {}: {error}. Start one with `varve-edge serve`", path.display());
         BlockError::new(ErrorKind::Unavailable, message)
     };
     let exchange = async {

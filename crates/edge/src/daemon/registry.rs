@@ -123,7 +123,8 @@ impl Registry {
                 Ok(closed) => closed?,
                 Err(_) => {
                     let trouble = volume.stat().trouble;
-                    let why = format!("volume {name}: its owner does not take it back: {trouble}; it is being detached on");
+                    let why =
+                        format!("volume {name}: its owner does not take it back: {trouble}; it is being detached on");
                     return Err(BlockError::new(ErrorKind::Unavailable, why));
                 }
             }
@@ -151,7 +152,9 @@ impl Registry {
                 let closed = tokio::time::timeout(CLOSE_TIME, volume.close()).await;
                 closed.unwrap_or_else(|_| {
                     let kept = volume.stat().kept_bytes;
-                    let why = format!("volume {name}: its owner was not found; {kept} bytes of changes that are not safe are given up");
+                    let why = format!(
+                        "volume {name}: its owner was not found; {kept} bytes of changes that are not safe are given up"
+                    );
                     Err(BlockError::new(ErrorKind::Unavailable, why))
                 })
             });
@@ -168,9 +171,10 @@ impl Registry {
         let all = self.all.borrow();
         match all.get(name) {
             Some(Entry { state: State::Attached(volume), clients }) => Ok((volume.clone(), clients.get())),
-            Some(_) => {
-                Err(BlockError::new(ErrorKind::Conflict, format!("volume {name}: it is just being attached; wait for that")))
-            }
+            Some(_) => Err(BlockError::new(
+                ErrorKind::Conflict,
+                format!("volume {name}: it is just being attached; wait for that"),
+            )),
             None => Err(BlockError::new(ErrorKind::NotFound, format!("there is no volume {name:?} attached here"))),
         }
     }

@@ -111,7 +111,11 @@ impl Spec {
         let identity = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
             (None, None) => None,
-            _ => return Err(error::invalid("a certificate of the edge's own needs its key, and the key its certificate")),
+            _ => {
+                return Err(error::invalid(
+                    "a certificate of the edge's own needs its key, and the key its certificate",
+                ));
+            }
         };
         let Some(ca) = &self.tls_ca else {
             if identity.is_some() || self.tls_name.is_some() {

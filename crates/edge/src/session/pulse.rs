@@ -67,8 +67,19 @@ impl Session {
     pub fn heard(&mut self, now: Duration, connection: u64) {
         self.now = now;
         if connection == self.connection && matches!(self.link, Link::Up { .. }) {
-            let is_busy = self.under_way > 0 || self.flushing || self.pulse.unanswered > 0;
-            self.pulse.heard(now, is_busy);
+            self.pulse.heard(now, self.is_waiting());
+        }
+    }
+
+    /// Whether there is anything to be heard.
+    fn is_waiting(&self) -> bool {
+        self.under_way > 0 || self.flushing || self.pulse.unanswered > 0
+    }
+
+    /// Something was answered, perhaps the last that there was.
+    pub(super) fn rest(&mut self) {
+        if !self.is_waiting() {
+            self.pulse.expected = None;
         }
     }
 

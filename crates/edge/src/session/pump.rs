@@ -55,7 +55,8 @@ impl Session {
     fn pump_kept(&mut self) {
         loop {
             let backwards = self.is(Mutant::ReplayOutOfOrder);
-            let next = if backwards { self.kept.last_again(self.kept_from) } else { self.kept.next_again(self.kept_from) };
+            let next =
+                if backwards { self.kept.last_again(self.kept_from) } else { self.kept.next_again(self.kept_from) };
             let Some((order, change)) = next else { return };
             let carries = if change.ask == Ask::Write { change.length } else { 0 };
             if !self.has_room(carries) || !self.may_overlap(change.range()) {
@@ -159,7 +160,8 @@ impl Session {
     /// A bug that tests plant.
     fn pump_reads(&mut self) {
         for row in [true, false] {
-            let ids: Vec<u64> = if row { self.again.iter().copied().collect() } else { self.queue.iter().copied().collect() };
+            let ids: Vec<u64> =
+                if row { self.again.iter().copied().collect() } else { self.queue.iter().copied().collect() };
             for id in ids {
                 let is_read = self.table.get(id).is_some_and(|entry| entry.change.ask == Ask::Read);
                 if is_read && self.has_room(0) {

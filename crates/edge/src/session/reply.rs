@@ -32,6 +32,7 @@ impl Session {
             Told::Done | Told::Failed(_) => self.answered(reply, payload),
         }
         self.pump();
+        self.rest();
     }
 
     /// Whether a reply, of which only the header is there yet, can be one: before there is made room for what it says will follow.

@@ -133,8 +133,7 @@ mod tests {
     use super::*;
 
     fn entry(order: u64) -> Entry {
-        let change =
-            Change { ask: Ask::Flush, flags: 0, offset: 0, length: 0, data: bytes::Bytes::new(), crc: 0 };
+        let change = Change { ask: Ask::Flush, flags: 0, offset: 0, length: 0, data: bytes::Bytes::new(), crc: 0 };
         Entry { whose: Whose::Guest, stage: Stage::Waiting, resent: false, order, since: Duration::ZERO, change }
     }
 

@@ -149,9 +149,10 @@ impl World {
         if !self.out.is_empty() {
             return Err("the last reads are not answered".into());
         }
-        self.sectors.iter().enumerate().try_for_each(|(at, sector)| {
-            sector.judge().map_err(|why| format!("sector {at}: {why}"))
-        })
+        self.sectors
+            .iter()
+            .enumerate()
+            .try_for_each(|(at, sector)| sector.judge().map_err(|why| format!("sector {at}: {why}")))
     }
 
     /// One thing that can happen.

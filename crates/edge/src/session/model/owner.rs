@@ -125,7 +125,8 @@ impl Owner {
     }
 
     fn value(&self, sector: usize) -> u64 {
-        let find = |(_, values): &(u64, Vec<(usize, u64)>)| values.iter().find(|(at, _)| *at == sector).map(|(_, v)| *v);
+        let find =
+            |(_, values): &(u64, Vec<(usize, u64)>)| values.iter().find(|(at, _)| *at == sector).map(|(_, v)| *v);
         self.log.iter().rev().find_map(find).unwrap_or(0)
     }
 
