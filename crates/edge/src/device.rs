@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A volume as a [`BlockDevice`]: every request is a future that completes when the owner has answered.
 //!
+//! This is where front ends and the session meet. What a request is, is checked by the session; what its answer is, was checked there too, so an answer of another kind than
+//! was asked for is a defect of the edge.
+//!
 //! Nothing is done at once, so nothing is left for a commit; the first poll of a burst's requests sends all of them.
 
 use crate::drive::Driven;

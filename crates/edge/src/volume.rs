@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What users of the library see: volumes that are opened, used and closed, on one thread.
+//!
+//! A [`Volume`] is a handle: all of its clones, and the [`BlockDevice`] of it, are of one session. A request is an `async` call that completes when the owner has answered;
+//! dropping its future stops nothing, and the change may happen. Many may be out at once; of two that overlap the one that was asked first happens first.
+//!
+//! While there is no owner requests wait, for ever or for the volume's I/O timeout. Only what a person has to look at ends a volume: then every call answers with the error.
 
 use crate::device::{Device, Pending};
 use crate::drive::{Driven, run};

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The arguments of the command, as clap reads them.
+//! The arguments of the command, as clap reads them: the help comes from here.
+//!
+//! How a volume is to be attached is the same for `attach`, which hands it to a daemon, and for `run`, which does it here; so it stands once, as [`How`], and
+//! becomes the [`Spec`] that a daemon and a configuration file know as well. What is wrong with an argument is told before anything is asked; what is in
+//! the files that are named is looked at where the volume is attached.
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;

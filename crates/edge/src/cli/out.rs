@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is printed: JSON documents for programs, tables for eyes.
+//!
+//! Tables may change; the documents are those of [`varve_edge::daemon::document`], as the control socket tells them. Sizes are in binary units.
+//!
+//! Everything goes through `print`, which takes a reader that went away (`varve-edge stats | head`) for a reason to stop and not for an error.
 
 use serde::Serialize;
 use std::io::Write;

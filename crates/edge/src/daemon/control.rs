@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The control socket: a unix socket of mode 0600, on which a line is a JSON object. A client sends a [`Command`], and is answered with a [`Reply`].
 //!
+//! Whoever may open the socket may attach and detach; there is nobody else to ask for. A line that is no command is answered with an error, and the next one is read.
+//!
 //! Bounds: [`CLIENTS`] at once, a line of [`MOST_LINE`] bytes, [`IDLE`] for a line to come. The socket is made where no other can be: in a directory of its own first,
 //! with its mode, and then moved to its place, so that nobody ever sees it with another.
 

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is told of a volume, as JSON has it.
+//! What is told of a volume, as JSON has it: on the control socket, and by the command with `--json`.
+//!
+//! Times are durations in milliseconds, or in microseconds where the name says so, since the clocks of whoever reads them need not agree with this one's. The latency of
+//! an operation is that of [`Histogram`], from when a front end asked until the owner's answer was there: what is between the guest and the front end is not in it. A share
+//! (`p50`) is the bound of a bucket, and so at most half too large.
 
 use crate::session::Standing;
 use crate::stats::{Counts, Operation};

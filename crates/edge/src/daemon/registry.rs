@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The volumes of a process, and who uses them.
 //!
+//! The registry is asked by the control socket, by the NBD front end, and by the commands that serve in the foreground; all of them on the one thread of the volumes.
+//!
 //! Always holds: a name has one volume; a volume is shown from when it was attached until it is detached or has failed for good, and one that has failed stays listed until it is
 //! detached, so that a person sees why.
 

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a volume is to be attached, as a request on the control socket or a configuration file says it.
+//!
+//! The keys are the names of the command's flags. Files (token, certificates) are named and not carried: they are read when the volume is attached, by the process that
+//! serves it, so that no secret is in a request, a configuration or a log.
+//!
+//! Everything is checked before a node is asked; what is wrong is told with the file or the word that it is about.
 
 use crate::error;
 use crate::session::Terms;

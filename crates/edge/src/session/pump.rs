@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What may be sent now: kept changes first, then what was sent before, then the rest in its order; within the window, the budget, and the rule of overlaps.
 //!
+//! This is the way of every request to the owner. Nothing is sent from anywhere else but what the session asks for itself: pings, flushes, the detach.
+//!
 //! A change that may not go yet steps aside into the row of the blocked, and what does not overlap it goes past. Only [`LOOKS`] of that row are looked at in a
 //! turn; its first is never held back by another of them, so all come through.
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What an owner says: replies and notices.
 //!
+//! This is the way back of every request. The order is: is the reply one at all; what does it say of all others (`safe`); what does it say of its own.
+//!
 //! A reply is believed only as a whole: it is of this connection, to a request that is under way on it, as long as that has to be, with a payload that matches its
 //! checksum, and does not take back what was told to be safe. Else the connection is left, and the request is sent again on the next.
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The requests that are not answered, by their id on the wire.
 //!
+//! Requests are in it from when they are asked until they are answered, or given up; those of the session's own too. The rows of the session hold ids alone.
+//!
 //! An id is the place of a request in the table and the number of its turn in it, so that an answer is matched by one look, and the answer to a request that is
 //! gone is told from that to the one that has its place now. A request keeps its id when it is sent again.
 

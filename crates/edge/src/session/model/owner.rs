@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! An owner in memory: it applies what it has in any order, makes safe what it likes, and dies with all that is not.
+//!
+//! It keeps to the protocol, at its edges: what older connections have begun ends, one way or the other, before a new one is answered; a cut is any change from the last that
+//! was told to be safe on; what was taken over counts without being safe; the sequence of a reply is that of the volume's last change. Values are told apart by what the guest
+//! writes; that of a range that was made zero, by the range, which is used once in a history.
 
 use super::{Message, Random, SECTOR, SECTORS};
 use bytes::Bytes;
