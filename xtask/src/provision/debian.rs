@@ -20,6 +20,7 @@ const PACKAGES: [&str; 12] = [
     "libnbd-bin",
     "nbd-client",
     "nbdkit",
+    "openssl",
     "procps",
     "python3-libnbd",
     "qemu-system-x86",
