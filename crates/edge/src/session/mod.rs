@@ -10,7 +10,8 @@
 //!   an unanswered change is the newest of its bytes, and can be sent again (`docs/adr/0015`). Reads and flushes wait for no change: a flush covers what was
 //!   answered, and the owner puts it behind that.
 //! - *Every acknowledged change above `safe` is kept*, with its epoch and sequence ([`keep`]). The bytes of what is kept and of what is under way are bounded for the
-//!   process ([`budget`]): at the bound changes wait, and a flush of the session's own makes room.
+//!   process ([`budget`]): at the bound changes wait, and a flush of the session's own makes room. A change that
+//!   the owner answered with an error is not kept: what it has left behind is anybody's guess, as on a disk.
 //! - *After a connect nothing but kept changes is sent* until all that do not count were sent again, in order, and answered. Then go the changes that were sent before
 //!   and not answered, and until they are, nothing else. So no read sees what is from before a change that was acknowledged, or from before one that was not and that
 //!   an earlier read has seen.
