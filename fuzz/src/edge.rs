@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What an edge hears from a node: the bytes, and what they do to a session.
 //!
+//! An input is one of two things: bytes as they come from a socket, or steps of eight bytes, each something that happens to a session.
+//!
 //! Any bytes come apart into messages, or are refused, with no more memory than a small multiple of them, and however they are cut. A session that is told anything, by nodes
 //! that keep to the protocol or not, answers every request at most once, and every one when it ends; it never sends without a connection, or an id twice.
 

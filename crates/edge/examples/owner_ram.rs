@@ -3,7 +3,13 @@
 //!
 //! It has a thread a connection and makes two system calls a request, so what is measured is bounded by it where requests are small.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, reason = "this is of the tests")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "this is of the tests"
+)]
 
 #[path = "../tests/edge/owner.rs"]
 mod owner;

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// What is needed.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "busybox-static",
     "cpio",
     "e2fsprogs",

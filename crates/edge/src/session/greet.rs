@@ -23,7 +23,11 @@ impl Session {
         self.connection += 1;
         self.address = self.reach.address();
         let last = self.epoch.map(|epoch| Promise { epoch, safe: self.safe });
-        let promises = self.kept.promises(last, &mut self.told);
+        let mut promises = self.kept.promises(last, &mut self.told);
+        if self.wanted.mode == Mode::Shared {
+            // It has changed nothing: there is nothing that could be lost.
+            promises.clear();
+        }
         let attach = Attach {
             token: self.wanted.token.clone(),
             edge: self.wanted.edge.clone(),
@@ -136,7 +140,6 @@ impl Session {
     pub(super) fn ready(&mut self) {
         let Link::Up { ready, .. } = &mut self.link else { return };
         *ready = true;
-        self.reach.settled();
         self.trouble.clear();
         if self.is_lost {
             let stall = self.now.saturating_sub(self.since);
@@ -209,7 +212,11 @@ impl Session {
     }
 
     fn left(&mut self, why: &str) {
-        let at_once = matches!(self.link, Link::Up { ready: true, .. });
+        let was_up = matches!(self.link, Link::Up { ready: true, .. });
+        if was_up && self.now.saturating_sub(self.since) >= self.terms.pause_most {
+            self.reach.settled();
+        }
+        let at_once = was_up && self.reach.take_fresh();
         self.note(why);
         self.drop_link(at_once);
     }

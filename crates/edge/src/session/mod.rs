@@ -61,8 +61,8 @@ use varve_types::{ClusterId, Epoch, ErrorKind, Sequence, TimelineId, VolumeId};
 use varve_wire::attach::Promise;
 use varve_wire::transmission::{Ask, FLAG_FUA, MAX_DATA, Request, UNIT, payload_crc};
 
-/// Most bytes of requests under way: below what a node takes before it reads no further, so that a ping is always read.
-pub(crate) const WINDOW_BYTES: u64 = 60 << 20;
+/// Most bytes that requests under way carry, but for one alone: far below what a node takes before it reads no further, so that a ping is always read.
+pub(crate) const WINDOW_BYTES: u64 = 32 << 20;
 
 /// How long a flush of the session's own is not repeated, where the last one was not enough.
 pub(crate) const FLUSH_PAUSE: Duration = Duration::from_millis(100);

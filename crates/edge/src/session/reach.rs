@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where the owner may be, and when to try there next.
 //!
-//! The addresses are tried in turn: the first attempt after a loss at once, the next after a pause that doubles with each one. An address that a node named goes first,
+//! The addresses are tried in turn: the first attempt after a loss at once, the next after a pause that doubles with each one, until a connection has been of use for as
+//! long as the longest pause: one that comes about and breaks at once is no success. An address that a node named goes first,
 //! at once too, but only [`HOPS`] times in a row: nodes that send an edge in a circle are tried with pauses like any other. Addresses that were named are remembered,
 //! [`MOST`] in all, so that the volume is found again when every node that the person knew of is gone.
 
@@ -23,13 +24,15 @@ pub(crate) struct Reach {
     named: Option<String>,
     hops: u32,
     pause: Duration,
+    /// Nothing has failed since all was well.
+    is_fresh: bool,
 }
 
 impl Reach {
     /// None of `addresses` is no use: nothing can ever be reached.
     pub(crate) fn new(mut addresses: Vec<String>) -> Self {
         addresses.truncate(MOST);
-        Self { addresses, at: 0, named: None, hops: 0, pause: Duration::ZERO }
+        Self { addresses, at: 0, named: None, hops: 0, pause: Duration::ZERO, is_fresh: true }
     }
 
     /// The address to try now.
@@ -66,13 +69,18 @@ impl Reach {
     /// The pause before the next attempt.
     pub(crate) fn pause(&mut self, terms: &Terms) -> Duration {
         self.pause = (self.pause * 2).clamp(terms.pause_least.min(terms.pause_most), terms.pause_most);
-        self.hops = 0;
+        (self.hops, self.is_fresh) = (0, false);
         self.pause
     }
 
-    /// All is well: the next loss begins anew.
+    /// Whether the next attempt may be made at once: only the first since all was well.
+    pub(crate) fn take_fresh(&mut self) -> bool {
+        std::mem::take(&mut self.is_fresh)
+    }
+
+    /// All is well, and has been for a while: the next loss begins anew.
     pub(crate) fn settled(&mut self) {
-        (self.pause, self.hops) = (Duration::ZERO, 0);
+        (self.pause, self.hops, self.is_fresh) = (Duration::ZERO, 0, true);
     }
 }
 
@@ -85,7 +93,9 @@ mod tests {
         let (terms, mut reach) = (Terms::default(), Reach::new(vec!["a".into()]));
         let pauses: Vec<u128> = (0..7).map(|_| reach.pause(&terms).as_millis()).collect();
         assert_eq!(pauses, [50, 100, 200, 400, 800, 1000, 1000]);
+        assert!(!reach.take_fresh());
         reach.settled();
+        assert!(reach.take_fresh() && !reach.take_fresh());
         assert_eq!(reach.pause(&terms).as_millis(), 50);
     }
 

@@ -80,9 +80,9 @@ impl Session {
             },
         };
         if let Err((kind, why)) = &answer
-            && (*kind == ErrorKind::Fenced || matches!(entry.whose, Whose::Kept(_)))
+            && (*kind == ErrorKind::Fenced || matches!(entry.whose, Whose::Kept(_) | Whose::Detach))
         {
-            // The first has another owner by now. The second was acknowledged: it is not given up for what an owner says.
+            // The first has another owner by now. The second was acknowledged: it is not given up for what an owner says. The third is still owed.
             let why = format!("it does not take a request: {why}");
             self.reach.turn();
             return self.hang_up(&why);

@@ -207,6 +207,7 @@ fn what_counts_stays_until_it_is_safe() {
     assert_eq!(play.asks(), [], "it counts");
     assert!(play.session.kept_bytes() > 0, "it is not safe");
     play.lose();
+    play.wait(1000);
     play.attach_at(2, 7, 6, &[7]);
     assert_eq!(
         (play.asks(), play.session.kept_bytes() > 0),
@@ -279,6 +280,7 @@ fn an_owner_that_was_fenced_or_takes_back_its_word_is_left() {
     play.attach_at(2, 2, 2, &[2]);
     for (epoch, safe, cuts) in [(1, 2, &[2][..]), (2, 1, &[2]), (2, 2, &[2, 2])] {
         play.lose();
+        play.wait(1000);
         let before = play.hang_ups;
         play.attach_at(epoch, 2, safe, cuts);
         assert_eq!((play.hang_ups, play.session.failure().is_none()), (before + 1, true), "{epoch} {safe}");
@@ -338,6 +340,14 @@ fn attempts_are_made_at_once_then_with_pauses_at_each_address_in_turn() {
     let mut play = Play::attached();
     play.lose();
     assert_eq!(play.tried, ["a", "a"], "at once");
+    play.attach_at(1, 0, 0, &[0]);
+    play.lose();
+    assert_eq!(play.tried.len(), 2, "one that breaks as soon as it is there is no success");
+    play.wait(50);
+    play.attach_at(1, 0, 0, &[0]);
+    play.wait(1000);
+    play.lose();
+    assert_eq!(play.tried, ["a", "a", "a", "a"], "but this was one");
     for pause in [50, 100, 200, 400, 800, 1000, 1000] {
         play.lose();
         let tried = play.tried.len();
@@ -346,7 +356,7 @@ fn attempts_are_made_at_once_then_with_pauses_at_each_address_in_turn() {
         play.wait(1);
         assert_eq!(play.tried.len(), tried + 1, "{pause}");
     }
-    assert_eq!(play.tried[2..6], ["b", "a", "b", "a"]);
+    assert_eq!(play.tried[4..8], ["b", "a", "b", "a"]);
     play.wait(1000);
     assert!(play.session.trouble().contains("can not be reached"));
 }
@@ -453,8 +463,15 @@ fn a_detach_is_the_last_request_behind_a_flush_and_outlives_a_loss() {
     let flush = play.sent[0].id;
     assert_eq!(play.asks(), [(Ask::Flush, 0)]);
     play.done(flush, 1, 1);
+    let detach = play.sent[0].id;
     assert_eq!(play.asks(), [(Ask::Detach, 0)]);
+    play.tell(1, Told::Failed(ErrorKind::Unavailable), detach, (1, 1), b"later");
+    play.attach_at(1, 1, 1, &[1]);
+    let flush = play.sent[0].id;
+    play.done(flush, 1, 1);
+    assert!(matches!(play.asks()[..], [(Ask::Flush, 0), (Ask::Detach, 0)]), "it is owed until it is done");
     play.lose();
+    play.wait(1000);
     play.session.connected(play.now, play.connection);
     play.session.refused(play.now, play.connection, Refused::new(ErrorKind::Fenced, "no such session"));
     play.take();

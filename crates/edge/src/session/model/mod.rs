@@ -91,6 +91,9 @@ impl World {
             io_timeout: (random.one_in(3) || mutant == Some(Mutant::OverdueForgotten))
                 .then(|| Duration::from_millis(50 + random.below(600))),
             attach_timeout: None,
+            // Most of a history is to be spent with an owner.
+            pause_least: Duration::from_micros(random.below(20_000)),
+            pause_most: Duration::from_millis(20),
             ..Terms::default()
         };
         let wanted = Wanted {
@@ -167,13 +170,13 @@ impl World {
                 self.to_edge.extend(told);
                 Ok(())
             }
-            65..85 => self.edge_receives(),
-            85..89 => {
+            65..82 => self.edge_receives(),
+            82..85 => {
                 self.owner.raise_safe(&mut self.random);
                 Ok(())
             }
-            89..92 => self.break_connection(),
-            92..94 => {
+            85..88 => self.break_connection(),
+            88..90 => {
                 self.owner.die(&mut self.random);
                 self.break_connection()
             }
@@ -269,9 +272,12 @@ impl World {
     fn edge_receives(&mut self) -> Result<(), String> {
         let now = self.now;
         let is_old = |message: &Message| matches!(message, Message::Reply(of, ..) if *of != self.connection);
-        if self.to_edge.front().is_some_and(is_old) && !self.random.one_in(4) {
-            // What an older connection said may come at any time.
+        if self.to_edge.front().is_some_and(is_old) && !self.random.one_in(8) {
+            // What an older connection said may come at any time, also long after the next one has come about.
             self.to_edge.rotate_left(1);
+            if self.to_edge.front().is_some_and(is_old) {
+                return Ok(());
+            }
         }
         match self.to_edge.pop_front() {
             Some(Message::Attached(connection, attached)) => self.session.attached(now, connection, &attached),
