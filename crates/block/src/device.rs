@@ -17,6 +17,7 @@
 use crate::Result;
 use bytes::{Bytes, BytesMut};
 use varve_env::LocalFuture;
+use varve_types::Sequence;
 
 /// The future of an operation that has to wait.
 pub type Later<T> = LocalFuture<Result<T>>;
@@ -40,6 +41,15 @@ impl<T> Submit<T> {
             Self::Later(later) => later.await,
         }
     }
+}
+
+/// How far a device has come: numbers of its changes, which grow as long as it is open. A device that does not number them is always at the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The last change that was made.
+    pub sequence: Sequence,
+    /// The last one of which, and of all before it, nothing can be lost any more.
+    pub safe: Sequence,
 }
 
 /// A run of bytes in the same state, as block status tells it.
@@ -79,6 +89,11 @@ pub trait BlockDevice {
 
     /// The state of the range from `offset`, in at most `most` extents that cover a first part of it or all; never empty for `len > 0`.
     fn block_status(&self, offset: u64, len: u64, most: usize) -> Submit<Vec<StatusExtent>>;
+
+    /// How far it has come.
+    fn position(&self) -> Position {
+        Position::default()
+    }
 
     /// Brings the range into the cache, if that is of use.
     fn prefetch(&self, offset: u64, len: u64) -> Submit<()>;

@@ -7,5 +7,5 @@
 mod device;
 mod error;
 
-pub use device::{BlockDevice, Later, StatusExtent, Submit};
+pub use device::{BlockDevice, Later, Position, StatusExtent, Submit};
 pub use error::{BlockError, Result};

@@ -144,7 +144,8 @@ pub struct Watch {
 impl Watch {
     /// The watch that tells what `events` yields.
     pub fn new(events: impl Stream<Item = Result<Event>> + Send + 'static) -> Self {
-        Self { events: Box::pin(events), behind: false }
+        // Fused: a watch that has ended stays so, however often it is asked.
+        Self { events: Box::pin(events.fuse()), behind: false }
     }
 
     /// Waits for the next event. Once it was [`Event::Behind`] it stays that. Dropping the future loses nothing.

@@ -18,7 +18,10 @@ use crate::{CoordError, MAX_VALUE_BYTES, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use varve_types::{ClusterId, Epoch, JournalId, Name, Overrides, TimelineId, VolumeId, WriterId};
+use varve_types::{
+    ClusterId, Epoch, IncarnationId, JournalId, Name, NodeId, Overrides, Sequence, SessionId, TimelineId, VolumeId,
+    WriterId,
+};
 
 /// A fact under a key.
 pub trait Record: Serialize + DeserializeOwned {
@@ -146,6 +149,54 @@ pub struct VolumeRecord {
     pub deleted: Option<Deleted>,
     /// Its timelines.
     pub timelines: Vec<TimelineRecord>,
+    /// The node that runs it. Of a cluster of one node nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<NodeId>,
+    /// Who has a copy of its unsealed tail that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorRecord>,
+    /// The edge that has it for itself, if one has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<HolderRecord>,
+    /// Where the latest epochs of the timeline that it shows ended, by epoch: [`MAX_ENDS`] at most. An edge that was away asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ends: Vec<EpochEnd>,
+}
+
+/// A node that has all of a volume's unsealed tail: it may take the volume over. While it is named, nothing is answered that it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorRecord {
+    /// The node.
+    pub node: NodeId,
+    /// Its process: another one has lost the copy.
+    pub incarnation: IncarnationId,
+    /// The timeline that it is a copy of: counts for nothing but that.
+    pub timeline: TimelineId,
+}
+
+/// Ends of epochs that a record keeps.
+pub const MAX_ENDS: usize = 32;
+
+/// An edge that has a volume for itself, whether it is connected or not: until it detaches, or somebody takes the volume from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderRecord {
+    /// Its session.
+    pub session: SessionId,
+    /// Who it is, for people.
+    pub edge: String,
+    /// Since when: wall clock, milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// Where an epoch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochEnd {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The last change of it that counts.
+    pub last: Sequence,
 }
 
 /// A deletion that can still be undone.
@@ -310,6 +361,15 @@ impl VolumeRecord {
     pub fn key_of(id: VolumeId) -> String {
         format!("{VOLUME_PREFIX}{id}")
     }
+    /// Notes where an epoch of what it shows ended.
+    pub fn note_end(&mut self, end: EpochEnd) {
+        if end.timeline != self.shown {
+            return;
+        }
+        self.ends.retain(|known| known.timeline == end.timeline && known.epoch != end.epoch);
+        self.ends.push(end);
+        self.ends.drain(..self.ends.len().saturating_sub(MAX_ENDS));
+    }
     /// The record of one of its timelines.
     #[must_use]
     pub fn timeline(&self, id: TimelineId) -> Option<&TimelineRecord> {
@@ -417,6 +477,9 @@ impl Record for VolumeRecord {
             self.timeline(self.shown).ok_or_else(|| format!("it does not list {}, which it shows", self.shown))?;
         if self.deleted.is_none() && shown.state != TimelineState::Shown {
             return Err(format!("it shows {}, which is not in the state shown", self.shown));
+        }
+        if self.ends.len() > MAX_ENDS {
+            return Err(format!("it has {} ends of epochs, more than {MAX_ENDS}", self.ends.len()));
         }
         Ok(())
     }

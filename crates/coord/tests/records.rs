@@ -3,62 +3,23 @@
 
 #![allow(clippy::unwrap_used, reason = "here a failed unwrap is a failed test")]
 
+#[path = "cases/facts.rs"]
+#[allow(dead_code, reason = "each test takes what it needs")]
+mod facts;
+
+use facts::{begin, keys, kind, name, pool, timeline, volume};
 use std::sync::atomic::{AtomicU32, Ordering};
 use varve_coord::{
-    Change, Check, ClusterRecord, Coord, CoordError, Deleted, Fault, ManifestRef, Memory, PoolRecord, Record, Records,
+    Change, Check, ClusterRecord, Coord, CoordError, Deleted, Fault, ManifestRef, Memory, Record, Records,
     TimelineRecord, TimelineState, VolumeRecord,
 };
-use varve_types::{ClusterId, Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
-fn timeline(n: u8, state: TimelineState) -> TimelineRecord {
-    TimelineRecord { id: TimelineId::from_bytes([n; 16]), state, manifest: None, parent: None }
-}
-
-fn volume(n: u8, text: &str) -> VolumeRecord {
-    VolumeRecord {
-        version: VolumeRecord::VERSION,
-        id: VolumeId::from_bytes([n; 16]),
-        name: name(text),
-        pool: name("default"),
-        epoch: Epoch(1),
-        writer: WriterId(0xabc),
-        shown: TimelineId::from_bytes([n; 16]),
-        show_number: 1,
-        template: false,
-        settings: Overrides::default(),
-        deleted: None,
-        timelines: vec![timeline(n, TimelineState::Shown)],
-    }
-}
-
-fn pool(text: &str) -> PoolRecord {
-    PoolRecord {
-        version: PoolRecord::VERSION,
-        name: name(text),
-        store: "file:///srv/store".to_owned(),
-        owner_number: 1,
-        settings: Overrides::default(),
-        created_ms: 5,
-    }
-}
+use varve_types::{ClusterId, Epoch, ErrorKind, TimelineId, WriterId};
 
 /// A coordination with the pool `default`.
 async fn begun() -> Memory {
     let coord = Memory::new();
-    Records::new(&coord).create_pool(&pool("default")).await.unwrap();
+    begin(&coord).await;
     coord
-}
-
-async fn keys(coord: &Memory) -> Vec<String> {
-    coord.list("").await.unwrap().entries.into_iter().map(|entry| entry.key).collect()
-}
-
-fn kind<T>(result: Result<T, CoordError>) -> ErrorKind {
-    result.err().expect("it is refused").kind()
 }
 
 #[test]
@@ -194,71 +155,6 @@ async fn what_is_taken_is_refused_and_nothing_is_left() {
     let stale = vec![Check::Revision(volume(1, "root").key(), revision + 1)];
     assert_eq!(kind(records.create_volume(&volume(3, "third"), stale).await), ErrorKind::Conflict);
     assert_eq!(coord.list("").await.unwrap(), before);
-}
-
-#[tokio::test]
-async fn names_and_timelines_follow_the_record() {
-    let coord = begun().await;
-    let records = Records::new(&coord);
-    let old = volume(1, "root");
-    let revision = records.create_volume(&old, vec![]).await.unwrap();
-    let (timeline_1, timeline_2) =
-        (format!("timeline/{}", old.shown), format!("timeline/{}", TimelineId::from_bytes([2; 16])));
-    let key = old.key();
-    assert_eq!(keys(&coord).await, ["name/root", "pool/default", &timeline_1, &key]);
-
-    let mut renamed = old.clone();
-    renamed.name = name("new");
-    let revision = records.update_volume(&old, revision, &renamed, vec![]).await.unwrap();
-    assert_eq!(keys(&coord).await, ["name/new", "pool/default", &timeline_1, &key]);
-
-    // A rollback: another timeline is shown, the first is hidden.
-    let mut rolled = renamed.clone();
-    rolled.timelines[0].state = TimelineState::Hidden { until_ms: 99 };
-    rolled.timelines.push(timeline(2, TimelineState::Shown));
-    (rolled.shown, rolled.show_number) = (TimelineId::from_bytes([2; 16]), 2);
-    let revision = records.update_volume(&renamed, revision, &rolled, vec![]).await.unwrap();
-    assert_eq!(keys(&coord).await, ["name/new", "pool/default", &timeline_1, &timeline_2, &key]);
-
-    // A deletion gives the name up, so that another can take it; then it can not be had back.
-    let mut deleted = rolled.clone();
-    deleted.deleted = Some(Deleted { at_ms: 1, until_ms: 2 });
-    let revision = records.update_volume(&rolled, revision, &deleted, vec![]).await.unwrap();
-    assert_eq!(kind(records.find_by_name(&name("new")).await), ErrorKind::NotFound);
-    records.create_volume(&volume(3, "new"), vec![]).await.unwrap();
-    let error = records.update_volume(&deleted, revision, &rolled, vec![]).await.unwrap_err();
-    assert!(matches!(&error, CoordError::Exists(what) if what == "the volume new"), "{error}");
-
-    let mut last = deleted.clone();
-    last.timelines.remove(0);
-    let revision = records.update_volume(&deleted, revision, &last, vec![]).await.unwrap();
-    assert_eq!(kind(records.find_timeline(old.shown).await), ErrorKind::NotFound);
-    records.remove_volume(&last, revision).await.unwrap();
-    assert_eq!(records.list_volumes().await.unwrap().len(), 1);
-    assert_eq!(kind(records.find_timeline(last.shown).await), ErrorKind::NotFound);
-    assert_eq!(records.find_by_name(&name("new")).await.unwrap().0.id, VolumeId::from_bytes([3; 16]));
-}
-
-#[tokio::test]
-async fn the_second_writer_of_a_record_loses() {
-    let coord = begun().await;
-    let records = Records::new(&coord);
-    let old = volume(1, "root");
-    let revision = records.create_volume(&old, vec![]).await.unwrap();
-    let next = VolumeRecord { epoch: old.epoch.next(), ..old.clone() };
-    records.update_volume(&old, revision, &next, vec![]).await.unwrap();
-    let error = records.update_volume(&old, revision, &next, vec![]).await.unwrap_err();
-    assert!(matches!(error, CoordError::Changed(_)) && error.kind() == ErrorKind::Conflict, "{error}");
-    assert_eq!(kind(records.remove_volume(&old, revision).await), ErrorKind::Conflict);
-    let (now, revision) = records.load_volume(old.id).await.unwrap();
-    assert_eq!(
-        kind(records.update_volume(&now, revision, &old, vec![]).await),
-        ErrorKind::Internal,
-        "back to an old epoch"
-    );
-    records.remove_volume(&now, revision).await.unwrap();
-    assert_eq!(kind(records.update_volume(&now, revision, &now, vec![]).await), ErrorKind::NotFound);
-    assert_eq!(kind(records.remove_volume(&now, revision).await), ErrorKind::NotFound);
 }
 
 #[tokio::test]

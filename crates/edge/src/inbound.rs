@@ -82,8 +82,9 @@ impl Inbound {
         let said = match header.kind()? {
             Kind::Attached => Said::Attached(Attached::decode(body)?),
             Kind::Refused => Said::Refused(Refused::decode(body)?),
-            Kind::Attach => {
-                let message = "it asks for a volume itself: that is an edge, and no node";
+            Kind::Attach | Kind::MirrorHello | Kind::MirrorWelcome => {
+                let message =
+                    "what answers there speaks of other things than volumes: it is no node that an edge can ask";
                 Said::Refused(Refused::new(ErrorKind::Invalid, message))
             }
         };

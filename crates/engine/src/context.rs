@@ -14,6 +14,7 @@ use crate::fetch::Fetches;
 use crate::journals::Journals;
 use crate::lineage::PageTables;
 use crate::map_ram::MapRam;
+use crate::mirror::{Copies, MirrorNodes};
 use crate::scrub::Scrub;
 use crate::signal::Signal;
 use crate::ssd::SsdCache;
@@ -25,14 +26,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use varve_coord::Coord;
+use varve_coord::{Coord, VolumeRecord};
 use varve_env::Env;
 use varve_format::bundle::Share;
 use varve_format::chunk::{Block, unpack, unpack_share};
 use varve_format::segment::{CHUNK_BLOCKS, Codec, SegmentHeader};
 use varve_format::{BlockSet, FormatError, ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached};
-use varve_types::{MAX_SEGMENT_BLOCKS, Ordinal, TimelineId};
+use varve_types::{ErrorKind, MAX_SEGMENT_BLOCKS, NodeId, Ordinal, TimelineId};
 
 /// Bounds of a shard.
 #[derive(Clone, Copy, Debug)]
@@ -248,6 +249,12 @@ pub struct PutBytes {
 
 /// See the module.
 pub(crate) struct Context {
+    /// The node whose volumes these are; none where there is one node, and all are.
+    pub node: Cell<Option<NodeId>>,
+    /// The nodes that may keep copies of tails.
+    pub mirrors: RefCell<Option<Rc<dyn MirrorNodes>>>,
+    /// What this node keeps of others.
+    pub copies: RefCell<Option<Rc<Copies>>>,
     pub env: Rc<dyn Env>,
     pub journals: Journals,
     pub coord: Arc<dyn Coord>,
@@ -273,6 +280,19 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Whether this node runs a volume.
+    pub fn is_ours(&self, record: &VolumeRecord) -> bool {
+        self.node.get().is_none_or(|node| record.owner == Some(node))
+    }
+
+    /// Refuses what another node runs.
+    pub fn check_ours(&self, record: &VolumeRecord) -> crate::Result<()> {
+        if self.is_ours(record) {
+            return Ok(());
+        }
+        let owner = record.owner.map_or("nobody".to_owned(), |owner| format!("node {owner}"));
+        Err(EngineError::new(ErrorKind::Fenced, format!("volume {} is run by {owner}", record.name)))
+    }
     pub fn now_ms(&self) -> u64 {
         self.env.wall_ms()
     }

@@ -34,6 +34,7 @@ mod lineage;
 mod manifests;
 pub mod map;
 mod map_ram;
+mod mirror;
 mod nodes;
 mod orphans;
 mod overlay;
@@ -47,6 +48,7 @@ mod rewind;
 mod scrub;
 mod seal;
 mod serve;
+mod session;
 mod shard;
 mod signal;
 mod snapshot;
@@ -73,14 +75,18 @@ pub use import::{ImportFailure, Imported, ImportedVolume, PoolImport, import_poo
 pub use journals::{JournalCounts, JournalDisk, JournalRole, MAX_JOURNALS};
 pub use manifests::PoolStore;
 pub use map_ram::MapCounts;
+pub use mirror::{
+    BeginCopy, Begun, Copies, Delivery, Fetched, MirrorNodes, MirrorPeer, MirrorPhase, MirrorState, TailRecord,
+};
 pub use pressure::SlowCounts;
 pub use rewind::{RewindPoint, RewindPoints};
 pub use scrub::{Finding, ScrubCounts};
 pub use serve::Device;
+pub use session::{SessionRequest, SessionStart};
 pub use shard::{GoneCounts, Importing, NewVolume, Shard, ShardCounts};
 pub use ssd::SsdCounts;
 pub use stages::{Stage, StageTimes};
 pub use table::TableTotals;
-pub use varve_block::{BlockDevice, Later, StatusExtent, Submit};
+pub use varve_block::{BlockDevice, Later, Position, StatusExtent, Submit};
 pub use volume::{Attachment, SnapshotInfo, Volume, VolumeCounts};
 pub use waits::WaitCounts;

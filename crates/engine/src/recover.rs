@@ -20,6 +20,7 @@ use crate::layer::Layer;
 use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object};
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
+use crate::mirror::Mirror;
 use crate::nodes::NodeLoads;
 use crate::overlay::{Overlay, Stratum};
 use crate::pressure::Throttle;
@@ -35,7 +36,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
-use varve_coord::{ManifestRef, VolumeRecord};
+use varve_coord::{EpochEnd, ManifestRef, VolumeRecord};
 use varve_format::manifest::{Cut, Manifest, NodeWait};
 use varve_format::mark::Mark;
 use varve_format::page::{PageTable, table_len};
@@ -101,6 +102,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         last: manifest.merged,
         last_end: 0,
         flushed: manifest.merged,
+        awaited: None,
         open: Layer::new(epoch),
         open_epoch: epoch,
         sealed: VecDeque::new(),
@@ -146,6 +148,8 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         writer,
         own: manifest.own,
         lineages: Lineages::new(manifest.ancestors),
+        ends: RefCell::default(),
+        mirror: Mirror::default(),
         throttle: Throttle::default(),
         streams: Streams::default(),
         data: RefCell::new(data),
@@ -330,7 +334,16 @@ impl Timeline {
             manifest
         };
         put_numbered(&*self.context.env, &*self.pool.store, &mut manifest).await?;
-        accept(&self.context, self.volume, &manifest, |_: &mut VolumeRecord| Ok(())).await?;
+        let end = EpochEnd { timeline: self.id, epoch: old.epoch, last: self.data.borrow().last };
+        let note = |record: &mut VolumeRecord| {
+            record.note_end(end);
+            if record.shown == end.timeline {
+                record.mirror = None;
+            }
+            Ok(())
+        };
+        let record = accept(&self.context, self.volume, &manifest, note).await?;
+        self.ends.replace(record.ends);
         self.data.borrow_mut().manifest_number = manifest.number;
         self.data.borrow_mut().manifest = manifest;
         Ok(())

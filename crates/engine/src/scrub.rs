@@ -195,7 +195,7 @@ impl Shard {
         reached(Branch::ScrubPass);
         let records = Records::new(&*self.context.coord).list_volumes().await?;
         let mut all: BTreeMap<TimelineId, &VolumeRecord> = BTreeMap::new();
-        for (record, _) in &records {
+        for (record, _) in records.iter().filter(|(record, _)| self.context.is_ours(record)) {
             all.extend(record.timelines.iter().map(|timeline| (timeline.id, record)));
         }
         scrub.asked.set(false);

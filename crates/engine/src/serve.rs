@@ -10,7 +10,7 @@
 
 use crate::timeline::Timeline;
 use crate::volume::{Attachment, Volume};
-use crate::{BlockDevice, Result, StatusExtent, Submit};
+use crate::{BlockDevice, Position, Result, StatusExtent, Submit};
 use bytes::{Bytes, BytesMut};
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub struct Device {
     volume: Rc<Volume>,
     timeline: Rc<Timeline>,
     attachment: u64,
-    read_only: bool,
+    pub(crate) read_only: bool,
 }
 
 impl Volume {
@@ -33,9 +33,14 @@ impl Volume {
         let _turn = self.changes.take().await;
         let timeline = self.shown();
         timeline.data.borrow().check()?;
+        Ok(self.attach_device(&timeline, peer))
+    }
+
+    /// Attaches somebody to what is shown. Who asks has the turn of changes.
+    pub(crate) fn attach_device(self: &Rc<Self>, timeline: &Rc<Timeline>, peer: String) -> (Device, Vec<Attachment>) {
         let read_only = self.check_writable().is_err();
         let (attachment, others) = self.attach(peer);
-        Ok((Device { volume: Rc::clone(self), timeline, attachment, read_only }, others))
+        (Device { volume: Rc::clone(self), timeline: Rc::clone(timeline), attachment, read_only }, others)
     }
 
     /// Attaches somebody to a snapshot of the volume, read-only.
@@ -144,6 +149,9 @@ impl BlockDevice for Device {
             }
             Ok(())
         }))
+    }
+    fn position(&self) -> Position {
+        self.timeline.position()
     }
     fn commit(&self) -> Submit<()> {
         if self.read_only { Submit::Done(Ok(())) } else { self.timeline.commit() }

@@ -23,11 +23,12 @@ use crate::journals::{JournalCounts, JournalDisk, JournalRole, Journals};
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
 use crate::map_ram::{MapCounts, MapRam};
+use crate::mirror::{Copies, MirrorNodes};
 use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
 use crate::ssd::{SsdCache, SsdCounts};
 use crate::stages::{Stage, StageTimes, Stages};
-use crate::volume::Volume;
+use crate::volume::{Claim, Volume};
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use varve_coord::{Coord, Records};
 use varve_env::{CacheDevice, Disk, Env};
-use varve_types::{ErrorKind, Name, Overrides, VolumeId};
+use varve_types::{Epoch, ErrorKind, Name, NodeId, Overrides, VolumeId};
 
 /// How often the chores run.
 const TICK: Duration = Duration::from_secs(1);
@@ -140,6 +141,9 @@ impl Shard {
         limits: Limits,
     ) -> Rc<Self> {
         let context = Rc::new(Context {
+            node: Cell::new(None),
+            mirrors: RefCell::new(None),
+            copies: RefCell::new(None),
             env,
             stages,
             journals,
@@ -200,6 +204,7 @@ impl Shard {
             let timeline = volume.shown();
             timeline.seal_if_old();
             timeline.checkpoint_if_due();
+            timeline.mirror_if_due();
             timeline.checkpoint_if_quiet();
             timeline.reclaim_if_due();
             timeline.clean_if_due();
@@ -276,6 +281,7 @@ impl Shard {
         for (record, _) in records {
             known.extend(record.timelines.iter().map(|t| t.id));
             if record.deleted.is_none()
+                && self.context.is_ours(&record)
                 && let Err(error) = self.open_volume(record.id).await
             {
                 failed.push((record.name, error));
@@ -295,18 +301,64 @@ impl Shard {
         if let Some(volume) = self.volumes.borrow().get(&id) {
             return Ok(Rc::clone(volume));
         }
-        let volume = self.open_unlisted(id).await?;
+        let volume = self.open_unlisted(id, Claim::Own).await?;
         self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
         Ok(volume)
     }
 
+    /// Makes this node the owner of a volume that another one has run up to epoch `since`, and opens it. Whoever runs it is fenced with that. What only the other
+    /// one had is lost: for a person to force.
+    ///
+    /// # Errors
+    /// `Fenced` where its epoch is another by now; those of [`open_volume`](Self::open_volume), with which the volume is this node's all the same.
+    pub async fn take_over(self: &Rc<Self>, id: VolumeId, since: Epoch) -> Result<Rc<Volume>> {
+        self.taken(id, Claim::Forced(since)).await
+    }
+
+    /// The same on the mirror of the volume, with the copy that it has: nothing is lost.
+    ///
+    /// # Errors
+    /// `Conflict` where this node has no copy that is in sync; those of [`take_over`](Self::take_over).
+    pub async fn take_over_as_mirror(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
+        self.taken(id, Claim::Mirror).await
+    }
+
+    async fn taken(self: &Rc<Self>, id: VolumeId, claim: Claim) -> Result<Rc<Volume>> {
+        if let Some(volume) = self.volumes.borrow().get(&id) {
+            return Ok(Rc::clone(volume));
+        }
+        let volume = self.open_unlisted(id, claim).await?;
+        self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// Says which node of a cluster this is: it runs the volumes that it is the owner of, and no others. To be said before anything is opened.
+    pub fn serve_as(&self, node: NodeId) {
+        self.context.node.set(Some(node));
+    }
+
+    /// Says which nodes may keep copies of the tails of its volumes, and what it keeps itself of others.
+    pub fn mirror_on(&self, nodes: Rc<dyn MirrorNodes>, copies: Rc<Copies>) {
+        self.context.mirrors.replace(Some(nodes));
+        self.context.copies.replace(Some(copies));
+    }
+
     /// Opens a volume that nobody can find yet.
-    async fn open_unlisted(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
+    async fn open_unlisted(self: &Rc<Self>, id: VolumeId, claim: Claim) -> Result<Rc<Volume>> {
         let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
         let (pool, settings) = self.pool(&record.pool)?;
-        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id).await?;
+        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id, claim).await?;
         self.context.journals.retain_tails(|timeline| timeline != record.shown);
         Ok(volume)
+    }
+
+    /// Lets go of a volume that another node runs by now: it has stopped, and what is left of it here is of no use to anybody.
+    pub fn forget(&self, id: VolumeId) {
+        let is_lost = |volume: &Rc<Volume>| volume.stopped().is_some_and(|error| error.kind() == ErrorKind::Fenced);
+        let mut volumes = self.volumes.borrow_mut();
+        if volumes.get(&id).is_some_and(is_lost) {
+            volumes.remove(&id);
+        }
     }
 
     /// An open volume by name.

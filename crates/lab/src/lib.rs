@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Real programs for the tests: servers, clients, guests; their ports, directories and lives.
 
+pub mod certificates;
+pub mod etcd;
 pub mod fault_proxy;
 pub mod guest;
 pub mod process;
 pub mod seaweedfs;
+pub mod tcp_proxy;

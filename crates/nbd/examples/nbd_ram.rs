@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use varve_block::{BlockDevice, Result, StatusExtent, Submit};
-use varve_nbd::{Accepted, Endpoint, ExportInfo, Exports, Limits, Listener, Stats, Tuning, serve};
+use varve_nbd::{Accepted, ExportInfo, Exports, HandshakeLimits, NbdGreeter, serve};
+use varve_serve::{Endpoint, Listener, Slots, Stats, Tuning};
 
 struct Ram(RefCell<Vec<u8>>);
 
@@ -92,7 +93,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
                 });
             }
         });
-        listener.run(Arc::new(One(size)), Limits::default(), deliver, stop).await
+        let greeter = NbdGreeter::new(One(size), HandshakeLimits::default());
+        listener.run(Arc::new(greeter), Slots::default(), deliver, stop).await
     })?;
     Ok(())
 }

@@ -7,13 +7,8 @@
 //! which has to answer with at least one extent).
 
 use crate::wire::{self, Command, Request};
-
-/// Why a request is refused: the number of the error and its text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) error: u32,
-    pub(crate) text: &'static str,
-}
+use varve_serve::Refusal;
+use varve_types::ErrorKind;
 
 /// What a request is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +23,8 @@ pub(crate) struct Terms {
     pub(crate) block_status: bool,
 }
 
-const fn refuse(error: u32, text: &'static str) -> Result<(), Refusal> {
-    Err(Refusal { error, text })
+const fn refuse(kind: ErrorKind, text: &'static str) -> Result<(), Refusal> {
+    Err(Refusal { kind, text })
 }
 
 /// Whether `request` may be acted on.
@@ -40,39 +35,39 @@ pub(crate) fn check(request: &Request, terms: Terms) -> Result<(), Refusal> {
         Command::WriteZeroes => wire::CMD_FLAG_FUA | wire::CMD_FLAG_NO_HOLE | wire::CMD_FLAG_FAST_ZERO,
         Command::BlockStatus => wire::CMD_FLAG_FUA | wire::CMD_FLAG_REQ_ONE,
         Command::Disconnect => return Ok(()),
-        Command::Unknown(_) => return refuse(wire::EINVAL, "the command is not known"),
+        Command::Unknown(_) => return refuse(ErrorKind::Invalid, "the command is not known"),
         _ => wire::CMD_FLAG_FUA,
     };
     if request.flags & !allowed != 0 {
-        return refuse(wire::EINVAL, "a flag does not belong to the command");
+        return refuse(ErrorKind::Invalid, "a flag does not belong to the command");
     }
     if request.command == Command::Flush {
         return if request.offset == 0 && request.length == 0 {
             Ok(())
         } else {
-            refuse(wire::EINVAL, "a flush has no offset and no length")
+            refuse(ErrorKind::Invalid, "a flush has no offset and no length")
         };
     }
     let writes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
     if writes && terms.read_only {
-        return refuse(wire::EPERM, "the export is read-only");
+        return refuse(ErrorKind::Conflict, "the export is read-only");
     }
     if matches!(request.command, Command::Read | Command::Write) && request.length > wire::MAX_BLOCK {
-        return refuse(wire::EINVAL, "more than 32 MiB in one request");
+        return refuse(ErrorKind::Invalid, "more than 32 MiB in one request");
     }
     if !request.offset.is_multiple_of(u64::from(wire::MIN_BLOCK)) || !request.length.is_multiple_of(wire::MIN_BLOCK) {
-        return refuse(wire::EINVAL, "offset and length have to be multiples of 512");
+        return refuse(ErrorKind::Invalid, "offset and length have to be multiples of 512");
     }
     if request.offset.checked_add(u64::from(request.length)).is_none_or(|end| end > terms.size) {
         let full = matches!(request.command, Command::Write | Command::WriteZeroes);
-        return refuse(if full { wire::ENOSPC } else { wire::EINVAL }, "beyond the end of the export");
+        return refuse(if full { ErrorKind::NoSpace } else { ErrorKind::Invalid }, "beyond the end of the export");
     }
     if request.command == Command::BlockStatus {
         if !terms.block_status {
-            return refuse(wire::EINVAL, "no metadata context was chosen");
+            return refuse(ErrorKind::Invalid, "no metadata context was chosen");
         }
         if request.length == 0 {
-            return refuse(wire::EINVAL, "the status of nothing");
+            return refuse(ErrorKind::Invalid, "the status of nothing");
         }
     }
     Ok(())
@@ -94,7 +89,7 @@ mod tests {
     ];
 
     fn error(command: Command, flags: u16, offset: u64, length: u32, terms: Terms) -> u32 {
-        check(&Request { flags, command, cookie: 1, offset, length }, terms).map_or_else(|r| r.error, |()| 0)
+        check(&Request { flags, command, cookie: 1, offset, length }, terms).map_or_else(|r| r.kind.nbd(), |()| 0)
     }
 
     #[test]

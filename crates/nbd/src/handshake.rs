@@ -10,15 +10,15 @@
 //!
 //! Nothing is opened here: [`Exports`] is only asked what it has, maybe several times in a negotiation. A crash loses nothing.
 
-use crate::error::{NbdError, Result, socket};
 use crate::option::{self, InfoRequest, Malformed, MetaRequest, OptionHeader};
-use crate::{peer::Peer, wire};
+use crate::wire;
 use bytes::{Buf, BytesMut};
 use std::future::Future;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::{debug, warn};
 use varve_block::BlockError;
+use varve_serve::{Greeter, Peer, Result, ServeError, Socket, socket};
 use varve_types::ErrorKind;
 
 /// Bounds of a negotiation.
@@ -128,7 +128,38 @@ where
     };
     match tokio::time::timeout(limits.time, handshake.run(limits.options)).await {
         Ok(result) => result,
-        Err(_) => Err(NbdError::TooSlow(limits.time)),
+        Err(_) => Err(ServeError::TooSlow(limits.time)),
+    }
+}
+
+/// The handshake of NBD, for a [`varve_serve::Listener`].
+pub struct NbdGreeter<E> {
+    exports: E,
+    limits: HandshakeLimits,
+}
+
+impl<E: Exports> NbdGreeter<E> {
+    /// Offers `exports`.
+    pub fn new(exports: E, limits: HandshakeLimits) -> Self {
+        Self { exports, limits }
+    }
+}
+
+impl<E: Exports> Greeter for NbdGreeter<E> {
+    type Agreed = Negotiated;
+
+    fn protocol(&self) -> &'static str {
+        "NBD"
+    }
+
+    async fn greet(&self, socket: &mut Socket, peer: &Peer) -> Result<Option<(Negotiated, BytesMut)>> {
+        Ok(match negotiate(socket, peer, &self.exports, self.limits).await? {
+            Outcome::Left => None,
+            Outcome::Transmission(negotiated, leftover) => {
+                debug!(%peer, export = negotiated.export.name, "an NBD client chose its export");
+                Some((negotiated, leftover))
+            }
+        })
     }
 }
 
@@ -169,7 +200,7 @@ where
         self.fill(4, "before its flags").await?;
         let client = self.input.get_u32();
         if client & !u32::from(option::FLAG_FIXED_NEWSTYLE | option::FLAG_NO_ZEROES) != 0 {
-            return Err(NbdError::Protocol(format!("unknown client flags {client:#x}")));
+            return Err(ServeError::Protocol(format!("unknown client flags {client:#x}")));
         }
         let no_zeroes = client & u32::from(option::FLAG_NO_ZEROES) != 0;
         for _ in 0..most_options {
@@ -177,8 +208,8 @@ where
                 return Ok(Outcome::Left);
             }
             self.fill(option::OPTION_BYTES, "within an option").await?;
-            let header = OptionHeader::decode(&self.input).map_err(|e| NbdError::Protocol(e.to_string()))?;
-            let header = header.ok_or(NbdError::Vanished { at: "within an option" })?;
+            let header = OptionHeader::decode(&self.input).map_err(|e| ServeError::Protocol(e.to_string()))?;
+            let header = header.ok_or(ServeError::Vanished { at: "within an option" })?;
             self.input.advance(option::OPTION_BYTES);
             let step = if header.length > option::MAX_OPTION_BYTES {
                 self.skip(header).await?
@@ -198,7 +229,7 @@ where
                 }
             }
         }
-        Err(NbdError::Protocol(format!("more than {most_options} options")))
+        Err(ServeError::Protocol(format!("more than {most_options} options")))
     }
 
     async fn step(&mut self, which: u32, data: &[u8], no_zeroes: bool) -> Result<Step> {
@@ -226,8 +257,8 @@ where
 
     /// The old way to choose. Its only refusal is to hang up.
     async fn export_name(&mut self, data: &[u8], no_zeroes: bool) -> Result<Step> {
-        let name = option::decode_name(data).map_err(|e| NbdError::Protocol(e.to_string()))?;
-        let export = self.exports.find(name).await.map_err(|error| NbdError::Refused {
+        let name = option::decode_name(data).map_err(|e| ServeError::Protocol(e.to_string()))?;
+        let export = self.exports.find(name).await.map_err(|error| ServeError::Refused {
             name: printable(name),
             reason: error.to_string(),
             kind: error.kind(),
@@ -307,7 +338,7 @@ where
     async fn skip(&mut self, header: OptionHeader) -> Result<Step> {
         let mut left = u64::from(header.length);
         if header.option == option::OPT_EXPORT_NAME || left > self.bytes_left {
-            return Err(NbdError::Protocol(format!("option {} with {left} bytes of data", header.option)));
+            return Err(ServeError::Protocol(format!("option {} with {left} bytes of data", header.option)));
         }
         loop {
             let now = left.min(self.input.len() as u64);
@@ -317,7 +348,7 @@ where
                 break;
             }
             if self.receive().await? == 0 {
-                return Err(NbdError::Vanished { at: "within an option" });
+                return Err(ServeError::Vanished { at: "within an option" });
             }
         }
         if header.option == option::OPT_SET_META_CONTEXT {
@@ -350,7 +381,7 @@ where
     async fn fill(&mut self, length: usize, at: &'static str) -> Result<()> {
         while self.input.len() < length {
             if self.receive().await? == 0 {
-                return Err(NbdError::Vanished { at });
+                return Err(ServeError::Vanished { at });
             }
         }
         Ok(())
@@ -359,7 +390,7 @@ where
     /// Receives what is there, and at most what the client may still send. 0 is the end.
     async fn receive(&mut self) -> Result<usize> {
         if self.bytes_left == 0 {
-            return Err(NbdError::Protocol("too many bytes before an export was chosen".to_owned()));
+            return Err(ServeError::Protocol("too many bytes before an export was chosen".to_owned()));
         }
         self.input.reserve(1024);
         let received = self.stream.read_buf(&mut self.input).await.map_err(socket("negotiating"))?;

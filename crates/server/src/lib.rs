@@ -3,5 +3,6 @@
 
 pub mod api;
 pub mod config;
+mod edge;
 pub mod node;
 pub mod worker;

@@ -9,7 +9,7 @@
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use varve_engine::Stage;
-use varve_nbd::Operation;
+use varve_serve::Operation;
 use varve_server::node::{MetricInfo, metric_infos};
 
 /// Metrics that no panel shows.

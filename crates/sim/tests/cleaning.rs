@@ -446,3 +446,31 @@ fn a_hidden_history_costs_what_is_seen_of_it() {
     check_beside_orphans(&node, "c", "cleaned");
     check(&node, "v", "cleaned");
 }
+
+#[test]
+fn a_hidden_history_is_cleaned_beside_volumes_that_always_are() {
+    let (node, mut model, mut rng) = start(13, Compression::None);
+    node.shard().pause_cleaning(true);
+    clone(&node, "v", "first", "first-clone");
+    (0..3).for_each(|_| overwrite(&node, "v", &mut model, 400, &mut rng));
+    clone(&node, "v", "s", "c");
+    let timeline = node.volume("v").record().shown.to_string();
+    let volume = node.volume("v");
+    node.must("rollback", async move { volume.rollback(&name("first")).await.map(drop) });
+    pass(&node, SETTLED);
+    let before = data_of(&node, &timeline);
+    node.create_volume("w", BLOCKS * BLOCK);
+    let mut busy = vec![0; BLOCKS as usize];
+    write(&node, "w", &mut busy, 0..BLOCKS, &mut rng);
+    // So slow that each of its jobs is still at work when the next is due.
+    node.shard().set_clean_rate(200 << 10);
+    node.shard().pause_cleaning(false);
+    for _ in 0..200 {
+        overwrite(&node, "w", &mut busy, 60, &mut rng);
+        merge(&node, "w");
+        pass(&node, Duration::from_millis(400));
+    }
+    assert!(node.shard().counts().clean.running, "the other volume keeps it busy");
+    let cleaned = data_of(&node, &timeline);
+    assert!(cleaned <= 2 * COST, "{cleaned} of {before} bytes");
+}

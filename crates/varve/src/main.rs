@@ -10,6 +10,7 @@
 mod args;
 mod client;
 mod commands;
+mod confirm;
 mod copy;
 mod failure;
 mod out;

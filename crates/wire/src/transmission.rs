@@ -223,6 +223,14 @@ impl Reply {
         bytes
     }
 
+    /// Gives a header, that was made for no payload, the length and the checksum of the payload that stands behind it now.
+    pub fn finish(head: &mut [u8; REPLY_BYTES], payload: &[u8]) {
+        head[32..36].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        head[36..40].copy_from_slice(&crc(payload).to_le_bytes());
+        let sum = crc(&head[..44]);
+        head[44..].copy_from_slice(&sum.to_le_bytes());
+    }
+
     /// Reads one from the beginning of `bytes`; none while there are too few.
     ///
     /// # Errors

@@ -43,6 +43,13 @@ fn replies_are_read_back() {
 }
 
 #[test]
+fn a_header_can_be_finished_once_its_payload_is_there() {
+    let mut head = Reply { length: 0, payload_crc: payload_crc(b""), ..reply(Told::Done) }.to_bytes();
+    Reply::finish(&mut head, b"data");
+    assert_eq!(head, reply(Told::Done).to_bytes());
+}
+
+#[test]
 fn every_flipped_bit_is_told() {
     let (request, reply) = (bytes(&request(Ask::Write, 4)), reply(Told::Done).to_bytes());
     for bit in 0..REQUEST_BYTES * 8 {

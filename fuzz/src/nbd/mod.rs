@@ -22,9 +22,8 @@ use stream::Stream;
 use tokio::runtime::Runtime;
 use varve_block::{BlockError, Result};
 use varve_nbd::wire::Request;
-use varve_nbd::{
-    Closed, ExportInfo, Exports, HandshakeLimits, NbdError, Negotiated, Outcome, Peer, Stats, Tuning, negotiate, serve,
-};
+use varve_nbd::{Closed, ExportInfo, Exports, HandshakeLimits, Negotiated, Outcome, negotiate, serve};
+use varve_serve::{Peer, ServeError, Stats, Tuning};
 use varve_types::ErrorKind;
 
 /// How the two sides are, from the first bytes of an input.
@@ -126,7 +125,7 @@ fn with_handshake(setting: Setting, bytes: &[u8]) {
         }
         Ok(Outcome::Left) => replies::check_handshake(&output, None),
         Err(error) => {
-            assert!(!matches!(error, NbdError::TooSlow(_) | NbdError::Unix { .. } | NbdError::Tcp { .. }), "{error}");
+            assert!(!matches!(error, ServeError::TooSlow(_) | ServeError::Unix { .. } | ServeError::Tcp { .. }), "{error}");
             replies::check_handshake(&output, None);
         }
     }

@@ -10,7 +10,7 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
@@ -19,11 +19,13 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("store", &["env", "types"]),
     ("block", &["env", "types"]),
     ("engine", &["block", "coord", "env", "format", "types"]),
-    ("nbd", &["block", "types"]),
-    ("edge", &["wire", "nbd", "block", "env", "types"]),
-    ("server", &["nbd", "engine", "store", "coord", "env", "types", "format"]),
+    ("serve", &["block", "types"]),
+    ("nbd", &["serve", "block", "types"]),
+    ("edge", &["wire", "nbd", "serve", "block", "env", "types"]),
+    ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "env", "types", "format"]),
     ("varve", &["server", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
+    ("etcd", &["coord", "env", "types"]),
     ("lab", &[]),
     ("xtask", &[]),
 ];

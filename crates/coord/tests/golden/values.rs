@@ -4,10 +4,13 @@
 //! They are written out without defaults: a new field does not compile here until it has a value, and with it a golden file of its own.
 
 use varve_coord::{
-    ClusterRecord, CoordError, Deleted, ManifestRef, NameRecord, PoolRecord, Record, ScrubFinding, ScrubPass,
-    ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
+    ClusterRecord, CoordError, Deleted, EpochEnd, HolderRecord, ManifestRef, MirrorRecord, NameRecord, PoolRecord,
+    Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
-use varve_types::{Ack, ClusterId, Compression, Epoch, JournalId, Name, Overrides, TimelineId, VolumeId, WriterId};
+use varve_types::{
+    Ack, ClusterId, Compression, Epoch, IncarnationId, JournalId, Name, NodeId, Overrides, Sequence, SessionId,
+    TimelineId, VolumeId, WriterId,
+};
 
 /// A record with its golden file.
 pub struct Golden {
@@ -77,6 +80,10 @@ pub fn volume() -> VolumeRecord {
             TimelineRecord { id: HIDDEN, state: hidden, manifest: manifest(3), parent: Some(HELD) },
             TimelineRecord { id: HELD, state: held, manifest: None, parent: None },
         ],
+        owner: None,
+        mirror: None,
+        holder: None,
+        ends: Vec::new(),
     }
 }
 
@@ -89,6 +96,21 @@ fn deleted() -> VolumeRecord {
         settings: Overrides::default(),
         deleted: Some(Deleted { at_ms: 1_700_000_000_125, until_ms }),
         timelines: vec![timeline],
+        ..volume()
+    }
+}
+
+fn held() -> VolumeRecord {
+    let session = SessionId::from_bytes(*b"session-id-v1-00");
+    VolumeRecord {
+        owner: Some(NodeId::from_bytes(*b"node-id-for-v1-0")),
+        mirror: Some(MirrorRecord {
+            node: NodeId::from_bytes(*b"node-id-for-v1-1"),
+            incarnation: IncarnationId::from_bytes(*b"incarnation-v1-0"),
+            timeline: SHOWN,
+        }),
+        holder: Some(HolderRecord { session, edge: "host-1".to_owned(), since_ms: 1_700_000_000_129 }),
+        ends: vec![EpochEnd { timeline: SHOWN, epoch: Epoch(3), last: Sequence(41) }],
         ..volume()
     }
 }
@@ -143,6 +165,7 @@ pub fn all() -> Vec<Golden> {
         golden!("pool", pool),
         golden!("volume", volume),
         golden!("volume-deleted", deleted),
+        golden!("volume-held", held),
         golden!("name", claim),
         golden!("timeline", owner),
         golden!("scrub", scrub),

@@ -102,7 +102,7 @@ pub async fn run(arguments: Run, filter: String, json: bool) -> Result<()> {
     result.and(served).and(detached)
 }
 
-fn of_nbd(error: varve_nbd::NbdError) -> BlockError {
+fn of_nbd(error: varve_serve::ServeError) -> BlockError {
     BlockError::new(ErrorKind::Unavailable, format!("NBD socket: {error}"))
 }
 

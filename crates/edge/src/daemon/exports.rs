@@ -2,14 +2,14 @@
 //! What the NBD listener tells of the volumes: a copy that negotiations can read, kept up to date by the registry.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use varve_block::{BlockError, Result};
 use varve_nbd::{ExportInfo, Exports};
 use varve_types::ErrorKind;
 
 /// The exports, by name.
-#[derive(Debug, Default)]
-pub(crate) struct Shown(Mutex<BTreeMap<String, ExportInfo>>);
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown(Arc<Mutex<BTreeMap<String, ExportInfo>>>);
 
 impl Shown {
     pub(crate) fn put(&self, name: &str, size: u64, read_only: bool) {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::debug;
-use varve_nbd::{Accepted, Endpoint, Limits, Listener, Local, Stats, Tuning, serve, trim_buffers};
+use varve_nbd::{Accepted, HandshakeLimits, NbdGreeter, Negotiated, serve};
+use varve_serve::{Endpoint, Listener, Local, Slots, Stats, Tuning, trim_buffers};
 
 /// Negotiated connections that wait to be served.
 const WAITING: usize = 64;
@@ -28,7 +29,7 @@ impl Front {
     ///
     /// # Errors
     /// When somebody else has it, or the system refuses it.
-    pub async fn open(socket: PathBuf, registry: Rc<Registry>) -> varve_nbd::Result<Self> {
+    pub async fn open(socket: PathBuf, registry: Rc<Registry>) -> varve_serve::Result<Self> {
         Ok(Self { listener: Listener::open(&Endpoint::Unix(socket)).await?, registry })
     }
 
@@ -36,14 +37,14 @@ impl Front {
     ///
     /// # Errors
     /// When the file of the socket can not be removed.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> varve_nbd::Result<()> {
+    pub async fn run(self, stop: impl Future<Output = ()>) -> varve_serve::Result<()> {
         let (sender, mut receiver) = mpsc::channel::<Accepted>(WAITING);
         let deliver = move |accepted| {
             let sender = sender.clone();
             async move { drop(sender.send(accepted).await) }
         };
-        let shown = self.registry.shown();
-        let listening = self.listener.run(shown, Limits::default(), deliver, stop);
+        let greeter = NbdGreeter::new(self.registry.shown(), HandshakeLimits::default());
+        let listening = self.listener.run(Arc::new(greeter), Slots::default(), deliver, stop);
         let mut listening = std::pin::pin!(listening);
         let mut connections = JoinSet::new();
         #[allow(clippy::disallowed_methods, reason = "memory that nobody uses is given back by the clock")]
@@ -65,7 +66,7 @@ impl Front {
     }
 }
 
-async fn connection(local: Local, registry: Rc<Registry>) {
+async fn connection(local: Local<Negotiated>, registry: Rc<Registry>) {
     let name = local.negotiated.export.name.clone();
     let peer = local.peer;
     let _slot = local.slot;

@@ -16,7 +16,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 use varve_block::{BlockError, Result};
 use varve_types::ErrorKind;
@@ -41,7 +40,7 @@ struct Entry {
 pub struct Registry {
     edge: Edge,
     socket: PathBuf,
-    shown: Arc<Shown>,
+    shown: Shown,
     all: RefCell<BTreeMap<String, Entry>>,
 }
 
@@ -59,11 +58,11 @@ impl Registry {
     #[must_use]
     pub fn new(edge: Edge, socket: PathBuf) -> Rc<Self> {
         let socket = std::path::absolute(&socket).unwrap_or(socket);
-        Rc::new(Self { edge, socket, shown: Arc::default(), all: RefCell::default() })
+        Rc::new(Self { edge, socket, shown: Shown::default(), all: RefCell::default() })
     }
 
-    pub(crate) fn shown(&self) -> Arc<Shown> {
-        Arc::clone(&self.shown)
+    pub(crate) fn shown(&self) -> Shown {
+        self.shown.clone()
     }
 
     /// Attaches a volume and shows it.
@@ -82,7 +81,7 @@ impl Registry {
             entry.state = State::Attached(volume.clone());
         }
         #[allow(clippy::disallowed_methods, reason = "what is shown follows the volume")]
-        drop(tokio::task::spawn_local(follow(volume, Arc::clone(&self.shown))));
+        drop(tokio::task::spawn_local(follow(volume, self.shown.clone())));
         self.document(&name)
     }
 
@@ -262,7 +261,7 @@ impl Drop for Attaching<'_> {
 }
 
 /// Keeps what is shown of a volume as it is, until there is nothing more to show.
-async fn follow(volume: Volume, shown: Arc<Shown>) {
+async fn follow(volume: Volume, shown: Shown) {
     loop {
         volume.changed().await;
         match volume.stat().standing {

@@ -213,6 +213,10 @@ fn record_of(import: &PoolImport<'_>, shown: &Manifest, hidden: &[Found], ended:
         settings: shown.settings,
         deleted,
         timelines,
+        owner: None,
+        mirror: None,
+        holder: None,
+        ends: Vec::new(),
     }
 }
 

@@ -54,7 +54,8 @@ impl Shard {
             records.iter().flat_map(|(record, _)| record.timelines.iter().map(|timeline| timeline.id)).collect();
         self.context.ends.keep(&known);
         for (record, _) in records {
-            if self.is_over(&record)
+            if self.context.is_ours(&record)
+                && self.is_over(&record)
                 && let Err(error) = self.begin_purge(record.clone())
             {
                 tracing::warn!(volume = %record.id, %error, "a deleted volume could not be removed yet");

@@ -13,7 +13,7 @@ use crate::closed::edit_closed;
 use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest};
 use crate::rewind::RewindPoint;
 use crate::timeline::Data;
-use crate::volume::Volume;
+use crate::volume::{Claim, Volume};
 use crate::{EngineError, Result};
 use std::rc::Rc;
 use varve_coord::{
@@ -93,6 +93,10 @@ impl Shard {
             settings,
             deleted: None,
             timelines: vec![TimelineRecord { id: timeline, state: RecordState::Shown, manifest: None, parent: None }],
+            owner: self.context.node.get(),
+            mirror: None,
+            holder: None,
+            ends: Vec::new(),
         }
     }
 
@@ -285,6 +289,7 @@ impl Shard {
         let Some((record, _)) = deleted.max_by_key(|(record, _)| record.deleted.map(|deleted| deleted.at_ms)) else {
             return Err(not_back(name));
         };
+        self.context.check_ours(&record)?;
         self.check_name_free(name).await?;
         match self.bring_back(record.id).await {
             Ok(volume) => Ok(self.enter(volume)),
@@ -294,7 +299,7 @@ impl Shard {
 
     /// Brings a volume back in one step, and only once it can be served: a try that fails leaves it deleted, to be tried again.
     async fn bring_back(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
-        let volume = self.open_unlisted(id).await?;
+        let volume = self.open_unlisted(id, Claim::Own).await?;
         let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Shown;
         let also = |record: &mut VolumeRecord| {
             record.deleted = None;

@@ -7,9 +7,9 @@ use super::server::{DEADLINE, Server};
 use super::tools::nbdsh;
 use std::sync::atomic::Ordering::SeqCst;
 use varve_lab::process::wait_until;
-use varve_nbd::Operation;
 use varve_nbd::option;
 use varve_nbd::wire::{self, Command};
+use varve_serve::Operation;
 use varve_types::ErrorKind;
 
 const EVERY_COMMAND: &str = r#"

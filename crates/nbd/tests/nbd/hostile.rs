@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use varve_lab::process::wait_until;
 use varve_nbd::option::{self, OptionHeader};
-use varve_nbd::raise_open_file_limit;
 use varve_nbd::wire::{Command, REQUEST_BYTES};
+use varve_serve::raise_open_file_limit;
 
 #[test]
 fn a_client_of_another_protocol_is_hung_up_on() {

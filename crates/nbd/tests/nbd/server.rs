@@ -10,9 +10,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc as channel, oneshot};
 use varve_block::{BlockError, Result};
 use varve_lab::process::wait_until;
-use varve_nbd::{
-    Accepted, Endpoint, ExportInfo, Exports, HandshakeLimits, Limits, Listener, Slots, Stats, Tuning, serve,
-};
+use varve_nbd::{Accepted, ExportInfo, Exports, HandshakeLimits, NbdGreeter, serve};
+use varve_serve::{Endpoint, Listener, Slots, Stats, Tuning};
 use varve_types::ErrorKind;
 
 /// How long anything may take that is waited for.
@@ -79,15 +78,15 @@ impl Server {
         control.size.store(wish.size, std::sync::atomic::Ordering::SeqCst);
         let stats = Arc::new(Stats::default());
         let handshake = HandshakeLimits { time: wish.handshake, ..HandshakeLimits::default() };
-        let limits = Limits { slots: Slots::new(wish.most), handshake };
-        let slots = limits.slots.clone();
+        let slots = Slots::new(wish.most);
         let (to_shard, from_control) = channel::channel(64);
         let (stop, stopped) = oneshot::channel();
         let (port_out, port_in) = mpsc::channel();
         let unix = Endpoint::Unix(directory.path().join("nbd.sock"));
-        let names = Arc::new(Names(Arc::clone(&control)));
+        let greeter = Arc::new(NbdGreeter::new(Names(Arc::clone(&control)), handshake));
+        let places = slots.clone();
         let threads = vec![
-            std::thread::spawn(move || run_control(&unix, names, limits, to_shard, stopped, &port_out)),
+            std::thread::spawn(move || run_control(&unix, greeter, places, to_shard, stopped, &port_out)),
             std::thread::spawn({
                 let (control, stats) = (Arc::clone(&control), Arc::clone(&stats));
                 move || run_shard(&control, stats, from_control)
@@ -140,8 +139,8 @@ impl Drop for Server {
 
 fn run_control(
     unix: &Endpoint,
-    names: Arc<Names>,
-    limits: Limits,
+    greeter: Arc<NbdGreeter<Names>>,
+    slots: Slots,
     to_shard: channel::Sender<Accepted>,
     stopped: oneshot::Receiver<()>,
     port: &mpsc::Sender<u16>,
@@ -157,9 +156,9 @@ fn run_control(
             async move { to_shard.send(accepted).await.unwrap() }
         };
         let (tcp_stop, tcp_stopped) = oneshot::channel::<()>();
-        let tcp = tcp.run(Arc::clone(&names), limits.clone(), deliver.clone(), async { drop(tcp_stopped.await) });
+        let tcp = tcp.run(Arc::clone(&greeter), slots.clone(), deliver.clone(), async { drop(tcp_stopped.await) });
         let unix = async {
-            let result = unix.run(names, limits, deliver, async { drop(stopped.await) }).await;
+            let result = unix.run(greeter, slots, deliver, async { drop(stopped.await) }).await;
             drop(tcp_stop);
             result
         };

@@ -6,8 +6,8 @@ use super::server::{DEADLINE, Server};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use varve_lab::process::wait_until;
-use varve_nbd::Operation;
 use varve_nbd::wire::Command;
+use varve_serve::Operation;
 
 /// Waits until so many of each operation were counted; the last ones are counted a moment after their answers came.
 fn wait_for(server: &Server, wanted: [u64; 4]) {

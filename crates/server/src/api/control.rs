@@ -82,6 +82,8 @@ pub trait Control: Send + Sync + 'static {
     fn delete_volume(&self, name: Name) -> Answer<'_, Volume>;
     /// Brings it back.
     fn undelete_volume(&self, name: Name) -> Answer<'_, Volume>;
+    /// Takes it from the edge that has it for itself, if one has.
+    fn detach_volume(&self, name: Name) -> Answer<'_, Volume>;
     /// Makes it a template: read-only from now on.
     fn make_template(&self, name: Name) -> Answer<'_, Volume>;
     /// Changes settings, all or none of them. Keys and values were checked.

@@ -85,7 +85,7 @@ impl Token {
     }
 
     /// Compares in a time that does not depend on where the two differ.
-    fn is(&self, given: &str) -> bool {
+    pub(crate) fn is(&self, given: &str) -> bool {
         let (own, given) = (self.0.as_bytes(), given.as_bytes());
         if own.len() != given.len() {
             return false;

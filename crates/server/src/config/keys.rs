@@ -52,6 +52,13 @@ pub const KEYS: &[Key] = &[
         about: "Where NBD listens beside its socket. Whoever reaches this port reads and writes every volume.",
     },
     Key {
+        name: "edge-listen",
+        takes: "`ADDRESS:PORT` or `none`",
+        default: "none",
+        flag: Some("--edge-listen"),
+        about: "Where edges (`varve-edge`) connect beside the socket `edge.sock`. They prove themselves by the token in the file `edge-token` of the data directory.",
+    },
+    Key {
         name: "api-listen",
         takes: "`ADDRESS:PORT` or `none`",
         default: "127.0.0.1:7420",

@@ -50,6 +50,8 @@ pub struct FileConfig {
     pub volumes: Option<Vec<VolumeSpec>>,
     /// Where NBD listens beside its socket.
     pub nbd_listen: Option<Listen>,
+    /// Where edges connect beside the socket.
+    pub edge_listen: Option<Listen>,
     /// Where the API listens beside its socket.
     pub api_listen: Option<Listen>,
     /// Journals, in the place of the one in the data directory.
@@ -124,6 +126,7 @@ impl FileConfig {
             store: self.store.or(file.store),
             volumes: self.volumes.or(file.volumes).unwrap_or_default(),
             nbd_listen: listen(self.nbd_listen, file.nbd_listen, default.nbd_listen),
+            edge_listen: listen(self.edge_listen, file.edge_listen, default.edge_listen),
             api_listen: listen(self.api_listen, file.api_listen, default.api_listen),
             journals: self.journal.or(file.journal).unwrap_or_default(),
             journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
@@ -159,6 +162,8 @@ pub struct UpConfig {
     pub volumes: Vec<VolumeSpec>,
     /// Where NBD listens beside `DIR/nbd.sock`.
     pub nbd_listen: Option<SocketAddr>,
+    /// Where edges connect beside `DIR/edge.sock`.
+    pub edge_listen: Option<SocketAddr>,
     /// Where the API listens beside `DIR/api.sock`; a loopback address.
     pub api_listen: Option<SocketAddr>,
     /// Journals; the one in the data directory where there are none.
@@ -198,6 +203,7 @@ impl Default for UpConfig {
             store: None,
             volumes: Vec::new(),
             nbd_listen: None,
+            edge_listen: None,
             api_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
             journals: Vec::new(),
             journal_size_bytes: 2 << 30,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The NBD connections of the shard: each a task of its thread that holds the device of its volume.
+//! The connections of the shard, of NBD clients and of edges: each a task of its thread that holds the device of its volume.
 //!
 //! A connection that was negotiated elsewhere comes here, opens its export and is served until one side ends it. As
 //! long as it is, its volume is attached. Several connections of one client are one client; a second client gets
@@ -17,14 +17,23 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use varve_engine::{BlockDevice, Device, EngineError, Volume};
-use varve_nbd::{Accepted, Client, Peer, Stats, Tuning};
-use varve_types::{ErrorKind, VolumeId};
+use varve_nbd::Accepted;
+use varve_serve::{Client, Peer, Stats, Tuning};
+use varve_types::{ErrorKind, SessionId, VolumeId};
 
 /// A connection that is served.
 struct Served {
-    volume: VolumeId,
-    client: Client,
+    user: User,
     task: AbortHandle,
+}
+
+/// Who uses what by a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct User {
+    pub(super) volume: VolumeId,
+    pub(super) client: Client,
+    /// Of an edge: its session and which of the session's generations this is.
+    pub(super) session: Option<(SessionId, u64)>,
 }
 
 /// The connections that are served.
@@ -62,11 +71,13 @@ impl Connections {
         self.stats.borrow_mut().retain(|volume, _| keep(*volume));
     }
 
-    /// Ends all of them and waits until they have ended.
-    pub(super) async fn end(&self) {
+    /// Ends those of the users that `ends` names, and waits until they have ended: nothing that they asked for is done behind that.
+    pub(super) async fn end(&self, ends: impl Fn(&User) -> bool) {
         loop {
             let ended = self.ended.notified();
-            let tasks: Vec<_> = self.served.borrow().values().map(|served| served.task.clone()).collect();
+            let is_meant = |served: &&Served| ends(&served.user);
+            let tasks: Vec<_> =
+                self.served.borrow().values().filter(is_meant).map(|served| served.task.clone()).collect();
             if tasks.is_empty() {
                 return;
             }
@@ -79,14 +90,39 @@ impl Connections {
 
     /// Another client that has the volume open, if there is one.
     fn other(&self, volume: VolumeId, client: Client) -> Option<Client> {
-        let served = self.served.borrow();
-        served.values().find(|served| served.volume == volume && served.client != client).map(|served| served.client)
+        self.users().find(|user| user.volume == volume && user.client != client).map(|user| user.client)
+    }
+
+    /// Everybody who is served.
+    pub(super) fn users(&self) -> impl Iterator<Item = User> + use<> {
+        let users: Vec<User> = self.served.borrow().values().map(|served| served.user).collect();
+        users.into_iter()
     }
 }
 
+/// Serves a user, as a task of this thread that is known until it ends.
+pub(super) fn begin(local: &Rc<Local>, user: User, serving: impl Future<Output = ()> + 'static) {
+    let connections = &local.connections;
+    let number = connections.next.replace(connections.next.get() + 1);
+    let place = Place { local: Rc::clone(local), number };
+    let task = tokio::task::spawn_local(async move {
+        let _place = place;
+        serving.await;
+    });
+    // The task has not run yet: it is on this very thread.
+    connections.served.borrow_mut().insert(number, Served { user, task: task.abort_handle() });
+}
+
 /// Who a client is, in lists of who is attached: the same for all its connections.
-fn shown(peer: &Peer) -> String {
+pub(super) fn shown(peer: &Peer) -> String {
     peer.address().map_or_else(|| peer.to_string(), |address| address.ip().to_string())
+}
+
+/// Refuses a client beside an edge that has the volume for itself.
+pub(super) fn check_free(volume: &Volume) -> Result<(), EngineError> {
+    let Some(holder) = volume.holder() else { return Ok(()) };
+    let text = format!("volume {} is held by the edge {}", volume.name(), holder.edge);
+    Err(EngineError::new(ErrorKind::Conflict, text))
 }
 
 /// Opens what an export name stands for.
@@ -96,7 +132,10 @@ async fn open(local: &Local, name: &str, peer: &Peer) -> Result<(Rc<Volume>, Dev
     let volume = local.find(&target.volume)?;
     let device = match &target.snapshot {
         Some(snapshot) => volume.snapshot_device(snapshot, shown(peer)).await?,
-        None => volume.device(shown(peer)).await?.0,
+        None => {
+            check_free(&volume)?;
+            volume.device(shown(peer)).await?.0
+        }
     };
     Ok((volume, device))
 }
@@ -117,12 +156,9 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
     if let Some(other) = connections.other(volume.id(), peer.client()) {
         tracing::warn!(%peer, %export, %other, "a second client opens a volume: without care between the two its data will be damaged");
     }
-    let number = connections.next.replace(connections.next.get() + 1);
     let stats = connections.stats(volume.id());
-    let (id, client) = (volume.id(), peer.client());
-    let place = Place { local: Rc::clone(&local), number };
-    let task = tokio::task::spawn_local(async move {
-        let _place = place;
+    let user = User { volume: volume.id(), client: peer.client(), session: None };
+    begin(&local, user, async move {
         let _slot = connection.slot;
         let device: Rc<dyn BlockDevice> = Rc::new(device);
         let (socket, negotiated, leftover) = (connection.socket, connection.negotiated, connection.leftover);
@@ -132,7 +168,4 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
             Err(error) => tracing::warn!(%peer, %export, %error, "an NBD connection broke"),
         }
     });
-    let served = Served { volume: id, client, task: task.abort_handle() };
-    // The task has not run yet: it is on this very thread.
-    connections.served.borrow_mut().insert(number, served);
 }

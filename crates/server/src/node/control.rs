@@ -32,6 +32,8 @@ pub(super) struct Place {
     pub(super) data: PathBuf,
     pub(super) nbd_socket: PathBuf,
     pub(super) nbd_listen: Option<SocketAddr>,
+    pub(super) edge_socket: PathBuf,
+    pub(super) edge_listen: Option<SocketAddr>,
     pub(super) api_listen: Option<SocketAddr>,
     pub(super) limits: Limits,
     /// Cache devices that it is to have.
@@ -81,6 +83,9 @@ impl Control for Node {
     }
     fn undelete_volume(&self, name: Name) -> Answer<'_, Volume> {
         self.on_shard(move |local| Box::pin(async move { volume_control::undelete(&local, &name).await }))
+    }
+    fn detach_volume(&self, name: Name) -> Answer<'_, Volume> {
+        self.on_shard(move |local| Box::pin(async move { volume_control::detach(&local, &name).await }))
     }
     fn make_template(&self, name: Name) -> Answer<'_, Volume> {
         self.on_shard(move |local| Box::pin(async move { volume_control::make_template(&local, &name).await }))

@@ -5,11 +5,12 @@
 //! volume, or one that could not be opened, from its record and its manifest, and where even that can not be read,
 //! from its record alone: a list never fails for one bad volume.
 
+use super::connections::User;
 use super::local::Local;
 use crate::api::ControlError;
 use crate::api::model::{
-    Client, IoCounters, Origin, Setting, Snapshot, Space, StoreState, Timeline, TimelineState, Volume, VolumeState,
-    VolumeStatus,
+    Client, Holder, IoCounters, Origin, Setting, Snapshot, Space, StoreState, Timeline, TimelineState, Volume,
+    VolumeState, VolumeStatus,
 };
 use std::rc::Rc;
 use varve_coord::{CoordError, Deleted, TimelineState as Kept, VolumeRecord};
@@ -91,6 +92,14 @@ async fn origin(local: &Local, volume: &Open) -> Result<Option<Origin>, ControlE
     Ok(Some(Origin { volume: name, snapshot: origin.snapshot }))
 }
 
+/// The edge that has it for itself.
+fn holder(local: &Local, open: &Open) -> Option<Holder> {
+    let holder = open.holder()?;
+    let is_its = |user: &User| user.volume == open.id() && user.session.is_some_and(|(id, _)| id == holder.session);
+    let connected = local.connections.users().any(|user| is_its(&user));
+    Some(Holder { edge: holder.edge, session: holder.session.to_string(), since_ms: holder.since_ms, connected })
+}
+
 /// An open volume.
 pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, ControlError> {
     let record = open.record();
@@ -106,6 +115,7 @@ pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, Con
         undelete_until_ms: None,
         template: record.template,
         attached: clients(open.attachments()),
+        holder: holder(local, open),
         settings: Setting::rows(settings),
         timelines: timelines(&record),
         space: Space {
@@ -148,6 +158,7 @@ pub(super) async fn closed(local: &Local, record: VolumeRecord) -> Volume {
         undelete_until_ms: record.deleted.filter(|deleted| !deleted.is_for_good()).map(|deleted| deleted.until_ms),
         template: record.template,
         attached: Vec::new(),
+        holder: None,
         settings: Setting::rows(Settings::describe(&record.settings, &pool_settings)),
         timelines: timelines(&record),
         space: Space::default(),

@@ -141,6 +141,16 @@ impl Directory {
         self.path.join("nbd.sock")
     }
 
+    /// The socket for edges.
+    pub(super) fn edge_socket(&self) -> PathBuf {
+        self.path.join("edge.sock")
+    }
+
+    /// What edges prove themselves by over TCP.
+    pub(super) fn edge_token(&self) -> PathBuf {
+        self.path.join("edge-token")
+    }
+
     /// The API socket.
     pub(super) fn api_socket(&self) -> PathBuf {
         self.path.join("api.sock")

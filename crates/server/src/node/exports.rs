@@ -5,6 +5,7 @@
 //! Asked by negotiations on the control runtime, answered on the shard's thread. Nothing is
 //! opened here. The empty name stands for the only volume, where there is only one.
 
+use super::connections::check_free;
 use super::local::Local;
 use super::thread::ShardHandle;
 use crate::api::ControlError;
@@ -78,7 +79,10 @@ async fn find(local: &Local, name: &str) -> Result<ExportInfo, EngineError> {
     }
     let (size, read_only) = match &target.snapshot {
         Some(snapshot) => (volume.find_snapshot(snapshot).await?.size, true),
-        None => (volume.size(), volume.record().template),
+        None => {
+            check_free(&volume)?;
+            (volume.size(), volume.record().template)
+        }
     };
     Ok(ExportInfo { name: target.to_string(), size, read_only })
 }

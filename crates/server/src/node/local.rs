@@ -6,6 +6,7 @@
 //! that may pass (its store is away, say) its opening is tried again; where it will not (it is damaged), a person
 //! is needed, and the state of the node says so.
 
+use super::attach::Attaching;
 use super::connections::Connections;
 use super::journal::NodeJournals;
 use super::pools::Pools;
@@ -47,6 +48,7 @@ pub(super) struct Local {
     pub(super) nbd_socket: PathBuf,
     pub(super) connections: Connections,
     pub(super) sessions: Sessions,
+    pub(super) attaching: Attaching,
     unopened: RefCell<BTreeMap<VolumeId, Unopened>>,
 }
 
@@ -68,6 +70,7 @@ impl Local {
             nbd_socket,
             connections: Connections::default(),
             sessions: Sessions::default(),
+            attaching: Attaching::default(),
             unopened: RefCell::default(),
         })
     }
@@ -80,7 +83,7 @@ impl Local {
             loop {
                 tokio::time::sleep(sessions::LOOK_TIME).await;
                 this.sessions.release_idle();
-                varve_nbd::trim_buffers();
+                varve_serve::trim_buffers();
             }
         }));
     }
@@ -216,7 +219,7 @@ impl Local {
     /// Ends all connections and devices, within a time.
     pub(super) async fn end_clients(&self, most: Duration) {
         self.sessions.end();
-        if tokio::time::timeout(most, self.connections.end()).await.is_err() {
+        if tokio::time::timeout(most, self.connections.end(|_| true)).await.is_err() {
             tracing::warn!("not all connections have ended in time");
         }
     }

@@ -10,7 +10,7 @@
 //! | `directory`, `journal`, `journal_list` | the data directory, its lock, the journals |
 //! | `start` | the order in which a node starts and stops |
 //! | `thread`, `local` | the thread of the shard, and what lives there |
-//! | `connections`, `exports` | NBD |
+//! | `connections`, `exports`, `attach` | who uses volumes: NBD clients and edges |
 //! | `control`, `volume_control`, `pool_control`, `job_control`, `status`, `metrics`, `sessions`, `describe` | the API's operations |
 //! | `offline` | the check without a node |
 //! | `pools`, `watched` | the stores, and whom they belong to |
@@ -18,6 +18,7 @@
 //! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs
 //! everything else. They meet in `thread::ShardHandle` alone.
 
+mod attach;
 mod cleaning;
 mod connections;
 mod control;
@@ -80,6 +81,10 @@ pub struct Serving {
     pub nbd_socket: PathBuf,
     /// The NBD port, if there is one.
     pub nbd_listen: Option<SocketAddr>,
+    /// The socket for edges.
+    pub edge_socket: PathBuf,
+    /// The port for edges, if there is one.
+    pub edge_listen: Option<SocketAddr>,
     /// The API socket.
     pub api_socket: PathBuf,
     /// The API port, if there is one.
@@ -99,7 +104,7 @@ pub fn up(
     ready: Box<dyn FnOnce(&Serving) + Send>,
     stop: SendFuture<'static, ()>,
 ) -> Result<(), ControlError> {
-    if let Err(error) = varve_nbd::raise_open_file_limit(OPEN_FILES) {
+    if let Err(error) = varve_serve::raise_open_file_limit(OPEN_FILES) {
         tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
     let directory = directory::Directory::open_or_create(&config.data)?;

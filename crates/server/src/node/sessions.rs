@@ -9,6 +9,7 @@
 //! Bounds: [`MOST_DEVICES`] are kept, the one not used for longest goes first. A crash ends them; what was flushed
 //! is durable.
 
+use super::connections::check_free;
 use super::local::Local;
 use crate::api::model::{Extent, ExtentMap, Target};
 use crate::api::{ControlError, MAX_EXTENTS};
@@ -49,7 +50,12 @@ impl Sessions {
         let who = if writes { "api import" } else { "api export" }.to_owned();
         let device = match &target.snapshot {
             Some(snapshot) => volume.snapshot_device(snapshot, who).await?,
-            None => volume.device(who).await?.0,
+            None => {
+                if writes {
+                    check_free(&volume)?;
+                }
+                volume.device(who).await?.0
+            }
         };
         let device = Rc::new(device);
         let mut kept = self.kept.borrow_mut();

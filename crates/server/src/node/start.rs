@@ -18,9 +18,11 @@ use super::pools::{Opened, Pools, now_ms};
 use super::thread::{self, ShardHandle, ShardThread};
 use super::volume_control::default_pool;
 use super::{Serving, coord_error, pool_control};
-use crate::api::{ApiConfig, ApiServer, ControlError};
+use crate::api::{ApiConfig, ApiServer, ControlError, Token};
 use crate::config::{CacheSpec, UpConfig, VolumeSpec};
+use crate::edge::EdgeGreeter;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,9 +33,10 @@ use tokio::task::JoinSet;
 use varve_coord::{ClusterRecord, Coord, CoordError, Embedded, PoolRecord, Records};
 use varve_engine::{EngineError, Limits, PoolStore};
 use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
-use varve_env::{Env, ObjectStore, SendFuture};
+use varve_env::{Env, LocalFuture, ObjectStore, SendFuture};
 use varve_format::region::RegionHead;
-use varve_nbd::{Accepted, Endpoint, Limits as NbdLimits, Listener};
+use varve_nbd::{HandshakeLimits, NbdGreeter};
+use varve_serve::{Accepted, Endpoint, Listener, Slots};
 use varve_store::StoreUrl;
 use varve_types::{ClusterId, ErrorKind, Overrides, format_size};
 
@@ -50,7 +53,7 @@ type Answer<T> = Result<T, ControlError>;
 type Ready = Box<dyn FnOnce(&Serving) + Send>;
 
 /// The files of the sockets, removed when the node ends in whatever way that runs destructors.
-struct SocketFiles([PathBuf; 2]);
+struct SocketFiles([PathBuf; 3]);
 
 impl Drop for SocketFiles {
     fn drop(&mut self) {
@@ -68,21 +71,31 @@ impl Drop for SocketFiles {
 /// The sockets, open and not yet served.
 struct Sockets {
     nbd: Vec<Listener>,
-    nbd_listen: Option<std::net::SocketAddr>,
+    nbd_listen: Option<SocketAddr>,
+    edge: Vec<Listener>,
+    edge_listen: Option<SocketAddr>,
+    edge_token: Option<Token>,
     api: ApiServer,
 }
 
-async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
-    let nbd_error = |error: varve_nbd::NbdError| ControlError::new(error.kind(), error.to_string());
-    let mut nbd = vec![Listener::open(&Endpoint::Unix(directory.nbd_socket())).await.map_err(nbd_error)?];
-    let mut nbd_listen = None;
-    if let Some(address) = config.nbd_listen {
-        let listener = Listener::open(&Endpoint::Tcp(address)).await.map_err(nbd_error)?;
-        if let Endpoint::Tcp(address) = listener.endpoint() {
-            nbd_listen = Some(*address);
-        }
-        nbd.push(listener);
+/// Listens at a socket file and, where that is wanted, on a port; gives the address of that.
+async fn listen(file: PathBuf, port: Option<SocketAddr>) -> Answer<(Vec<Listener>, Option<SocketAddr>)> {
+    let told = |error: varve_serve::ServeError| ControlError::new(error.kind(), error.to_string());
+    let mut listeners = vec![Listener::open(&Endpoint::Unix(file)).await.map_err(told)?];
+    if let Some(address) = port {
+        listeners.push(Listener::open(&Endpoint::Tcp(address)).await.map_err(told)?);
     }
+    let address = listeners.iter().find_map(|listener| match listener.endpoint() {
+        Endpoint::Tcp(address) => Some(*address),
+        Endpoint::Unix(_) => None,
+    });
+    Ok((listeners, address))
+}
+
+async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
+    let (nbd, nbd_listen) = listen(directory.nbd_socket(), config.nbd_listen).await?;
+    let (edge, edge_listen) = listen(directory.edge_socket(), config.edge_listen).await?;
+    let edge_token = edge_listen.map(|_| Token::open(&directory.edge_token())).transpose()?;
     let token_file = directory.path().join("token");
     let api = ApiConfig { unix: directory.api_socket(), tcp: config.api_listen, token_file };
     let api = ApiServer::bind(&api).await.map_err(|mut error| {
@@ -91,7 +104,7 @@ async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
         }
         error
     })?;
-    Ok(Sockets { nbd, nbd_listen, api })
+    Ok(Sockets { nbd, nbd_listen, edge, edge_listen, edge_token, api })
 }
 
 /// The cluster that this data directory is.
@@ -159,7 +172,7 @@ async fn start_shard(
     let jobs = ComputePool::new(&options).map_err(|error| super::directory::io_error("the job threads", &error))?;
     let jobs = Arc::new(jobs);
     let (coord, pools) = (Arc::clone(coord), Arc::clone(pools));
-    let open = move || -> varve_env::LocalFuture<Answer<Rc<Local>>> {
+    let open = move || -> LocalFuture<Answer<Rc<Local>>> {
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
             let (shard, journals) = journals.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
@@ -218,7 +231,7 @@ async fn open_pools(shard: &ShardHandle, pools: &Arc<Pools>, default: (PoolRecor
 
 /// Makes the volumes that the configuration wants and that are not there.
 async fn ensure_volumes(shard: &ShardHandle, wanted: Vec<VolumeSpec>) -> Answer<()> {
-    let ensure = move |local: Rc<Local>| -> varve_env::LocalFuture<Answer<()>> {
+    let ensure = move |local: Rc<Local>| -> LocalFuture<Answer<()>> {
         Box::pin(async move {
             for VolumeSpec { name, size_bytes } in wanted {
                 match local.records().find_by_name(&name).await {
@@ -303,7 +316,7 @@ pub(super) async fn run(
     ready: Ready,
     mut stop: SendFuture<'static, ()>,
 ) -> Answer<()> {
-    let _files = SocketFiles([directory.nbd_socket(), directory.api_socket()]);
+    let _files = SocketFiles([directory.nbd_socket(), directory.edge_socket(), directory.api_socket()]);
     let sockets = bind(&config, &directory).await?;
     let plan = JournalPlan::new(&directory, &config)?;
     let Core { pools, default, shard, mut thread, limits } = core(&config, &directory, plan).await?;
@@ -316,6 +329,8 @@ pub(super) async fn run(
         data: directory.path().to_owned(),
         nbd_socket: directory.nbd_socket(),
         nbd_listen: sockets.nbd_listen,
+        edge_socket: directory.edge_socket(),
+        edge_listen: sockets.edge_listen,
         api_listen: sockets.api.tcp_address(),
         limits,
         caches: config.caches.len() as u64,
@@ -375,10 +390,40 @@ async fn serving(node: &Node, directory: &Directory) -> Answer<Serving> {
         store: node.pools.url(&default_pool()).unwrap_or_default(),
         nbd_socket: directory.nbd_socket(),
         nbd_listen: node.place.nbd_listen,
+        edge_socket: node.place.edge_socket.clone(),
+        edge_listen: node.place.edge_listen,
         api_socket: directory.api_socket(),
         api_listen: node.place.api_listen,
         volumes: volumes.await?,
     })
+}
+
+/// Hands connections over to the shard, which serves them.
+fn to_shard<N: Send + 'static>(
+    shard: &ShardHandle,
+    serve: fn(Rc<Local>, Accepted<N>) -> LocalFuture<()>,
+) -> impl Fn(Accepted<N>) -> SendFuture<'static, ()> + Clone + Send + 'static {
+    let shard = shard.clone();
+    move |accepted| {
+        let call = shard.call(move |local| {
+            Box::pin(async move {
+                serve(local, accepted).await;
+                Ok(())
+            })
+        });
+        Box::pin(async move {
+            if let Err(error) = call.await {
+                tracing::debug!(%error, "a connection could not be handed over");
+            }
+        })
+    }
+}
+
+/// Tells how a listener ended, where that was not well.
+fn ended(result: varve_serve::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "a listener");
+    }
 }
 
 /// Starts to answer. The servers end once the sender says so.
@@ -392,29 +437,19 @@ fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()
         }
     };
     let mut servers = JoinSet::new();
-    let exports = Arc::new(ShardExports { shard: node.shard.clone() });
-    let limits = NbdLimits::default();
+    let exports = ShardExports { shard: node.shard.clone() };
+    let nbd = Arc::new(NbdGreeter::new(exports, HandshakeLimits::default()));
+    let slots = Slots::default();
+    let edge = Arc::new(EdgeGreeter { token: sockets.edge_token });
     for listener in sockets.nbd {
-        let shard = node.shard.clone();
-        let deliver = move |accepted: Accepted| {
-            let call = shard.call(move |local| {
-                Box::pin(async move {
-                    super::connections::serve(local, accepted).await;
-                    Ok(())
-                })
-            });
-            async move {
-                if let Err(error) = call.await {
-                    tracing::debug!(%error, "an NBD connection could not be handed over");
-                }
-            }
-        };
-        let (exports, limits, stop) = (Arc::clone(&exports), limits.clone(), until_stop());
-        servers.spawn(async move {
-            if let Err(error) = listener.run(exports, limits, deliver, stop).await {
-                tracing::warn!(%error, "an NBD listener");
-            }
-        });
+        let deliver = to_shard(&node.shard, |local, accepted| Box::pin(super::connections::serve(local, accepted)));
+        let (nbd, slots, stop) = (Arc::clone(&nbd), slots.clone(), until_stop());
+        servers.spawn(async move { ended(listener.run(nbd, slots, deliver, stop).await) });
+    }
+    for listener in sockets.edge {
+        let deliver = to_shard(&node.shard, |local, accepted| Box::pin(super::attach::serve(local, accepted)));
+        let (edge, slots, stop) = (Arc::clone(&edge), slots.clone(), until_stop());
+        servers.spawn(async move { ended(listener.run(edge, slots, deliver, stop).await) });
     }
     let control: Arc<dyn crate::api::Control> = Arc::clone(node) as _;
     servers.spawn(sockets.api.run(control, until_stop()));

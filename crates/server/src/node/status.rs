@@ -125,6 +125,8 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
         data: place.data.display().to_string(),
         nbd_socket: place.nbd_socket.display().to_string(),
         nbd_listen: place.nbd_listen.map(|address| address.to_string()),
+        edge_socket: place.edge_socket.display().to_string(),
+        edge_listen: place.edge_listen.map(|address| address.to_string()),
         api_listen: place.api_listen.map(|address| address.to_string()),
         pools,
         volumes,

@@ -6,7 +6,7 @@
 //! API itself keeps between two requests.
 
 use super::local::Local;
-use super::{coord_error, describe, engine_error};
+use super::{attach, coord_error, describe, engine_error};
 use crate::api::ControlError;
 use crate::api::model::{CloneVolume, NewVolume, Rewind, RewindPoints, Rewound, RollbackReport, Snapshot, Volume};
 use std::collections::BTreeMap;
@@ -92,6 +92,13 @@ pub(super) async fn delete(local: &Rc<Local>, name: &Name) -> Answer<Volume> {
 
 pub(super) async fn undelete(local: &Rc<Local>, name: &Name) -> Answer<Volume> {
     let volume = local.shard.undelete_volume(name).await?;
+    describe::volume(local, &volume).await
+}
+
+/// Takes a volume from its edge: the record first, so that the edge is not let in again.
+pub(super) async fn detach(local: &Rc<Local>, name: &Name) -> Answer<Volume> {
+    let volume = local.find(name)?;
+    attach::expel(local, &volume).await?;
     describe::volume(local, &volume).await
 }
 

@@ -81,6 +81,12 @@ impl Control for Fake {
             Ok(state.view(&name))
         })
     }
+    fn detach_volume(&self, name: Name) -> Answer<'_, Volume> {
+        self.now(|state| {
+            state.live(&name)?;
+            Ok(state.view(&name))
+        })
+    }
     fn make_template(&self, name: Name) -> Answer<'_, Volume> {
         self.now(|state| {
             state.live(&name)?.template = true;

@@ -156,6 +156,7 @@ impl State {
             template: v.template,
             nbd_uri: (!v.deleted).then(|| format!("nbd+unix:///{volume}?socket=/data/nbd.sock")),
             attached: attached(volume),
+            holder: None,
             settings: Setting::rows(Settings::describe(&v.own, &self.pools[&v.pool].own)),
             timelines: vec![Timeline {
                 id: TimelineId::from_random([7; 16]),
@@ -218,6 +219,8 @@ impl State {
             data: "/data".to_owned(),
             nbd_socket: "/data/nbd.sock".to_owned(),
             nbd_listen: None,
+            edge_socket: "/data/edge.sock".to_owned(),
+            edge_listen: None,
             api_listen: Some("127.0.0.1:7420".to_owned()),
             pools: self.pools.iter().map(pool).collect(),
             volumes: self.volumes.iter().filter(|(_, volume)| !volume.deleted).map(volume).collect(),

@@ -5,11 +5,11 @@
 //! nobody can be asked.
 
 use crate::client::{Body, Client};
-use crate::failure::{Failure, Result};
+use crate::confirm::confirm;
+use crate::failure::Result;
 use crate::out::{self, Table};
 use clap::Subcommand;
 use hyper::Method;
-use std::io::{BufRead, IsTerminal, Write};
 use varve_server::api::model::{NewSnapshot, Rollback, RollbackReport, Snapshot, Volume};
 use varve_types::{Name, format_size};
 
@@ -89,7 +89,7 @@ async fn rollback(volume: &Name, snapshot: &Name, yes: bool, client: &Client, js
     let body = |dry_run| Body::json(&Rollback { snapshot: snapshot.clone(), dry_run });
     if !yes {
         let preview: RollbackReport = client.ask(Method::POST, &path, body(true)?).await?;
-        confirm(volume, snapshot, &preview)?;
+        confirm_rollback(volume, snapshot, &preview)?;
     }
     let report: RollbackReport = client.ask(Method::POST, &path, body(false)?).await?;
     out::show(json, &report, |report| {
@@ -106,26 +106,14 @@ async fn rollback(volume: &Name, snapshot: &Name, yes: bool, client: &Client, js
 }
 
 /// Shows what would be hidden, and asks.
-fn confirm(volume: &Name, snapshot: &Name, preview: &RollbackReport) -> Result<()> {
+fn confirm_rollback(volume: &Name, snapshot: &Name, preview: &RollbackReport) -> Result<()> {
     let mut text = format!("Rolling {volume} back to {snapshot} hides what was written since");
     if preview.hides.is_empty() {
         text.push_str("; no later snapshots.\n");
     } else {
         text.push_str(&format!(", and these snapshots:\n{}", table(&preview.hides, "  ")));
     }
-    let stderr = |error| Failure::io("standard error", &error);
-    let mut screen = std::io::stderr().lock();
-    screen.write_all(text.as_bytes()).map_err(stderr)?;
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("nobody can be asked here; say --yes to roll back. Nothing was done"));
-    }
-    screen.write_all(b"Roll back? [y/N] ").and_then(|()| screen.flush()).map_err(stderr)?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(|error| Failure::io("standard input", &error))?;
-    if ["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()) {
-        return Ok(());
-    }
-    Err(Failure::failed("nothing was done"))
+    confirm(&text, "roll back")
 }
 
 fn table(snapshots: &[Snapshot], indent: &str) -> String {

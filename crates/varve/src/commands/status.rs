@@ -59,6 +59,7 @@ fn render(status: &Status, before: Option<&Status>) -> String {
         None => socket.to_owned(),
     };
     table.pair("NBD", listen(&status.nbd_socket, &status.nbd_listen));
+    table.pair("edges", listen(&status.edge_socket, &status.edge_listen));
     if let Some(address) = &status.api_listen {
         table.pair("API", address.as_str());
     }

@@ -32,6 +32,9 @@ pub struct Up {
     /// Serve NBD on this address too [default: the socket DIR/nbd.sock alone]
     #[arg(long, value_name = "ADDR")]
     nbd_listen: Option<Listen>,
+    /// Serve edges (`varve-edge`) on this address too; they need the token in DIR/edge-token [default: the socket DIR/edge.sock alone]
+    #[arg(long, value_name = "ADDR")]
+    edge_listen: Option<Listen>,
     /// Serve the API on this loopback address beside DIR/api.sock, or on `none` [default: 127.0.0.1:7420]
     #[arg(long, value_name = "ADDR")]
     api_listen: Option<Listen>,
@@ -49,6 +52,7 @@ pub fn run(args: Up, json: bool) -> Result<()> {
         store: args.store,
         volumes: (!args.volumes.is_empty()).then_some(args.volumes),
         nbd_listen: args.nbd_listen,
+        edge_listen: args.edge_listen,
         api_listen: args.api_listen,
         ..FileConfig::default()
     };
@@ -120,6 +124,8 @@ fn document(serving: &Serving) -> serde_json::Value {
         "store": serving.store,
         "nbd_socket": absolute(&serving.nbd_socket),
         "nbd_listen": serving.nbd_listen,
+        "edge_socket": absolute(&serving.edge_socket),
+        "edge_listen": serving.edge_listen,
         "api_socket": absolute(&serving.api_socket),
         "api_listen": serving.api_listen,
         "volumes": volumes.collect::<Vec<_>>(),
@@ -134,6 +140,7 @@ fn announce(serving: &Serving) -> String {
     table.pair("data", serving.data.display().to_string());
     table.pair("store", serving.store.as_str());
     table.pair("NBD", format!("{}{}", serving.nbd_socket.display(), port(serving.nbd_listen, "nbd://")));
+    table.pair("edges", format!("{}{}", serving.edge_socket.display(), port(serving.edge_listen, "")));
     table.pair("API", format!("{}{}", serving.api_socket.display(), port(serving.api_listen, "http://")));
     let mut text = format!("Varve {} serves\n{}\n", env!("CARGO_PKG_VERSION"), table.render("  "));
     if serving.volumes.is_empty() {

@@ -8,6 +8,7 @@
 use super::{job, settings_table};
 use crate::args;
 use crate::client::{Body, Client};
+use crate::confirm::confirm;
 use crate::failure::Result;
 use crate::out::{self, Table};
 use clap::Subcommand;
@@ -69,6 +70,14 @@ pub enum VolumeCommand {
         /// The volume
         name: Name,
     },
+    /// Take a volume from the edge that has it for itself, though that has not detached it: its host is gone, say
+    Detach {
+        /// The volume
+        name: Name,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Make a volume a template: read-only, to clone from
     Template {
         /// The volume
@@ -118,6 +127,19 @@ pub async fn run(command: VolumeCommand, client: &Client, json: bool) -> Result<
         VolumeCommand::Delete { name } => {
             let volume = delete(client, &name).await?;
             out::show(json, &volume, deleted)
+        }
+        VolumeCommand::Detach { name, yes } => {
+            let shown: Volume = client.get(&format!("/v1/volumes/{name}")).await?;
+            let Some(holder) = &shown.holder else {
+                return out::show(json, &shown, |volume| format!("{}: no edge has it\n", volume.name));
+            };
+            if !yes {
+                let is = if holder.connected { "is connected" } else { "is not connected" };
+                let lost = "What was acknowledged there, and only it still has, is lost.";
+                confirm(&format!("{name} is held by {}, which {is}. {lost}\n", holder.edge), "take it from there")?;
+            }
+            let volume = change(client, Method::POST, &name, "/detach", Body::Empty).await?;
+            out::show(json, &volume, |volume| format!("{} is free now\n", volume.name))
         }
         VolumeCommand::Template { name } => {
             let volume = change(client, Method::POST, &name, "/template", Body::Empty).await?;
@@ -270,6 +292,10 @@ fn show(volume: &Volume) -> String {
         let since = out::moment(client.since_ms);
         let connections = out::count(u64::from(client.connections), "connection");
         table.pair("client", format!("{}, since {since}, {connections}", client.peer));
+    }
+    if let Some(holder) = &volume.holder {
+        let connected = if holder.connected { "" } else { ", not connected" };
+        table.pair("held by", format!("{}, since {}{connected}", holder.edge, out::moment(holder.since_ms)));
     }
     if let Some(uri) = &volume.nbd_uri {
         table.pair("attach at", uri.as_str());

@@ -35,7 +35,7 @@ pub use rewind::{Rewind, RewindPoints, RewindQuery, Rewound};
 pub use scrub::{Finding, Scrub, ScrubPass, SetScrub};
 pub use status::{Ending, Fill, IoCounters, Journal, PoolStatus, Status, StoreState, Version, VolumeStatus};
 pub use volume::{
-    Client, CloneVolume, NewSnapshot, NewVolume, Origin, Rename, Resize, Rollback, RollbackReport, SetSettings,
+    Client, CloneVolume, Holder, NewSnapshot, NewVolume, Origin, Rename, Resize, Rollback, RollbackReport, SetSettings,
     Setting, Snapshot, Space, Timeline, TimelineState, Volume, VolumeState,
 };
 

@@ -37,6 +37,10 @@ pub struct Status {
     pub nbd_socket: String,
     /// Address of its NBD port, if it has one.
     pub nbd_listen: Option<String>,
+    /// Path of its socket for edges.
+    pub edge_socket: String,
+    /// Address of its port for edges, if it has one.
+    pub edge_listen: Option<String>,
     /// Address of its API port, if it has one.
     pub api_listen: Option<String>,
     /// Its pools, by name.

@@ -36,6 +36,8 @@ pub struct Volume {
     pub nbd_uri: Option<String>,
     /// Clients that have it open.
     pub attached: Vec<Client>,
+    /// The edge that has it for itself, connected or not.
+    pub holder: Option<Holder>,
     /// Every setting, with its value and where that comes from.
     pub settings: Vec<Setting>,
     /// Its histories: the one shown, and those hidden that can still be brought back or are needed by others.
@@ -64,6 +66,19 @@ pub enum VolumeState {
     Failed,
     /// It is deleted, and can be brought back for a while.
     Deleted,
+}
+
+/// An edge that has a volume for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Holder {
+    /// Who: what the edge calls itself, and where it came from.
+    pub edge: String,
+    /// Its session.
+    pub session: String,
+    /// Since when.
+    pub since_ms: u64,
+    /// Whether it is connected.
+    pub connected: bool,
 }
 
 /// A client that has a volume open.

@@ -121,6 +121,7 @@ routes! {
     post "/v1/volumes/{volume}/resize" volumes::resize;
     post "/v1/volumes/{volume}/rename" volumes::rename;
     post "/v1/volumes/{volume}/undelete" volumes::undelete;
+    post "/v1/volumes/{volume}/detach" volumes::detach;
     post "/v1/volumes/{volume}/template" volumes::template;
     post "/v1/volumes/{volume}/clone" volumes::clone;
     post "/v1/volumes/{volume}/flatten" volumes::flatten;

@@ -18,7 +18,7 @@ use utoipa::{Modify, OpenApi};
     ),
     paths(
         volumes::list, volumes::create, volumes::show, volumes::delete, volumes::set, volumes::resize, volumes::rename,
-        volumes::undelete, volumes::template, volumes::clone, volumes::flatten,
+        volumes::undelete, volumes::detach, volumes::template, volumes::clone, volumes::flatten,
         snapshots::list, snapshots::create, snapshots::delete, snapshots::rollback, snapshots::undo,
         snapshots::rewind_points, snapshots::rewind,
         data::read, data::write, data::zero, data::flush, data::extents,

@@ -94,6 +94,13 @@ pub(in super::super) async fn undelete(State(app): State<App>, Path(volume): Pat
     Ok(Json(app.change(|control| async move { control.undelete_volume(volume).await }).await?))
 }
 
+/// Takes a volume from the edge that has it for itself. What that edge still holds, and nobody else has, is lost.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/detach", tag = "volumes", params(("volume" = String, Path, description = "Its name")),
+    responses((status = 200, body = Volume), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn detach(State(app): State<App>, Path(volume): Path<Name>) -> ApiResult<Json<Volume>> {
+    Ok(Json(app.change(|control| async move { control.detach_volume(volume).await }).await?))
+}
+
 /// Makes a volume a template: read-only, to clone from.
 #[utoipa::path(post, path = "/v1/volumes/{volume}/template", tag = "volumes", params(("volume" = String, Path, description = "Its name")),
     responses((status = 200, body = Volume), (status = "default", body = ErrorBody)))]

@@ -24,7 +24,7 @@ use prometheus_client::registry::Registry;
 use rows::{CacheRow, JournalRow, NodeRow, PoolRow, RequestRow, StageRow, StoreRow, VolumeRow};
 use std::fmt;
 use varve_engine::{CacheCounts, Limits, ShardCounts, SsdCounts};
-use varve_nbd::Operation;
+use varve_serve::Operation;
 
 /// What there is to know of a metric.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 use super::family::{Family, Row, counter, gauge, histogram, seconds};
 use crate::node::watched::{StoreCounts, Waiting};
 use varve_engine::{CacheCounts, JournalCounts, Limits, ShardCounts, StageTimes, VolumeCounts};
-use varve_nbd::Counts;
+use varve_serve::Counts;
 use varve_types::{BLOCK, Histogram};
 
 /// The node's numbers.

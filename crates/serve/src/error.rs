@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What can go wrong between an NBD client and this server. Each ends one connection, or keeps one socket from opening; never more.
+//! What can go wrong between a client and this server. Each ends one connection, or keeps one socket from opening; never more.
 //!
 //! Errors of the device are not here: they are answered to the client, request by request, and the connection goes on.
 
@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 use varve_types::ErrorKind;
 
-/// Result of the NBD server.
-pub type Result<T, E = NbdError> = std::result::Result<T, E>;
+/// Result of serving clients.
+pub type Result<T, E = ServeError> = std::result::Result<T, E>;
 
 /// Why a connection ended before its time, or a socket could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum NbdError {
+pub enum ServeError {
     /// The socket failed.
     #[error("the connection failed while {doing}: {source}")]
     Socket {
@@ -32,8 +32,8 @@ pub enum NbdError {
     /// The client sent what the protocol does not allow, so that what follows can not be understood.
     #[error("the client broke the protocol: {0}")]
     Protocol(String),
-    /// The client chose, by a request that has no answer for it, an export that it can not have.
-    #[error("the export {name:?} was refused: {reason}")]
+    /// The client chose, where it can not be told so, what it can not have.
+    #[error("{name:?} was refused: {reason}")]
     Refused {
         /// The name that the client gave.
         name: String,
@@ -66,7 +66,7 @@ pub enum NbdError {
     },
 }
 
-impl NbdError {
+impl ServeError {
     /// What the one who reads the error should do.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -81,6 +81,6 @@ impl NbdError {
 }
 
 /// Gives an error of the system its place.
-pub(crate) fn socket(doing: &'static str) -> impl Fn(std::io::Error) -> NbdError {
-    move |source| NbdError::Socket { doing, source }
+pub fn socket(doing: &'static str) -> impl Fn(std::io::Error) -> ServeError {
+    move |source| ServeError::Socket { doing, source }
 }

@@ -10,14 +10,11 @@
 //! bounded. What can not be done at once goes to the waiters, and its reply joins a later batch. Replies are in no order.
 
 use crate::asked::{Answered, Asked};
-use crate::check::{Refusal, Terms, check};
 use crate::commits::Commits;
-use crate::handshake::Negotiated;
+use crate::dialect::{Command, Dialect, Failed, Refusal, Request};
 use crate::later::{Outcome, Pieces, Waiters, Work};
-use crate::option::BASE_ALLOCATION_ID;
 use crate::output::Output;
 use crate::stats::{Counts, Operation, Stats};
-use crate::wire::{self, Command, Request};
 use bytes::Bytes;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -27,7 +24,7 @@ use varve_block::{BlockDevice, BlockError, StatusExtent, Submit};
 use varve_types::ErrorKind;
 
 /// Bytes of a piece of a large read.
-const PIECE: u32 = 1 << 20;
+const PIECE: u64 = 1 << 20;
 /// Most extents in one reply.
 const MOST_EXTENTS: usize = 4096;
 
@@ -40,9 +37,9 @@ struct Large {
 }
 
 /// A connection without its socket.
-pub(crate) struct Session {
+pub(crate) struct Session<D> {
     device: Rc<dyn BlockDevice>,
-    negotiated: Negotiated,
+    pub(crate) dialect: D,
     pub(crate) output: Output,
     waiters: Waiters,
     commits: Commits,
@@ -54,16 +51,19 @@ pub(crate) struct Session {
     /// Writes that are applied and not yet committed; empty between two turns.
     uncommitted: Vec<Asked>,
     large: Option<Large>,
+    /// Size of the device that the client knows, in bytes.
+    told_size: u64,
     /// Failures of the device that this connection saw.
     failures: u64,
 }
 
-impl Session {
-    pub(crate) fn new(device: Rc<dyn BlockDevice>, negotiated: Negotiated) -> Self {
+impl<D: Dialect> Session<D> {
+    pub(crate) fn new(device: Rc<dyn BlockDevice>, dialect: D) -> Self {
         Self {
+            told_size: device.size(),
             device,
-            output: Output::new(negotiated.structured),
-            negotiated,
+            output: Output::default(),
+            dialect,
             waiters: Waiters::default(),
             commits: Commits::default(),
             counts: Counts::default(),
@@ -87,58 +87,50 @@ impl Session {
         !self.waiters.is_empty() || self.commits.requests() > 0
     }
 
-    /// What requests are checked against, now.
+    /// Whether the request may be acted on.
     #[inline]
-    pub(crate) fn terms(&self) -> Terms {
-        Terms {
-            size: self.device.size(),
-            read_only: self.negotiated.export.read_only || self.device.read_only(),
-            structured: self.negotiated.structured,
-            block_status: self.negotiated.block_status,
-        }
-    }
-
-    /// Whether `request` may be acted on.
-    #[inline]
-    pub(crate) fn check(&self, request: &Request) -> Result<(), Refusal> {
-        check(request, self.terms())
+    pub(crate) fn check(&self, head: &D::Head) -> Result<(), Refusal> {
+        self.dialect.check(head, &*self.device)
     }
 
     /// Answers a request that may not be acted on.
-    pub(crate) fn refuse(&mut self, request: &Request, refusal: Refusal) {
+    pub(crate) fn refuse(&mut self, head: &D::Head, refusal: Refusal) {
+        let request = self.dialect.request(head);
         self.counts.request(request.command, 0);
         self.counts.errors += 1;
-        self.output.failed(request.cookie, refusal.error, refusal.text);
+        let failed = Failed { kind: refusal.kind, text: refusal.text, piece: None };
+        self.dialect.put_failed(self.output.buffer(), request.cookie, failed, self.device.position());
     }
 
-    /// Acts on a request that was checked and is not a disconnect.
+    /// Acts on a request that was checked and is not that of a client who leaves.
     #[inline]
     pub(crate) fn act(&mut self, request: &Request, payload: Bytes) {
         self.counts.request(request.command, request.length);
         let (offset, length) = (request.offset, request.length);
         let since = *self.taken.get_or_insert_with(Instant::now);
         let asked = Asked { cookie: request.cookie, operation: Operation::of(request.command), since };
-        let fua = request.has(wire::CMD_FLAG_FUA);
-        if length == 0 && request.command != Command::Flush {
+        let fua = request.fua;
+        if length == 0 && !matches!(request.command, Command::Flush | Command::Ping) {
             self.answered.note(&asked);
-            return self.output.nothing(asked.cookie);
+            let at = self.device.position();
+            return self.dialect.put_nothing(self.output.buffer(), asked.cookie, at);
         }
         match request.command {
-            Command::Read if self.negotiated.structured && length > PIECE && !request.has(wire::CMD_FLAG_DF) => {
-                let pieces = Pieces::new(u64::from(length.div_ceil(PIECE)));
-                self.large = Some(Large { asked, next: offset, end: offset + u64::from(length), pieces });
+            Command::Read if self.dialect.pieces() && length > PIECE && !request.one => {
+                let pieces = Pieces::new(length.div_ceil(PIECE));
+                self.large = Some(Large { asked, next: offset, end: offset + length, pieces });
             }
-            Command::Read => self.read(asked, offset, length, None),
+            Command::Read => self.read(asked, offset, length as u32, None),
             Command::Write => {
                 let submit = self.device.write(offset, payload, fua);
-                self.written(asked, u64::from(length), fua, submit);
+                self.written(asked, length, fua, submit);
             }
-            Command::Trim => {
-                let submit = self.device.discard(offset, u64::from(length), fua);
+            Command::Discard => {
+                let submit = self.device.discard(offset, length, fua);
                 self.written(asked, 0, fua, submit);
             }
             Command::WriteZeroes => {
-                let submit = self.device.write_zeroes(offset, u64::from(length), fua);
+                let submit = self.device.write_zeroes(offset, length, fua);
                 self.written(asked, 0, fua, submit);
             }
             Command::Flush => {
@@ -147,12 +139,13 @@ impl Session {
                     self.flush(asked);
                 }
             }
-            Command::Cache => {
-                let submit = self.device.prefetch(offset, u64::from(length));
+            Command::Prefetch => {
+                let submit = self.device.prefetch(offset, length);
                 self.plain(asked, submit);
             }
-            Command::BlockStatus => self.block_status(asked, request),
-            Command::Disconnect | Command::Unknown(_) => debug_assert!(false, "{:?} is not acted on", request.command),
+            Command::Status => self.block_status(asked, request),
+            Command::Ping => self.done(asked),
+            Command::Leave => debug_assert!(false, "{:?} is not acted on", request.command),
         }
     }
 
@@ -160,21 +153,21 @@ impl Session {
     pub(crate) fn act_on_large(&mut self) -> bool {
         let Some(large) = &mut self.large else { return false };
         let (asked, offset, pieces) = (large.asked, large.next, large.pieces.clone());
-        let length = u32::try_from(large.end - offset).map_or(PIECE, |left| left.min(PIECE));
-        large.next += u64::from(length);
+        let length = (large.end - offset).min(PIECE);
+        large.next += length;
         if large.next == large.end {
             self.large = None;
         }
-        self.read(asked, offset, length, Some(pieces));
+        self.read(asked, offset, length as u32, Some(pieces));
         true
     }
 
     #[inline]
     fn read(&mut self, asked: Asked, offset: u64, length: u32, pieces: Option<Pieces>) {
         let last = pieces.as_ref().is_none_or(Pieces::is_last);
-        let start = self.output.data(asked.cookie, offset, length, last);
+        let start = self.begin_data(&asked, offset, length, last);
         match self.device.read(offset, length, self.output.buffer()) {
-            Submit::Done(Ok(_)) if self.output.has_data(start, length) => {
+            Submit::Done(Ok(_)) if self.end_data(start, length) => {
                 if pieces.is_none_or(|pieces| pieces.answered()) {
                     self.answered.note(&asked);
                 }
@@ -191,17 +184,32 @@ impl Session {
         }
     }
 
+    /// Puts the head of `length` bytes of data, behind which exactly those are to be appended; `last` if no piece follows. Gives where it began.
+    #[inline]
+    fn begin_data(&mut self, asked: &Asked, offset: u64, length: u32, last: bool) -> usize {
+        let (at, out) = (self.device.position(), self.output.buffer());
+        let start = out.len();
+        out.reserve(self.dialect.data_head_bytes() + length as usize);
+        self.dialect.put_data_head(out, asked.cookie, offset, length, last, at);
+        start
+    }
+
+    /// Ends the reply that began at `start`; whether exactly `length` bytes of data stand behind its head.
+    #[inline]
+    fn end_data(&mut self, start: usize, length: u32) -> bool {
+        let whole = self.dialect.data_head_bytes() + length as usize;
+        let reply = self.output.reply(start, whole);
+        reply.map(|reply| self.dialect.end_data(reply)).is_some()
+    }
+
     fn read_failed(&mut self, asked: Asked, offset: u64, pieces: Option<&Pieces>, error: &BlockError) {
-        match pieces {
-            None => self.failed(asked, error),
-            Some(pieces) => {
-                self.note(error);
-                let last = pieces.answered();
-                self.output.failed_piece(asked.cookie, offset, last, error.kind().nbd(), &error.to_string());
-                if last {
-                    self.answered.note(&asked);
-                }
-            }
+        let Some(pieces) = pieces else { return self.failed(asked, error) };
+        self.note(error);
+        let last = pieces.answered();
+        let failed = Failed { kind: error.kind(), text: &error.to_string(), piece: Some((offset, last)) };
+        self.dialect.put_failed(self.output.buffer(), asked.cookie, failed, self.device.position());
+        if last {
+            self.answered.note(&asked);
         }
     }
 
@@ -235,22 +243,24 @@ impl Session {
     }
 
     fn block_status(&mut self, asked: Asked, request: &Request) {
-        let one = request.has(wire::CMD_FLAG_REQ_ONE);
-        let length = request.length;
-        match self.device.block_status(request.offset, u64::from(length), if one { 1 } else { MOST_EXTENTS }) {
+        let (one, length) = (request.one, request.length);
+        match self.device.block_status(request.offset, length, if one { 1 } else { MOST_EXTENTS }) {
             Submit::Done(result) => self.status_result(asked, length, one, result),
             Submit::Later(future) => self.waiters.push(asked, 0, Work::Status { future, length, one }),
         }
     }
 
-    fn status_result(&mut self, asked: Asked, length: u32, one: bool, result: Result<Vec<StatusExtent>, BlockError>) {
+    fn status_result(&mut self, asked: Asked, length: u64, one: bool, result: Result<Vec<StatusExtent>, BlockError>) {
         let extents = result.map(|extents| merge(&extents, length, if one { 1 } else { MOST_EXTENTS }));
         match extents {
             Ok(extents) if extents.is_empty() => {
                 let error = BlockError::new(ErrorKind::Internal, "the device told no extent");
                 self.failed(asked, &error);
             }
-            Ok(extents) => self.output.status(asked.cookie, BASE_ALLOCATION_ID, &extents),
+            Ok(extents) => {
+                let at = self.device.position();
+                self.dialect.put_status(self.output.buffer(), asked.cookie, &extents, at);
+            }
             Err(error) => self.failed(asked, &error),
         }
     }
@@ -280,9 +290,18 @@ impl Session {
         }
     }
 
+    /// Tells the client another size of the device, where its protocol can.
+    fn tell_size(&mut self) {
+        let size = self.device.size();
+        if std::mem::replace(&mut self.told_size, size) != size {
+            self.dialect.put_size(self.output.buffer(), size, self.device.position());
+        }
+    }
+
     /// Ends a turn in which `acted` says whether requests were acted on: commits, and adds up what was done.
     pub(crate) fn end_turn(&mut self, acted: bool, stats: &Stats) {
         self.commit();
+        self.tell_size();
         self.taken = None;
         if acted {
             self.counts.batches += 1;
@@ -313,8 +332,10 @@ impl Session {
                 Outcome::Status(length, one, result) => self.status_result(asked, length, one, result),
                 Outcome::Read(offset, length, pieces, Ok(data)) if data.len() == length as usize => {
                     let last = pieces.as_ref().is_none_or(Pieces::answered);
-                    self.output.data(asked.cookie, offset, length, last);
+                    let start = self.begin_data(&asked, offset, length, last);
                     self.output.buffer().extend_from_slice(&data);
+                    let is_whole = self.end_data(start, length);
+                    debug_assert!(is_whole, "its length was looked at");
                     if last {
                         self.answered.note(&asked);
                     }
@@ -331,14 +352,15 @@ impl Session {
     }
 
     fn done(&mut self, asked: Asked) {
-        self.output.done(asked.cookie);
+        self.dialect.put_done(self.output.buffer(), asked.cookie, self.device.position());
         self.answered.note(&asked);
     }
 
     fn failed(&mut self, asked: Asked, error: &BlockError) {
         self.note(error);
         self.answered.note(&asked);
-        self.output.failed(asked.cookie, error.kind().nbd(), &error.to_string());
+        let failed = Failed { kind: error.kind(), text: &error.to_string(), piece: None };
+        self.dialect.put_failed(self.output.buffer(), asked.cookie, failed, self.device.position());
     }
 
     /// Counts a failure of the device, and logs the first, the second, the fourth and so on.
@@ -346,8 +368,8 @@ impl Session {
         self.counts.errors += 1;
         self.failures += 1;
         if self.failures.is_power_of_two() {
-            let export = &self.negotiated.export.name;
-            warn!(%export, kind = %error.kind(), %error, failures = self.failures, "an NBD request failed");
+            let name = self.dialect.name();
+            warn!(%name, kind = %error.kind(), %error, failures = self.failures, "a request failed");
         }
     }
 }
@@ -357,17 +379,16 @@ fn wrong_length() -> BlockError {
     BlockError::new(ErrorKind::Internal, "the device read another length than was asked")
 }
 
-/// Extents as the protocol wants them: none empty, neighbours different, no more than was asked.
-fn merge(extents: &[StatusExtent], length: u32, most: usize) -> Vec<(u32, u32)> {
-    let mut merged: Vec<(u32, u32)> = Vec::new();
+/// Extents as protocols want them: none empty, neighbours different, no more than was asked.
+fn merge(extents: &[StatusExtent], length: u64, most: usize) -> Vec<(u64, bool)> {
+    let mut merged: Vec<(u64, bool)> = Vec::new();
     let mut left = length;
     for extent in extents {
-        let now = u32::try_from(extent.len).map_or(left, |len| len.min(left));
-        let state = if extent.hole { wire::STATE_HOLE | wire::STATE_ZERO } else { 0 };
+        let now = extent.len.min(left);
         let room = merged.len() < most;
         match merged.last_mut() {
-            Some((len, last)) if *last == state => *len += now,
-            _ if now > 0 && room => merged.push((now, state)),
+            Some((len, last)) if *last == extent.hole => *len += now,
+            _ if now > 0 && room => merged.push((now, extent.hole)),
             _ => break,
         }
         left -= now;
@@ -386,10 +407,10 @@ mod tests {
     #[test]
     fn extents_are_merged_and_cut_to_what_was_asked() {
         let extents = [extent(512, true), extent(512, true), extent(1024, false), extent(1 << 40, true)];
-        assert_eq!(merge(&extents, 8192, 10), [(1024, 3), (1024, 0), (6144, 3)]);
-        assert_eq!(merge(&extents, 1536, 10), [(1024, 3), (512, 0)]);
-        assert_eq!(merge(&extents, 8192, 1), [(1024, 3)]);
-        assert_eq!(merge(&[extent(1 << 40, false)], u32::MAX - 511, 1), [(u32::MAX - 511, 0)]);
+        assert_eq!(merge(&extents, 8192, 10), [(1024, true), (1024, false), (6144, true)]);
+        assert_eq!(merge(&extents, 1536, 10), [(1024, true), (512, false)]);
+        assert_eq!(merge(&extents, 8192, 1), [(1024, true)]);
+        assert_eq!(merge(&[extent(1 << 40, false)], 1 << 36, 1), [(1 << 36, false)]);
         assert_eq!(merge(&[extent(0, false)], 512, 1), []);
         assert_eq!(merge(&[], 512, 1), []);
     }

@@ -7,11 +7,10 @@
 //!
 //! Warnings about floods are bounded too: one a second, with the number of those it stands for.
 
-use crate::error::{NbdError, Result, socket};
-use crate::handshake::{Exports, HandshakeLimits, Outcome, negotiate};
+use crate::error::{Result, ServeError, socket};
 use crate::peer::Peer;
-use crate::socket::Listening;
-pub use crate::socket::{Accepted, Endpoint, Local, Socket};
+use crate::socket::{Accepted, Endpoint, Listening, Socket};
+use bytes::BytesMut;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -33,6 +32,12 @@ pub struct Slots(Arc<Semaphore>);
 #[derive(Debug)]
 pub struct Slot(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
 
+impl Default for Slots {
+    fn default() -> Self {
+        Self::new(4096)
+    }
+}
+
 impl Slots {
     /// Places for `most` connections.
     #[must_use]
@@ -53,22 +58,24 @@ impl Slots {
     }
 }
 
-/// Bounds of a listener.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// The connections that there may be at once; may be shared between listeners.
-    pub slots: Slots,
-    /// Bounds of each negotiation.
-    pub handshake: HandshakeLimits,
+/// How a protocol begins: what is agreed with a client before it is served.
+pub trait Greeter: Send + Sync + 'static {
+    /// What was agreed.
+    type Agreed: Send + 'static;
+
+    /// What the protocol is called, in logs.
+    fn protocol(&self) -> &'static str;
+
+    /// Agrees with the client at the other end, within a bounded time. Gives what was agreed and what the client has sent behind it; nothing where it left in
+    /// good order, or was turned away in words of the protocol.
+    fn greet(
+        &self,
+        socket: &mut Socket,
+        peer: &Peer,
+    ) -> impl Future<Output = Result<Option<(Self::Agreed, BytesMut)>>> + Send;
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { slots: Slots::new(4096), handshake: HandshakeLimits::default() }
-    }
-}
-
-/// A socket that listens for NBD clients.
+/// A socket that listens for clients.
 #[derive(Debug)]
 pub struct Listener {
     listening: Listening,
@@ -92,23 +99,24 @@ impl Listener {
         &self.endpoint
     }
 
-    /// Accepts until `stop` completes; then closes the socket and ends the negotiations that are under way. Each negotiated connection goes to
+    /// Accepts until `stop` completes; then closes the socket and ends the negotiations that are under way. Each connection that was agreed on goes to
     /// `deliver`, which is called in the connection's own task.
     ///
     /// # Errors
     /// When the file of a unix socket can not be removed at the end.
-    pub async fn run<E, F, D>(
+    pub async fn run<G, F, D>(
         self,
-        exports: Arc<E>,
-        limits: Limits,
+        greeter: Arc<G>,
+        slots: Slots,
         deliver: F,
         stop: impl Future<Output = ()>,
     ) -> Result<()>
     where
-        E: Exports,
-        F: Fn(Accepted) -> D + Clone + Send + 'static,
+        G: Greeter,
+        F: Fn(Accepted<G::Agreed>) -> D + Clone + Send + 'static,
         D: Future<Output = ()> + Send,
     {
+        let protocol = greeter.protocol();
         let mut negotiations = JoinSet::new();
         let (mut refused, mut failed) = (Muffled::default(), Muffled::default());
         let mut stop = std::pin::pin!(stop);
@@ -120,16 +128,13 @@ impl Listener {
                 accepted = self.listening.accept() => accepted,
             };
             match accepted {
-                Ok((connection, peer)) => match limits.slots.take() {
+                Ok((connection, peer)) => match slots.take() {
                     Some(slot) => {
-                        let (exports, deliver) = (Arc::clone(&exports), deliver.clone());
-                        let handshake = limits.handshake;
-                        negotiations.spawn(async move {
-                            greet(connection, peer, slot, &*exports, handshake, deliver).await;
-                        });
+                        let (greeter, deliver) = (Arc::clone(&greeter), deliver.clone());
+                        negotiations.spawn(async move { greet(connection, peer, slot, &*greeter, deliver).await });
                     }
                     None => refused.warn(|times| {
-                        warn!(%peer, times, "an NBD connection was refused: there are too many");
+                        warn!(%peer, protocol, times, "a connection was refused: there are too many");
                     }),
                 },
                 Err(error) if is_of_one_connection(&error) => {
@@ -137,7 +142,7 @@ impl Listener {
                 }
                 Err(error) => {
                     failed.warn(
-                        |times| warn!(%error, times, endpoint = %self.endpoint, "can not accept NBD connections"),
+                        |times| warn!(%error, protocol, times, endpoint = %self.endpoint, "can not accept connections"),
                     );
                     tokio::select! {
                         () = &mut stop => break,
@@ -150,31 +155,25 @@ impl Listener {
     }
 }
 
-/// Negotiates with one client and hands the connection over.
-async fn greet<E, F, D>(
-    mut connection: Socket,
-    peer: Peer,
-    slot: Slot,
-    exports: &E,
-    limits: HandshakeLimits,
-    deliver: F,
-) where
-    E: Exports,
-    F: Fn(Accepted) -> D,
+/// Agrees with one client and hands the connection over.
+async fn greet<G, F, D>(mut connection: Socket, peer: Peer, slot: Slot, greeter: &G, deliver: F)
+where
+    G: Greeter,
+    F: Fn(Accepted<G::Agreed>) -> D,
     D: Future<Output = ()> + Send,
 {
-    match negotiate(&mut connection, &peer, exports, limits).await {
-        Ok(Outcome::Left) => {}
-        Ok(Outcome::Transmission(negotiated, leftover)) => {
-            debug!(%peer, export = negotiated.export.name, "an NBD client chose its export");
-            match Accepted::new(connection, peer, negotiated, leftover, slot) {
-                Ok(accepted) => deliver(accepted).await,
-                Err(error) => warn!(%error, "an NBD connection could not be handed over"),
-            }
+    let protocol = greeter.protocol();
+    match greeter.greet(&mut connection, &peer).await {
+        Ok(None) => {}
+        Ok(Some((agreed, leftover))) => match Accepted::new(connection, peer, agreed, leftover, slot) {
+            Ok(accepted) => deliver(accepted).await,
+            Err(error) => warn!(%error, protocol, "a connection could not be handed over"),
+        },
+        Err(error @ ServeError::Vanished { .. }) => debug!(%peer, protocol, %error, "a client left in the handshake"),
+        Err(ServeError::Socket { source, .. }) => {
+            debug!(%peer, protocol, error = %source, "a client left in the handshake");
         }
-        Err(error @ NbdError::Vanished { .. }) => debug!(%peer, %error, "an NBD client left in the handshake"),
-        Err(NbdError::Socket { source, .. }) => debug!(%peer, error = %source, "an NBD client left in the handshake"),
-        Err(error) => warn!(%peer, %error, "an NBD client was turned away"),
+        Err(error) => warn!(%peer, protocol, %error, "a client was turned away"),
     }
 }
 

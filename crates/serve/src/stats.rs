@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Counters of the NBD front end, and how long its requests take. One [`Stats`] a volume; connections add to it once a batch, a scraper reads it
+//! Counters of a volume's connections, and how long its requests take. One [`Stats`] a volume; connections add to it once a batch, a scraper reads it
 //! from any thread.
 //!
 //! The numbers only grow, save `connections`. They are for people and metrics; nothing is decided by them, and a crash forgets them. Each is exact, but
 //! those that are read together may be of slightly different moments.
 
-use crate::wire::Command;
+use crate::dialect::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use varve_types::{Histogram, SharedHistogram};
@@ -13,13 +13,13 @@ use varve_types::{Histogram, SharedHistogram};
 /// What requests are counted as whose times are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// READ.
+    /// Reads.
     Read,
-    /// WRITE.
+    /// Writes.
     Write,
-    /// FLUSH.
+    /// Flushes.
     Flush,
-    /// TRIM and `WRITE_ZEROES`.
+    /// Discards and zeroes.
     Discard,
 }
 
@@ -44,7 +44,7 @@ impl Operation {
             Command::Read => Some(Self::Read),
             Command::Write => Some(Self::Write),
             Command::Flush => Some(Self::Flush),
-            Command::Trim | Command::WriteZeroes => Some(Self::Discard),
+            Command::Discard | Command::WriteZeroes => Some(Self::Discard),
             _ => None,
         }
     }
@@ -73,13 +73,13 @@ pub struct Counts {
     pub connections: u64,
     /// Batches of requests that were acted on.
     pub batches: u64,
-    /// READ requests.
+    /// Reads.
     pub reads: u64,
-    /// WRITE requests.
+    /// Writes.
     pub writes: u64,
-    /// FLUSH requests.
+    /// Flushes.
     pub flushes: u64,
-    /// TRIM and `WRITE_ZEROES` requests.
+    /// Discards and zeroes.
     pub discards: u64,
     /// All other requests.
     pub others: u64,
@@ -93,18 +93,18 @@ pub struct Counts {
 
 impl Counts {
     /// Counts a request.
-    pub(crate) fn request(&mut self, command: Command, length: u32) {
+    pub(crate) fn request(&mut self, command: Command, length: u64) {
         match command {
             Command::Read => {
                 self.reads += 1;
-                self.read_bytes += u64::from(length);
+                self.read_bytes += length;
             }
             Command::Write => {
                 self.writes += 1;
-                self.write_bytes += u64::from(length);
+                self.write_bytes += length;
             }
             Command::Flush => self.flushes += 1,
-            Command::Trim | Command::WriteZeroes => self.discards += 1,
+            Command::Discard | Command::WriteZeroes => self.discards += 1,
             _ => self.others += 1,
         }
     }

@@ -11,20 +11,19 @@
 //! Where the connection breaks, by error, hang-up or the fall of the server, requests that were not answered may have happened or not, and those that
 //! were answered have. Dropping the future of [`serve`] hangs up; between two polls there is no write whose commit has not begun.
 
-use crate::error::{NbdError, Result, socket};
-use crate::handshake::Negotiated;
+use crate::dialect::{Command, Dialect};
+use crate::error::{Result, ServeError, socket};
 use crate::input::{Input, Next};
 use crate::session::Session;
 use crate::spin::Spin;
 use crate::stats::Stats;
-use crate::wire::Command;
 use bytes::BytesMut;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use varve_block::BlockDevice;
 
 /// Turns of one connection before the others have theirs.
@@ -46,35 +45,37 @@ impl Default for Tuning {
 /// How a connection ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// The client said that it leaves; everything that it asked before is done and answered.
-    Disconnected,
+    /// The client said that it leaves, by the request of this cookie, which is not answered; everything that it asked before is done and answered.
+    Left(u64),
     /// The client hung up between two requests.
     HungUp,
 }
 
-/// Serves the client at the other end of `stream` until one side ends it. `leftover` is what the client already sent behind its handshake.
+/// Serves the client at the other end of `stream` until one side ends it, and leaves closing it to the caller. `leftover` is what the client already sent
+/// behind its handshake.
 ///
 /// # Errors
 /// When the client breaks the protocol or vanishes within a request, or the socket fails. Errors of the device are answered to the client.
-pub async fn serve<S>(
-    stream: S,
+pub async fn serve<S, D>(
+    stream: &mut S,
     device: Rc<dyn BlockDevice>,
-    negotiated: Negotiated,
+    dialect: D,
     leftover: BytesMut,
     stats: Arc<Stats>,
     tuning: Tuning,
 ) -> Result<Closed>
 where
     S: AsyncRead + AsyncWrite + Unpin,
+    D: Dialect,
 {
     let _connected = stats.connected();
     let mut connection = Connection {
         stream,
         input: Input::new(leftover),
-        session: Session::new(device, negotiated),
+        session: Session::new(device, dialect),
         spin: Spin::new(tuning.spin),
         stats: &stats,
-        disconnecting: false,
+        leaving: None,
     };
     loop {
         match poll_fn(|cx| connection.poll_turns(cx)).await? {
@@ -83,11 +84,7 @@ where
                 std::thread::yield_now();
                 tokio::task::yield_now().await;
             }
-            Turn::Closed(how) => {
-                // The client is gone or about to go: that it can not be told is no error of the requests before.
-                let _ = connection.stream.shutdown().await;
-                return Ok(how);
-            }
+            Turn::Closed(how) => return Ok(how),
         }
     }
 }
@@ -100,23 +97,23 @@ enum Turn {
     Closed(Closed),
 }
 
-struct Connection<'a, S> {
-    stream: S,
-    input: Input,
-    session: Session,
+struct Connection<'a, S, D: Dialect> {
+    stream: &'a mut S,
+    input: Input<D>,
+    session: Session<D>,
     spin: Spin,
     stats: &'a Stats,
-    /// The client said that it leaves.
-    disconnecting: bool,
+    /// The request by which the client said that it leaves.
+    leaving: Option<u64>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Unpin, D: Dialect> Connection<'_, S, D> {
     /// Takes turns until there is nothing to do.
     fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<Result<Turn>> {
         for _ in 0..TURNS {
             let blocked = self.act()?;
             let cut_short = self.session.collect(cx);
-            let sent = match self.session.output.poll_send(&mut self.stream, cx) {
+            let sent = match self.session.output.poll_send(self.stream, cx) {
                 Poll::Ready(result) => {
                     result.map_err(socket("sending replies"))?;
                     self.session.sent(self.stats);
@@ -127,13 +124,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             if (blocked && !self.session.full()) || (cut_short && sent) {
                 continue;
             }
-            if self.disconnecting && sent && !self.session.is_waiting() && !blocked {
-                return Poll::Ready(Ok(Turn::Closed(Closed::Disconnected)));
+            if let Some(cookie) = self.leaving.filter(|_| sent && !self.session.is_waiting() && !blocked) {
+                return Poll::Ready(Ok(Turn::Closed(Closed::Left(cookie))));
             }
-            if blocked || self.disconnecting {
+            if blocked || self.leaving.is_some() {
                 return Poll::Pending;
             }
-            match self.input.poll_receive(&mut self.stream, cx) {
+            match self.input.poll_receive(self.stream, cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(self.hung_up().map(Turn::Closed)),
                 Poll::Ready(result) => {
                     result.map_err(socket("receiving requests"))?;
@@ -151,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     fn act(&mut self) -> Result<bool> {
         let mut blocked = false;
         let mut acted = false;
-        while !self.disconnecting {
+        while self.leaving.is_none() {
             if self.session.full() {
                 blocked = true;
                 break;
@@ -159,11 +156,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             if self.session.act_on_large() {
                 continue;
             }
-            match self.input.next(|request| self.session.check(request)) {
+            match self.input.next(&self.session.dialect, |head| self.session.check(head)) {
                 Ok(Next::More) => break,
-                Ok(Next::Refused(request, refusal)) => self.session.refuse(&request, refusal),
-                Ok(Next::Request(request, _)) if request.command == Command::Disconnect => self.disconnecting = true,
-                Ok(Next::Request(request, payload)) => self.session.act(&request, payload),
+                Ok(Next::Refused(head, refusal)) => self.session.refuse(&head, refusal),
+                Ok(Next::Request(head, payload)) => match self.session.dialect.request(&head) {
+                    request if request.command == Command::Leave => self.leaving = Some(request.cookie),
+                    request => self.session.act(&request, payload),
+                },
                 Err(error) => {
                     // What came before it is done all the same.
                     self.session.commit();
@@ -178,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     fn hung_up(&self) -> Result<Closed> {
         if self.input.is_within_request() {
-            return Err(NbdError::Vanished { at: "within a request" });
+            return Err(ServeError::Vanished { at: "within a request" });
         }
         Ok(Closed::HungUp)
     }

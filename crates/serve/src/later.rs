@@ -68,7 +68,7 @@ pub(crate) enum Work {
         /// Gives the extents.
         future: Later<Vec<StatusExtent>>,
         /// How much was asked, in bytes.
-        length: u32,
+        length: u64,
         /// Whether one extent was asked for.
         one: bool,
     },
@@ -81,7 +81,7 @@ pub(crate) enum Outcome {
     /// Of a request without data.
     Plain(Result<()>),
     /// Of a block status request.
-    Status(u32, bool, Result<Vec<StatusExtent>>),
+    Status(u64, bool, Result<Vec<StatusExtent>>),
 }
 
 struct Waiting {

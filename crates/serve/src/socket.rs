@@ -8,8 +8,8 @@
 //! two servers may use one directory at all is decided by the lock of the data directory, not here. The file has the mode 0660 from before the first
 //! client can connect.
 
-use crate::error::{NbdError, Result};
-use crate::{handshake::Negotiated, listener::Slot, peer::Peer};
+use crate::error::{Result, ServeError};
+use crate::{listener::Slot, peer::Peer};
 use bytes::BytesMut;
 use std::fmt;
 use std::io;
@@ -101,39 +101,33 @@ enum StdSocket {
 
 /// A negotiated connection on its way to the shard that will serve it. Dropping it hangs up.
 #[derive(Debug)]
-pub struct Accepted {
+pub struct Accepted<N> {
     socket: StdSocket,
     /// Who the client is.
     pub peer: Peer,
     /// What was agreed.
-    pub negotiated: Negotiated,
+    pub negotiated: N,
     leftover: BytesMut,
     slot: Slot,
 }
 
 /// A negotiated connection on the runtime that will serve it. Dropping it hangs up.
 #[derive(Debug)]
-pub struct Local {
+pub struct Local<N> {
     /// The connection.
     pub socket: Socket,
     /// Who the client is.
     pub peer: Peer,
     /// What was agreed.
-    pub negotiated: Negotiated,
+    pub negotiated: N,
     /// What the client sent already.
     pub leftover: BytesMut,
     /// The connection's place among those allowed: to be kept as long as it is served.
     pub slot: Slot,
 }
 
-impl Accepted {
-    pub(crate) fn new(
-        socket: Socket,
-        peer: Peer,
-        negotiated: Negotiated,
-        leftover: BytesMut,
-        slot: Slot,
-    ) -> io::Result<Self> {
+impl<N> Accepted<N> {
+    pub(crate) fn new(socket: Socket, peer: Peer, negotiated: N, leftover: BytesMut, slot: Slot) -> io::Result<Self> {
         Ok(Self { socket: socket.into_std()?, peer, negotiated, leftover, slot })
     }
 
@@ -141,7 +135,7 @@ impl Accepted {
     ///
     /// # Errors
     /// When the runtime can not take it; the connection is closed then.
-    pub fn into_local(self) -> io::Result<Local> {
+    pub fn into_local(self) -> io::Result<Local<N>> {
         let Self { socket, peer, negotiated, leftover, slot } = self;
         let socket = match socket {
             StdSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
@@ -164,7 +158,7 @@ impl Listening {
             Endpoint::Unix(path) => open_unix(path).await,
             Endpoint::Tcp(address) => match TcpListener::bind(address).await {
                 Ok(listener) => Ok(Self::Tcp(listener)),
-                Err(source) => Err(NbdError::Tcp { address: *address, source }),
+                Err(source) => Err(ServeError::Tcp { address: *address, source }),
             },
         }
     }
@@ -205,7 +199,7 @@ impl Listening {
 }
 
 async fn open_unix(path: &Path) -> Result<Listening> {
-    let fail = |kind, reason: String| NbdError::Unix { path: path.to_owned(), reason, kind };
+    let fail = |kind, reason: String| ServeError::Unix { path: path.to_owned(), reason, kind };
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(fail(ErrorKind::Conflict, "there is a file of that name which is no socket".to_owned()));
