@@ -47,7 +47,7 @@ impl Drop for Device {
     /// Nobody can use it any more: its task ends, and the connection with it.
     fn drop(&mut self) {
         let error = BlockError::new(ErrorKind::Unavailable, "nobody uses it any more");
-        self.driven.borrow_mut().fail(error);
+        self.driven.borrow_mut().abandon(error);
     }
 }
 

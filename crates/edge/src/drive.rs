@@ -67,6 +67,8 @@ pub(crate) struct Driven {
     armed: Option<Duration>,
     /// The volume's task.
     task: Option<Waker>,
+    /// Nobody wants it any more.
+    is_abandoned: bool,
     /// Those who wait for the device to change its state.
     watchers: Vec<Waker>,
 }
@@ -85,6 +87,7 @@ impl Driven {
             timer: None,
             armed: None,
             task: None,
+            is_abandoned: false,
             watchers: Vec::new(),
         }
     }
@@ -127,7 +130,9 @@ impl Driven {
         self.wake_task();
     }
 
-    pub(crate) fn fail(&mut self, error: varve_block::BlockError) {
+    /// Ends the device because nobody here wants it any more.
+    pub(crate) fn abandon(&mut self, error: varve_block::BlockError) {
+        self.is_abandoned = true;
         let now = self.now();
         self.session.fail(now, error);
         self.take_actions();
@@ -326,6 +331,7 @@ impl Driven {
                 info!(%volume, after_ms = after.as_millis() as u64, "the owner is back");
             }
             Event::Resized(size) => info!(%volume, size, "it has another size"),
+            Event::Failed(error) if self.is_abandoned => debug!(%volume, %error, "the device is given up"),
             Event::Failed(error) => error!(%volume, %error, "the device has failed for good"),
             Event::Detached => info!(%volume, "detached"),
         }

@@ -324,6 +324,6 @@ impl Volume {
     /// Ends the device at once: whatever waits is answered with an error, and what is kept is given up.
     pub fn abandon(&self) {
         let error = BlockError::new(ErrorKind::Unavailable, format!("volume {}: it was given up here", self.name));
-        self.device.driven.borrow_mut().fail(error);
+        self.device.driven.borrow_mut().abandon(error);
     }
 }
