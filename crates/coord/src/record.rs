@@ -335,6 +335,8 @@ impl ClusterRecord {
 }
 
 impl PoolRecord {
+    /// What the keys of all pools begin with.
+    pub const PREFIX: &'static str = POOL_PREFIX;
     /// The key of the pool of this name.
     #[must_use]
     pub fn key_of(name: &Name) -> String {
@@ -343,6 +345,8 @@ impl PoolRecord {
 }
 
 impl VolumeRecord {
+    /// What the keys of all volumes begin with.
+    pub const PREFIX: &'static str = VOLUME_PREFIX;
     /// The key of the volume.
     #[must_use]
     pub fn key_of(id: VolumeId) -> String {

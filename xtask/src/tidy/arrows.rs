@@ -21,7 +21,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("engine", &["block", "coord", "env", "format", "types"]),
     ("serve", &["block", "types"]),
     ("nbd", &["serve", "block", "types"]),
-    ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "env", "types", "format"]),
+    ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "etcd", "env", "types", "format"]),
     ("varve", &["server", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
     ("etcd", &["coord", "env", "types"]),

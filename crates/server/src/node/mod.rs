@@ -13,30 +13,37 @@
 //! | `connections`, `exports`, `attach` | who uses volumes: NBD clients and edges |
 //! | `control`, `volume_control`, `pool_control`, `job_control`, `status`, `metrics`, `sessions`, `describe` | the API's operations |
 //! | `offline` | the check without a node |
-//! | `pools`, `watched` | the stores, and whom they belong to |
+//! | `pools`, `default_pool`, `watched` | the stores, and whom they belong to |
+//! | `identity`, `membership`, `ownership`, `takeover`, `cluster` | the other nodes of a cluster |
 //!
 //! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs
 //! everything else. They meet in `thread::ShardHandle` alone.
 
 mod attach;
 mod cleaning;
+mod cluster;
 mod connections;
 mod control;
+mod default_pool;
 mod describe;
 mod directory;
 mod exports;
+mod identity;
 mod job_control;
 mod journal;
 mod journal_list;
 mod local;
+mod membership;
 mod metrics;
 mod offline;
+mod ownership;
 mod pool_control;
 mod pools;
 mod scrub;
 mod sessions;
 mod start;
 mod status;
+mod takeover;
 mod thread;
 mod volume_control;
 mod watched;
@@ -50,7 +57,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use varve_engine::EngineError;
 use varve_env::{SendFuture, StoreError};
-use varve_types::{ErrorKind, Name};
+use varve_etcd::EtcdConfig;
+use varve_types::{ClusterId, ErrorKind, Name};
 
 /// Descriptors that a node asks the system for: a connection takes one.
 const OPEN_FILES: u64 = 65_536;
@@ -73,6 +81,10 @@ fn engine_error(error: Option<EngineError>, what: &str) -> ControlError {
 /// What a node serves, once it does.
 #[derive(Clone, Debug)]
 pub struct Serving {
+    /// What the node is called.
+    pub node: String,
+    /// The cluster that it is one of; none where it is by itself.
+    pub cluster: Option<ClusterId>,
     /// The data directory.
     pub data: PathBuf,
     /// The URL of the store of the pool `default`, without secrets.
@@ -111,6 +123,16 @@ pub fn up(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
     runtime.block_on(start::run(config, directory, ready, stop))
+}
+
+/// Makes a cluster in etcd, which nodes can be started for then.
+///
+/// # Errors
+/// `Conflict` where there is one under the prefix already; what etcd says.
+pub fn init_cluster(etcd: &EtcdConfig) -> Result<ClusterId, ControlError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
+    runtime.block_on(membership::init(etcd))
 }
 
 /// Verifies every block and every count of one volume or of all, without a server.

@@ -16,8 +16,8 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use varve_server::api::ControlError;
 use varve_server::api::model::{
-    Client, Fill, IoCounters, Journal, Origin, Pool, PoolStatus, Setting, Snapshot, Space, Status, StoreState,
-    Timeline, TimelineState, Volume, VolumeState, VolumeStatus,
+    Client, ClusterNode, Fill, IoCounters, Journal, Origin, Pool, PoolStatus, Setting, Snapshot, Space, Status,
+    StoreState, Timeline, TimelineState, Volume, VolumeState, VolumeStatus,
 };
 use varve_types::{BLOCK, ErrorKind, Name, Overrides, Settings, SnapshotId, TimelineId, VolumeId};
 
@@ -57,6 +57,7 @@ pub struct State {
     pub cleaning: varve_server::api::model::Cleaning,
     pub cleaning_job: Option<varve_server::api::model::CleaningJob>,
     pub scrub: varve_server::api::model::Scrub,
+    pub nodes: Vec<ClusterNode>,
     next_id: u8,
 }
 
@@ -129,6 +130,11 @@ impl State {
         Ok(())
     }
 
+    fn node(&self, asked: &Name) -> Result<ClusterNode, ControlError> {
+        let found = self.nodes.iter().find(|node| node.name == *asked || node.id.to_string() == asked.as_str());
+        found.cloned().ok_or_else(|| ControlError::not_found("node", asked))
+    }
+
     /// The volume, deleted or not.
     fn any(&mut self, volume: &Name) -> Result<&mut FakeVolume, ControlError> {
         if let Some(kind) = volume.as_str().strip_prefix("fail-").and_then(ErrorKind::parse) {
@@ -157,6 +163,7 @@ impl State {
             nbd_uri: (!v.deleted).then(|| format!("nbd+unix:///{volume}?socket=/data/nbd.sock")),
             attached: attached(volume),
             holder: None,
+            owner: None,
             settings: Setting::rows(Settings::describe(&v.own, &self.pools[&v.pool].own)),
             timelines: vec![Timeline {
                 id: TimelineId::from_random([7; 16]),
@@ -214,6 +221,8 @@ impl State {
         Status {
             version: "0.1.0".to_owned(),
             node: "node-1".to_owned(),
+            node_id: None,
+            cluster: None,
             started_ms: CREATED_MS,
             uptime_ms: 3_723_000,
             data: "/data".to_owned(),
