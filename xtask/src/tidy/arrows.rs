@@ -10,7 +10,7 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
@@ -23,6 +23,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("nbd", &["serve", "block", "types"]),
     ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "etcd", "env", "types", "format"]),
     ("varve", &["server", "types"]),
+    ("varved", &["server", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
     ("etcd", &["coord", "env", "types"]),
     ("lab", &[]),

@@ -173,7 +173,7 @@ pub async fn a_node_is_removed_once_it_is_dead_and_owns_nothing(coord: &dyn Coor
     };
     let lease = coord.lease(Duration::from_secs(60)).await.unwrap();
     records.announce(&alive, lease).await.unwrap();
-    assert_eq!(records.list_alive().await.unwrap(), [alive.clone()]);
+    assert_eq!(records.list_alive().await.unwrap(), std::slice::from_ref(&alive));
     let (_, revision) = records.load_node(one.id).await.unwrap();
     let error = records.remove_node(&one, revision).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("alive"), "{error}");

@@ -55,6 +55,7 @@ pub use metrics::{MetricInfo, metric_infos};
 pub(crate) use pools::{check_owner_record, is_bulk};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use varve_engine::EngineError;
 use varve_env::{SendFuture, StoreError};
 use varve_etcd::EtcdConfig;
@@ -105,24 +106,36 @@ pub struct Serving {
     pub volumes: Vec<(Name, u64)>,
 }
 
-/// Runs a node until `stop` completes, and stops it in good order: what was acknowledged is durable when this returns.
-///
-/// `ready` is called once, when everything is served. `stop` is polled on a tokio runtime.
+/// Told again and again that a node works.
+pub struct Beat {
+    /// How often.
+    pub every: Duration,
+    /// Called on the caller's thread, each time the shard's thread has answered.
+    pub tell: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Whom a node tells of its life, and who ends it.
+pub struct Hooks {
+    /// Called once, when everything is served.
+    pub ready: Box<dyn FnOnce(&Serving) + Send>,
+    /// Polled on a tokio runtime; when it completes, the node stops.
+    pub stop: SendFuture<'static, ()>,
+    /// Told that it works, if somebody wants to hear it.
+    pub beat: Option<Beat>,
+}
+
+/// Runs a node until it is told to stop, and stops it in good order: what was acknowledged is durable when this returns.
 ///
 /// # Errors
 /// When the node can not start or must stop by itself.
-pub fn up(
-    config: UpConfig,
-    ready: Box<dyn FnOnce(&Serving) + Send>,
-    stop: SendFuture<'static, ()>,
-) -> Result<(), ControlError> {
+pub fn up(config: UpConfig, hooks: Hooks) -> Result<(), ControlError> {
     if let Err(error) = varve_serve::raise_open_file_limit(OPEN_FILES) {
         tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
     let directory = directory::Directory::open_or_create(&config.data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
-    runtime.block_on(start::run(config, directory, ready, stop))
+    runtime.block_on(start::run(config, directory, hooks))
 }
 
 /// Makes a cluster in etcd, which nodes can be started for then.

@@ -19,7 +19,7 @@ use super::membership::{self, Joined, Membership, Reached, Telling};
 use super::pools::{Opened, Pools, now_ms};
 use super::thread::{self, ShardHandle, ShardThread};
 use super::volume_control::default_pool as default_pool_name;
-use super::{Serving, coord_error, ownership, pool_control};
+use super::{Beat, Hooks, Serving, coord_error, ownership, pool_control};
 use crate::api::{ApiConfig, ApiServer, ControlError, Token};
 use crate::config::{CacheSpec, UpConfig, VolumeSpec};
 use crate::edge::EdgeGreeter;
@@ -51,7 +51,6 @@ const SILENCE_TIME: Duration = Duration::from_secs(1);
 const JOBS: usize = 256;
 
 type Answer<T> = Result<T, ControlError>;
-type Ready = Box<dyn FnOnce(&Serving) + Send>;
 
 /// The files of the sockets, removed when the node ends in whatever way that runs destructors.
 struct SocketFiles([PathBuf; 3]);
@@ -269,12 +268,8 @@ pub(super) async fn without_serving(config: &UpConfig, directory: &Directory) ->
 }
 
 /// Runs a node from its start to its stop.
-pub(super) async fn run(
-    config: UpConfig,
-    mut directory: Directory,
-    ready: Ready,
-    mut stop: SendFuture<'static, ()>,
-) -> Answer<()> {
+pub(super) async fn run(config: UpConfig, mut directory: Directory, hooks: Hooks) -> Answer<()> {
+    let Hooks { ready, mut stop, beat } = hooks;
     let _files = SocketFiles([directory.nbd_socket(), directory.edge_socket(), directory.api_socket()]);
     let mut sockets = bind(&config, &directory).await?;
     let plan = JournalPlan::new(&directory, &config)?;
@@ -308,7 +303,7 @@ pub(super) async fn run(
     };
     let node = Arc::new(Node { shard: shard.clone(), pools, place, member: member.clone() });
     let serving = serving(&node, &directory).await?;
-    let (stopping, servers) = serve(&node, sockets);
+    let (stopping, servers) = serve(&node, sockets, beat);
     // Begun before: whoever reads that it serves may tell it to stop at once, and is heard.
     let told = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_ready())).await;
     ready(&serving);
@@ -401,7 +396,7 @@ fn ended(result: varve_serve::Result<()>) {
 }
 
 /// Starts to answer. The servers end once the sender says so.
-fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()>) {
+fn serve(node: &Arc<Node>, sockets: Sockets, beat: Option<Beat>) -> (watch::Sender<bool>, JoinSet<()>) {
     let (stopping, stops) = watch::channel(false);
     let until_stop = || {
         let mut stops = stops.clone();
@@ -434,9 +429,21 @@ fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()
             () = chores(&node) => {}
             () = look_for_silence(&node) => {}
             () = ownership::mind(&node) => {}
+            () = tell_beats(&node, beat) => {}
         }
     });
     (stopping, servers)
+}
+
+/// Tells that the shard's thread answers, as long as it does.
+async fn tell_beats(node: &Node, beat: Option<Beat>) {
+    let Some(Beat { every, tell }) = beat else { return std::future::pending().await };
+    loop {
+        if node.on_shard(|_| Box::pin(async { Ok(()) })).await.is_ok() {
+            tell();
+        }
+        tokio::time::sleep(every).await;
+    }
 }
 
 /// Looks which stores answer nothing: a store is asked for something at least as often as the chores look at it.

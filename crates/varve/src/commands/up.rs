@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use varve_server::config::{ConfigError, FileConfig, Listen, LogFormat, VolumeSpec};
 use varve_server::daemon;
-use varve_server::node::{Serving, up};
+use varve_server::node::{Hooks, Serving, up};
 use varve_types::{Name, format_size};
 
 /// How to run a node.
@@ -76,7 +76,8 @@ pub fn run(args: Up, json: bool) -> Result<()> {
             tracing::warn!(message = failure.message, "what is served could not be printed");
         }
     });
-    Ok(up(config, ready, Box::pin(daemon::stopped(|| out::complain(LEFT))))?)
+    let stop = Box::pin(daemon::stopped(|| out::complain(LEFT)));
+    Ok(up(config, Hooks { ready, stop, beat: None })?)
 }
 
 /// What a second signal leaves.
