@@ -95,6 +95,8 @@ fn nodes_know_whose_volume_is_whose() {
     wait_until(DEADLINE, "the setting to be known", || Ok(two.run(&["volume", "show", "c"]).ok().contains("8 MiB")))
         .unwrap();
     // A node is removed when it is gone.
+    two.run(&["volume", "create", "d", "--size", "64M"]).ok();
+    two.run(&["volume", "delete", "d"]).ok();
     assert!(one.run(&["node", "remove", "n1"]).fails(4).contains("this one"));
     assert!(one.run(&["node", "remove", "n2"]).fails(4).contains("alive"));
     let mut two = two;
@@ -105,7 +107,11 @@ fn nodes_know_whose_volume_is_whose() {
     for volume in ["b", "c"] {
         one.run(&["volume", "take", volume, "--yes"]).ok();
     }
+    // What it has deleted can be brought back by who removed it.
+    one.run(&["volume", "undelete", "d"]).fails(4);
     one.run(&["node", "remove", "n2"]).ok();
     one.run(&["node", "show", "n2"]).fails(3);
-    assert_eq!(one.volumes(), [row("a", "n1", "ready"), row("b", "n1", "ready"), row("c", "n1", "ready")]);
+    one.run(&["volume", "undelete", "d"]).ok();
+    let ready = |name| row(name, "n1", "ready");
+    assert_eq!(one.volumes(), [ready("a"), ready("b"), ready("c"), ready("d")]);
 }

@@ -12,7 +12,7 @@ use crate::api::ControlError;
 use crate::api::model::{Cluster, ClusterNode, Coordination, CoordinationKind, VolumeCounts};
 use std::time::Duration;
 use varve_coord::{AliveRecord, CoordError, NodeRecord, VolumeRecord};
-use varve_types::Name;
+use varve_types::{Name, NodeId};
 
 /// How long coordination is waited for where an answer without it is of use, too.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
@@ -82,6 +82,25 @@ pub(super) async fn node(node: &Node, asked: Name) -> Answer<ClusterNode> {
     found.ok_or_else(|| ControlError::not_found("node", asked))
 }
 
+/// Makes a node the owner of what a dead one has deleted, so that it can be brought back, and goes when its time is over. The epoch is raised: whatever the
+/// dead one may still be at comes to nothing.
+async fn adopt_deleted(node: &Node, me: NodeId, dead: NodeId) -> Answer<()> {
+    let records = node.pools.records();
+    for (volume, _) in records.list_volumes().await.map_err(coord_error)? {
+        if volume.owner != Some(dead) || volume.deleted.is_none() {
+            continue;
+        }
+        let adopt = |record: &mut VolumeRecord| -> varve_coord::Result<()> {
+            if record.owner == Some(dead) && record.deleted.is_some() {
+                (record.owner, record.epoch) = (Some(me), record.epoch.next());
+            }
+            Ok(())
+        };
+        records.modify_volume(volume.id, adopt).await.map_err(coord_error)?;
+    }
+    Ok(())
+}
+
 pub(super) async fn remove(node: &Node, asked: Name) -> Answer<ClusterNode> {
     let member = membership(node)?;
     let shown = self::node(node, asked).await?;
@@ -93,6 +112,9 @@ pub(super) async fn remove(node: &Node, asked: Name) -> Answer<ClusterNode> {
     }
     let records = node.pools.records();
     let (record, revision) = records.load_node(shown.id).await.map_err(coord_error)?;
+    if !shown.alive && shown.volumes == 0 {
+        adopt_deleted(node, member.id(), shown.id).await?;
+    }
     records.remove_node(&record, revision).await.map_err(|error| {
         let mut error = coord_error(error);
         if shown.volumes > 0 {

@@ -9,6 +9,7 @@
 //!
 //! Always holds: a volume that another node has taken is found by nobody here from the moment on at which this node has heard of it.
 
+use super::cluster::patiently;
 use super::control::Node;
 use super::local::Local;
 use super::membership::Membership;
@@ -175,7 +176,13 @@ async fn look_at(
 
 /// Lets go of a volume that another node runs, if it is open here.
 pub(super) async fn lost(local: &Rc<Local>, record: &VolumeRecord) {
-    local.forget_unopened(record.id);
+    if local.unopened().contains_key(&record.id) {
+        // What is told here may be old: it may be this node's again, and just can not be opened.
+        match patiently(local.records().load_volume(record.id)).await {
+            Ok((now, _)) if local.is_ours(&now) => {}
+            _ => local.forget_unopened(record.id),
+        }
+    }
     let open = local.shard.volumes().into_iter().find(|volume| volume.id() == record.id);
     let Some(volume) = open.filter(|volume| volume.record().epoch < record.epoch) else { return };
     let name = volume.name();

@@ -16,10 +16,10 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use varve_server::api::ControlError;
 use varve_server::api::model::{
-    Client, ClusterNode, Fill, IoCounters, Journal, Origin, Pool, PoolStatus, Setting, Snapshot, Space, Status,
+    Client, ClusterNode, Fill, IoCounters, Journal, Origin, Owner, Pool, PoolStatus, Setting, Snapshot, Space, Status,
     StoreState, Timeline, TimelineState, Volume, VolumeState, VolumeStatus,
 };
-use varve_types::{BLOCK, ErrorKind, Name, Overrides, Settings, SnapshotId, TimelineId, VolumeId};
+use varve_types::{BLOCK, ErrorKind, Name, NodeId, Overrides, Settings, SnapshotId, TimelineId, VolumeId};
 
 /// A moment that is the same in every test: 2026-01-02 03:04:05 UTC.
 pub const CREATED_MS: u64 = 1_767_323_045_000;
@@ -86,6 +86,26 @@ impl Fake {
     /// Lets one check of `held` end.
     pub fn release(&self) {
         self.held.notify_one();
+    }
+
+    /// Makes it one of a cluster with two nodes, of which the second is dead and runs the volume `theirs`.
+    pub fn add_nodes(&self) {
+        let node = |number: u8, alive: bool| ClusterNode {
+            name: name(&format!("node-{number}")),
+            id: NodeId::from_bytes([number; 16]),
+            this: number == 1,
+            alive,
+            alive_since_ms: alive.then_some(CREATED_MS),
+            version: alive.then(|| "0.1.0".to_owned()),
+            edge: vec![format!("10.0.0.{number}:7421")],
+            api: None,
+            mirror: None,
+            rack: (number == 1).then(|| "r1".to_owned()),
+            site: None,
+            joined_ms: CREATED_MS,
+            volumes: u64::from(number),
+        };
+        self.state().nodes = vec![node(1, true), node(2, false)];
     }
 
     /// Makes a volume with `data` at its beginning.
@@ -163,7 +183,11 @@ impl State {
             nbd_uri: (!v.deleted).then(|| format!("nbd+unix:///{volume}?socket=/data/nbd.sock")),
             attached: attached(volume),
             holder: None,
-            owner: None,
+            owner: self.nodes.get(usize::from(volume.as_str() == "theirs")).map(|node| Owner {
+                id: node.id,
+                name: Some(node.name.clone()),
+                alive: node.alive,
+            }),
             settings: Setting::rows(Settings::describe(&v.own, &self.pools[&v.pool].own)),
             timelines: vec![Timeline {
                 id: TimelineId::from_random([7; 16]),
