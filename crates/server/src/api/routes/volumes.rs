@@ -7,6 +7,7 @@ use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
 use super::super::model::{
     CloneVolume, ErrorBody, Job, JobKind, JobResult, NewVolume, Rename, Resize, SetSettings, TakeVolume, Volume,
+    VolumeState,
 };
 use super::{App, check_setting_values, check_settings, check_volume_size};
 use axum::Json;
@@ -139,7 +140,8 @@ pub(in super::super) async fn flatten(
     Path(volume): Path<Name>,
 ) -> ApiResult<(StatusCode, Json<Job>)> {
     let found = app.control.volume(volume.clone()).await?;
-    if found.origin.is_none() {
+    // Of a volume of another node it is not known here; the job says whom to ask.
+    if found.origin.is_none() && found.state != VolumeState::Elsewhere {
         return Err(ControlError::conflict(format!("volume {volume} is no clone: it shares nothing")).into());
     }
     let control = Arc::clone(&app.control);
