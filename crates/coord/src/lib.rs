@@ -13,6 +13,7 @@ mod api;
 mod embedded;
 mod error;
 mod memory;
+mod node;
 mod record;
 mod records;
 mod shared;
@@ -25,6 +26,7 @@ pub use api::{
 pub use embedded::Embedded;
 pub use error::{Cause, CoordError, Result};
 pub use memory::{Fault, Memory};
+pub use node::{AliveRecord, EdgeToken, Incarnation, MAX_ADDRESSES, NodeName, NodeRecord};
 pub use record::{
     ClusterRecord, Deleted, EpochEnd, HolderRecord, MAX_ENDS, ManifestRef, MirrorRecord, NameRecord, PoolRecord,
     Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,

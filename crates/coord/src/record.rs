@@ -10,6 +10,8 @@
 //! scrub/UUID     ScrubRecord       how far the shard with this journal has come with scrubbing; without it a pass is begun anew
 //! ```
 //!
+//! Those of nodes stand in `node.rs`.
+//!
 //! Every record carries its version. An older or equal one is read; fields that are not known are passed over; a newer version is refused by name,
 //! because to write such a record back would drop what it means. A record that breaks its own rules is not written (a defect of ours) and, when
 //! read, is `Corrupt` under the name of its key.
@@ -348,6 +350,8 @@ impl ClusterRecord {
 }
 
 impl PoolRecord {
+    /// What the keys of all pools begin with.
+    pub const PREFIX: &'static str = POOL_PREFIX;
     /// The key of the pool of this name.
     #[must_use]
     pub fn key_of(name: &Name) -> String {
@@ -356,6 +360,8 @@ impl PoolRecord {
 }
 
 impl VolumeRecord {
+    /// What the keys of all volumes begin with.
+    pub const PREFIX: &'static str = VOLUME_PREFIX;
     /// The key of the volume.
     #[must_use]
     pub fn key_of(id: VolumeId) -> String {

@@ -24,7 +24,7 @@ const MAX_TRIES: usize = 32;
 /// The facts in a coordination.
 #[derive(Clone, Copy)]
 pub struct Records<'a> {
-    coord: &'a dyn Coord,
+    pub(crate) coord: &'a dyn Coord,
 }
 
 impl<'a> Records<'a> {
@@ -34,12 +34,12 @@ impl<'a> Records<'a> {
         Self { coord }
     }
 
-    async fn load<R: Record>(&self, key: &str) -> Result<Option<(R, u64)>> {
+    pub(crate) async fn load<R: Record>(&self, key: &str) -> Result<Option<(R, u64)>> {
         let Some(entry) = self.coord.get(key).await? else { return Ok(None) };
         Ok(Some((R::decode(key, &entry.value)?, entry.revision)))
     }
 
-    async fn list<R: Record>(&self, prefix: &str) -> Result<Vec<(R, u64)>> {
+    pub(crate) async fn list<R: Record>(&self, prefix: &str) -> Result<Vec<(R, u64)>> {
         let listing = self.coord.list(prefix).await?;
         listing.entries.iter().map(|entry| Ok((R::decode(&entry.key, &entry.value)?, entry.revision))).collect()
     }

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod config;
+pub mod daemon;
 mod edge;
 mod mirror;
 pub mod node;

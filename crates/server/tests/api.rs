@@ -218,6 +218,24 @@ async fn the_node_tells_its_state_version_and_metrics() {
 }
 
 #[tokio::test]
+async fn nodes_are_shown_and_removed_and_volumes_taken() {
+    let server = Server::start().await;
+    assert_eq!(server.send(ask("GET", "/v1/nodes")).await.json(), json!([]));
+    server.fake.add_nodes();
+    server.fake.add("theirs", 1 << 20, &[]);
+    assert_eq!(server.send(ask("GET", "/v1/nodes/node-2")).await.json()["alive"], false);
+    assert_eq!(server.send(ask("GET", "/v1/nodes/none")).await.status, 404);
+    assert_eq!(server.send(ask("GET", "/v1/cluster")).await.json()["nodes"].as_array().unwrap().len(), 2);
+    assert_eq!(server.send(ask("GET", "/v1/volumes/theirs")).await.json()["owner"]["name"], "node-2");
+    let take = "/v1/volumes/theirs/take";
+    assert_eq!(server.send(ask("POST", take).json(&json!({}))).await.status, 409, "it is told what may be lost");
+    assert_eq!(server.send(ask("POST", take).json(&json!({ "force": true }))).await.status, 200);
+    assert_eq!(server.send(ask("POST", take).json(&json!({ "force": true, "now": true }))).await.status, 400);
+    assert_eq!(server.send(ask("DELETE", "/v1/nodes/node-1")).await.status, 409);
+    assert_eq!(server.send(ask("DELETE", "/v1/nodes/node-2")).await.json()["name"], "node-2");
+}
+
+#[tokio::test]
 async fn cleaning_is_shown_and_held_back() {
     let server = Server::start().await;
     let before = server.send(ask("GET", "/v1/cleaning")).await.json();

@@ -31,6 +31,6 @@ fn it_listens_before_it_says_that_it_serves() {
         seen.store(listens.load(Ordering::SeqCst), Ordering::SeqCst);
         told.notify_one();
     });
-    varve_server::node::up(config, ready, stop).unwrap();
+    varve_server::node::up(config, varve_server::node::Hooks { ready, stop, beat: None }).unwrap();
     assert!(in_time.load(Ordering::SeqCst));
 }

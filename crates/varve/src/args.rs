@@ -6,7 +6,8 @@
 //! Commands with many forms of their own have their arguments beside what they do, in `commands`.
 
 use crate::commands::{
-    check::Check, pool::PoolCommand, rewind::Rewind, snapshot::SnapshotCommand, up::Up, volume::VolumeCommand,
+    check::Check, cluster::ClusterCommand, node::NodeCommand, pool::PoolCommand, rewind::Rewind,
+    snapshot::SnapshotCommand, up::Up, volume::VolumeCommand,
 };
 use crate::copy::{export::Export, import::Import};
 use crate::reference::Reference;
@@ -43,6 +44,12 @@ pub enum Command {
     /// Make, show and change pools: stores with the settings of their volumes
     #[command(subcommand, arg_required_else_help = true)]
     Pool(PoolCommand),
+    /// Make a cluster of several nodes, and show how it is
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(ClusterCommand),
+    /// Show the nodes of the cluster, and take them out of it
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(NodeCommand),
     /// Take snapshots, and go back to them
     #[command(subcommand, arg_required_else_help = true)]
     Snapshot(SnapshotCommand),

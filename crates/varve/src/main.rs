@@ -47,6 +47,7 @@ fn run(args: Args) -> Result<()> {
     let json = args.json;
     match args.command {
         Command::Up(up) => commands::up::run(up, json),
+        Command::Cluster(commands::cluster::ClusterCommand::Init(init)) => commands::cluster::init(init, json),
         Command::Check(commands::check::Check { volume, data: Some(data) }) => {
             commands::check::offline(&data, volume.as_ref(), json)
         }
@@ -68,6 +69,8 @@ async fn ask(command: Command, client: &Client, json: bool) -> Result<()> {
     match command {
         Command::Volume(command) => commands::volume::run(command, client, json).await,
         Command::Pool(command) => commands::pool::run(command, client, json).await,
+        Command::Cluster(command) => commands::cluster::run(command, client, json).await,
+        Command::Node(command) => commands::node::run(command, client, json).await,
         Command::Snapshot(command) => commands::snapshot::run(command, client, json).await,
         Command::Clone { origin, new } => commands::volume::clone(origin, new, client, json).await,
         Command::Rewind(rewind) => commands::rewind::run(rewind, client, json).await,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the program says of itself: completions, manual pages, and the references `docs/cli.md`, `docs/config.md` and `docs/metrics.md`.
+//! What the program says of itself: completions, manual pages, and the references `docs/cli.md`, `docs/config.md` and `docs/metrics.md`,
+//! with the example `packaging/varved.toml`.
 //!
 //! All of it comes from the definitions that the program works with (the arguments as clap knows them, the tables of configuration keys and metrics), so
 //! it can not be wrong; the documents in the tree are compared with it by the tests and by `cargo xtask tidy`, so they can not be out of date.
@@ -22,6 +23,8 @@ pub enum Reference {
     Cli,
     /// Of the configuration file.
     Config,
+    /// An example of the file, with every key.
+    ConfigFile,
     /// Of the metrics.
     Metrics,
 }
@@ -53,6 +56,7 @@ pub fn print(what: Reference) -> Result<()> {
     out::print(&match what {
         Reference::Cli => cli(),
         Reference::Config => config(),
+        Reference::ConfigFile => config_file(),
         Reference::Metrics => metrics(),
     })
 }
@@ -60,7 +64,7 @@ pub fn print(what: Reference) -> Result<()> {
 fn config() -> String {
     let mut text = "# Configuration\n\n\
         <!-- Written by `varve reference config`. -->\n\n\
-        `varve up --config FILE` reads a TOML file of these keys, all of them optional. A flag goes before the file, the file before the\n\
+        `varve up --config FILE`, and the daemon `varved --config FILE`, read a TOML file of these keys, all of them optional. A flag goes before the file, the file before the\n\
         default. A key that is not known is an error, which names file, line and key. Sizes are written `512`, `64K`, `256M`, `2G`, `1T`\n\
         (binary units), durations `500ms`, `10s`, `5m`, `1h`, `2d`. Settings of volumes and pools follow below.\n\n\
         | key | takes | default | flag | what it does |\n|---|---|---|---|---|\n"
@@ -80,6 +84,37 @@ fn config() -> String {
     let none = Overrides::default();
     for ((key, default, _), (takes, about)) in Settings::describe(&none, &none).iter().zip(Overrides::ABOUT) {
         text.push_str(&format!("| `{key}` | {takes} | {default} | {about} |\n"));
+    }
+    text
+}
+
+/// Longest line of a comment in the example.
+const COMMENT: usize = 110;
+
+/// The text in lines of a comment.
+fn comment(text: &str) -> String {
+    let (mut lines, mut line) = (String::new(), String::new());
+    for word in text.split_whitespace() {
+        if !line.is_empty() && line.len() + word.len() + 3 > COMMENT {
+            lines.push_str(&format!("#{line}\n"));
+            line.clear();
+        }
+        line.push_str(&format!(" {word}"));
+    }
+    format!("{lines}#{line}\n")
+}
+
+/// Every key with what it does; only those in force by themselves that a daemon can not do without.
+fn config_file() -> String {
+    let mut text =
+        "# The configuration of a Varve node: /etc/varve/varved.toml, for varved and for varve up --config.\n\
+        # Written by `varve reference config-file`. Every key is here; those that are commented out show an example.\n"
+            .to_owned();
+    for key in KEYS {
+        text.push_str(&format!("\n{}", comment(key.about)));
+        text.push_str(&comment(&format!("Takes: {}. Default: {}.", key.takes, key.default)));
+        let off = if key.name == "data" { "" } else { "#" };
+        text.push_str(&format!("{off}{} = {}\n", key.name, key.example));
     }
     text
 }
@@ -199,5 +234,20 @@ mod tests {
         std::fs::write(&path, EXAMPLE).unwrap();
         let config = FileConfig::default().resolve(FileConfig::read(&path).unwrap()).unwrap();
         assert_eq!((config.volumes.len(), config.journal_size_bytes), (2, 8 << 30));
+    }
+
+    /// Also where every key is taken into use.
+    #[test]
+    fn the_example_of_every_key_is_a_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("varved.toml");
+        let text = config_file();
+        let keys = |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).map(str::to_owned);
+        let all: Vec<_> = text.lines().map(|line| keys(line).unwrap_or_else(|| line.to_owned())).collect();
+        for (text, in_cluster) in [(text.clone(), false), (all.join("\n"), true)] {
+            std::fs::write(&path, text).unwrap();
+            let config = FileConfig::default().resolve(FileConfig::read(&path).unwrap()).unwrap();
+            assert_eq!((config.data.to_str(), config.cluster.is_some()), (Some("/var/lib/varve"), in_cluster));
+        }
     }
 }

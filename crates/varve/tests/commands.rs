@@ -254,3 +254,40 @@ fn the_references_in_the_tree_are_current() {
         assert_eq!(run(&["reference", what]).ok(), written, "varve reference {what} > docs/{what}.md");
     }
 }
+
+#[test]
+fn clusters_for_people() {
+    let node = Node::start();
+    assert_eq!(node.run(&["node", "list"]).ok(), "this node is a cluster by itself\n");
+    node.fake.add_nodes();
+    node.fake.add("ours", MIB, &[]);
+    node.fake.add("theirs", MIB, &[]);
+    assert_eq!(
+        node.run(&["node", "list"]).ok(),
+        "NODE           STATE                                VOLUMES  EDGES AT       RACK  SITE  VERSION\n\
+         node-1 (this)  alive since 2026-01-02 03:04:05 UTC        1  10.0.0.1:7421  r1    -     0.1.0\n\
+         node-2         dead                                       2  10.0.0.2:7421  -     -     -\n"
+    );
+    let list = node.run(&["volume", "list"]).ok();
+    assert!(list.contains("STATE  NODE\n") && list.contains("ready  node-2 (dead)\n"), "{list}");
+    assert!(node.run(&["volume", "show", "theirs"]).ok().contains("node                  node-2 (dead)\n"));
+    let status = node.run(&["cluster", "status"]).ok();
+    for part in ["etcd at http://127.0.0.1:2379, under /varve/", "2 with a live owner, 1 WITH A DEAD OWNER", "node-2"] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    assert_eq!(node.run(&["--json", "cluster", "status"]).json()["nodes"][1]["alive"], false);
+    let shown = node.run(&["node", "show", "node-2"]).ok();
+    assert!(shown.contains("state     dead\n") && shown.contains("edges at  10.0.0.2:7421\n"), "{shown}");
+    // What may be lost is told before anything is done.
+    let told = node.run(&["volume", "take", "theirs"]).fails(2);
+    assert!(told.contains("what node-2 acknowledged may be lost") && told.contains("--yes"), "{told}");
+    assert!(node.run(&["volume", "take", "theirs", "--yes"]).ok().starts_with("this node runs theirs: 1 MiB\n"));
+    node.run(&["volume", "take", "ours"]).ok();
+    node.run(&["volume", "take", "none", "--yes"]).fails(3);
+    node.run(&["node", "remove", "node-1"]).fails(4);
+    assert!(node.run(&["node", "remove", "02020202-0202-0202-0202-020202020202"]).ok().contains("removed node node-2"));
+    node.run(&["node", "show", "node-2"]).fails(3);
+    // A cluster is made in etcd, without a node.
+    assert!(run(&["cluster", "init"]).fails(2).contains("--etcd"));
+    assert!(run(&["cluster", "init", "--etcd", "ftp://a"]).fails(2).contains("ftp://a"));
+}

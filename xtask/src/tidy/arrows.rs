@@ -10,7 +10,7 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
@@ -22,8 +22,9 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("serve", &["block", "types"]),
     ("nbd", &["serve", "block", "types"]),
     ("edge", &["wire", "nbd", "serve", "block", "env", "types"]),
-    ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "env", "types", "format"]),
+    ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "etcd", "env", "types", "format"]),
     ("varve", &["server", "types"]),
+    ("varved", &["server", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
     ("etcd", &["coord", "env", "types"]),
     ("lab", &[]),

@@ -12,10 +12,11 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Documents and the arguments of `varve` that print them.
-const DOCUMENTS: [(&str, &[&str]); 3] = [
+const DOCUMENTS: [(&str, &[&str]); 4] = [
     ("docs/cli.md", &["reference", "cli"]),
     ("docs/config.md", &["reference", "config"]),
     ("docs/metrics.md", &["reference", "metrics"]),
+    ("packaging/varved.toml", &["reference", "config-file"]),
 ];
 
 /// Long enough to build the program.

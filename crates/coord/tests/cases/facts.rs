@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "here a failed unwrap is a failed test")]
 
+use std::time::Duration;
 use varve_coord::{
-    Coord, CoordError, Deleted, PoolRecord, Record, Records, TimelineRecord, TimelineState, VolumeRecord,
+    AliveRecord, Coord, CoordError, Deleted, EdgeToken, Incarnation, NodeRecord, PoolRecord, Record, Records,
+    TimelineRecord, TimelineState, VolumeRecord,
 };
-use varve_types::{Epoch, ErrorKind, Name, Overrides, TimelineId, VolumeId, WriterId};
+use varve_types::{Epoch, ErrorKind, Name, NodeId, Overrides, TimelineId, VolumeId, WriterId};
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -122,4 +124,78 @@ pub async fn the_second_writer_of_a_record_loses(coord: &dyn Coord) {
     records.remove_volume(&now, revision).await.unwrap();
     assert_eq!(kind(records.update_volume(&now, revision, &now, vec![]).await), ErrorKind::NotFound);
     assert_eq!(kind(records.remove_volume(&now, revision).await), ErrorKind::NotFound);
+}
+
+fn node(n: u8, text: &str) -> NodeRecord {
+    NodeRecord {
+        version: NodeRecord::VERSION,
+        id: NodeId::from_bytes([n; 16]),
+        name: name(text),
+        edge: vec![format!("10.0.0.{n}:7421")],
+        api: None,
+        mirror: None,
+        rack: None,
+        site: None,
+        joined_ms: u64::from(n),
+    }
+}
+
+pub async fn a_node_joins_once_and_has_its_name_for_itself(coord: &dyn Coord) {
+    let records = Records::new(coord);
+    records.join_node(&node(1, "a")).await.unwrap();
+    let again = NodeRecord { joined_ms: 99, rack: Some("r".to_owned()), ..node(1, "a") };
+    assert_eq!(records.join_node(&again).await.unwrap().joined_ms, 1, "it has joined before");
+    assert_eq!(records.load_node(again.id).await.unwrap().0.rack.as_deref(), Some("r"));
+    let error = records.join_node(&node(2, "a")).await.unwrap_err();
+    assert!(matches!(&error, CoordError::Exists(what) if what.contains("node a")), "{error}");
+    assert_eq!(keys(coord).await.len(), 2, "nothing of it is left");
+    // A new name gives the old one up.
+    records.join_node(&node(1, "b")).await.unwrap();
+    records.join_node(&node(2, "a")).await.unwrap();
+    assert_eq!(kind(records.join_node(&node(1, "a")).await), ErrorKind::Conflict);
+    let names: Vec<_> = records.list_nodes().await.unwrap().into_iter().map(|(node, _)| node.name).collect();
+    assert_eq!(names, [name("b"), name("a")]);
+    let many = NodeRecord { edge: vec!["a:1".to_owned(); 17], ..node(3, "c") };
+    assert_eq!(kind(records.join_node(&many).await), ErrorKind::Internal);
+}
+
+pub async fn a_node_is_removed_once_it_is_dead_and_owns_nothing(coord: &dyn Coord) {
+    begin(coord).await;
+    let records = Records::new(coord);
+    let one = records.join_node(&node(1, "a")).await.unwrap();
+    let owned = VolumeRecord { owner: Some(one.id), ..volume(1, "root") };
+    let at = records.create_volume(&owned, vec![]).await.unwrap();
+    let alive = AliveRecord {
+        version: AliveRecord::VERSION,
+        node: one.id,
+        incarnation: Incarnation(7),
+        since_ms: 5,
+        program: "0".to_owned(),
+    };
+    let lease = coord.lease(Duration::from_secs(60)).await.unwrap();
+    records.announce(&alive, lease).await.unwrap();
+    assert_eq!(records.list_alive().await.unwrap(), std::slice::from_ref(&alive));
+    let (_, revision) = records.load_node(one.id).await.unwrap();
+    let error = records.remove_node(&one, revision).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("alive"), "{error}");
+    coord.revoke(lease).await.unwrap();
+    assert_eq!(records.alive(one.id).await.unwrap(), None);
+    assert_eq!(kind(records.announce(&alive, lease).await), ErrorKind::NotFound, "the lease is over");
+    let error = records.remove_node(&one, revision).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Conflict && error.to_string().contains("root"), "{error}");
+    let moved = VolumeRecord { owner: None, ..owned.clone() };
+    records.update_volume(&owned, at, &moved, vec![]).await.unwrap();
+    assert_eq!(kind(records.remove_node(&one, revision + 1000).await), ErrorKind::Conflict, "another revision");
+    records.remove_node(&one, revision).await.unwrap();
+    assert_eq!(kind(records.load_node(one.id).await), ErrorKind::NotFound);
+    assert_eq!(kind(records.remove_node(&one, revision).await), ErrorKind::NotFound);
+    records.join_node(&node(2, "a")).await.expect("its name is free");
+}
+
+pub async fn edges_have_one_token(coord: &dyn Coord) {
+    let records = Records::new(coord);
+    let token = |text: &str| EdgeToken { version: EdgeToken::VERSION, token: text.to_owned() };
+    assert_eq!(records.edge_token_or_create(token("a")).await.unwrap(), token("a"));
+    assert_eq!(records.edge_token_or_create(token("b")).await.unwrap(), token("a"));
+    assert!(!format!("{:?}", token("secret")).contains("secret"));
 }

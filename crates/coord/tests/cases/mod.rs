@@ -39,10 +39,16 @@ macro_rules! with_every_case {
             leases_that_are_not_there_are_not_found,
             names_and_timelines_follow_the_record,
             the_second_writer_of_a_record_loses,
+            a_node_joins_once_and_has_its_name_for_itself,
+            a_node_is_removed_once_it_is_dead_and_owns_nothing,
+            edges_have_one_token,
         );
     };
 }
-pub use facts::{names_and_timelines_follow_the_record, the_second_writer_of_a_record_loses};
+pub use facts::{
+    a_node_is_removed_once_it_is_dead_and_owns_nothing, a_node_joins_once_and_has_its_name_for_itself,
+    edges_have_one_token, names_and_timelines_follow_the_record, the_second_writer_of_a_record_loses,
+};
 pub(crate) use with_every_case;
 
 pub async fn apply(coord: &dyn Coord, changes: Vec<Change>) -> u64 {

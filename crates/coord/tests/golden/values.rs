@@ -4,8 +4,9 @@
 //! They are written out without defaults: a new field does not compile here until it has a value, and with it a golden file of its own.
 
 use varve_coord::{
-    ClusterRecord, CoordError, Deleted, EpochEnd, HolderRecord, ManifestRef, MirrorRecord, NameRecord, PoolRecord,
-    Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
+    AliveRecord, ClusterRecord, CoordError, Deleted, EdgeToken, EpochEnd, HolderRecord, Incarnation, ManifestRef,
+    MirrorRecord, NameRecord, NodeName, NodeRecord, PoolRecord, Record, ScrubFinding, ScrubPass, ScrubRecord,
+    TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
 use varve_types::{
     Ack, ClusterId, Compression, Epoch, IncarnationId, JournalId, Name, NodeId, Overrides, Sequence, SessionId,
@@ -147,6 +148,40 @@ fn scrub() -> ScrubRecord {
     }
 }
 
+const NODE: NodeId = NodeId::from_bytes(*b"node-id-for-v1-0");
+
+fn node() -> NodeRecord {
+    NodeRecord {
+        version: 1,
+        id: NODE,
+        name: name("node-1"),
+        edge: vec!["10.0.0.1:7421".to_owned(), "node-1.example:7421".to_owned()],
+        api: Some("127.0.0.1:7420".to_owned()),
+        mirror: Some("10.0.0.1:7422".to_owned()),
+        rack: Some("r1".to_owned()),
+        site: Some("s1".to_owned()),
+        joined_ms: 1_700_000_000_130,
+    }
+}
+
+fn node_name() -> NodeName {
+    NodeName { version: 1, name: name("node-1"), node: NODE }
+}
+
+fn alive() -> AliveRecord {
+    AliveRecord {
+        version: 1,
+        node: NODE,
+        incarnation: Incarnation(0x0123_4567_89ab_cdef),
+        since_ms: 1_700_000_000_131,
+        program: "0.1.0".to_owned(),
+    }
+}
+
+fn edge_token() -> EdgeToken {
+    EdgeToken { version: 1, token: "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff".to_owned() }
+}
+
 macro_rules! golden {
     ($file:literal, $value:ident) => {
         Golden {
@@ -169,5 +204,9 @@ pub fn all() -> Vec<Golden> {
         golden!("name", claim),
         golden!("timeline", owner),
         golden!("scrub", scrub),
+        golden!("node", node),
+        golden!("node-name", node_name),
+        golden!("alive", alive),
+        golden!("edge-token", edge_token),
     ]
 }

@@ -15,8 +15,8 @@
 use super::jobs::ProgressHandle;
 use super::model::{
     CheckReport, Cleaning, CleaningDone, CleaningFailure, CleaningOffer, CleaningProgress, CleaningTaken,
-    CleaningTerms, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
-    RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
+    CleaningTerms, CloneVolume, Cluster, ClusterNode, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind,
+    RewindPoints, Rewound, RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -84,6 +84,8 @@ pub trait Control: Send + Sync + 'static {
     fn undelete_volume(&self, name: Name) -> Answer<'_, Volume>;
     /// Takes it from the edge that has it for itself, if one has.
     fn detach_volume(&self, name: Name) -> Answer<'_, Volume>;
+    /// Makes this node its owner, though another one is; what only that one has is lost. Without `force` it is only told what that would be, as a conflict.
+    fn take_volume(&self, name: Name, force: bool) -> Answer<'_, Volume>;
     /// Makes it a template: read-only from now on.
     fn make_template(&self, name: Name) -> Answer<'_, Volume>;
     /// Changes settings, all or none of them. Keys and values were checked.
@@ -120,6 +122,15 @@ pub trait Control: Send + Sync + 'static {
     fn rewind(&self, volume: Name, rewind: Rewind) -> Answer<'_, Rewound>;
     /// Copies what a clone shares with its origin.
     fn flatten(&self, volume: Name, progress: ProgressHandle) -> Answer<'_, Volume>;
+
+    /// The nodes of the cluster, sorted by name; none where this one is by itself.
+    fn nodes(&self) -> Answer<'_, Vec<ClusterNode>>;
+    /// A node of the cluster, by its name or its id.
+    fn node(&self, node: Name) -> Answer<'_, ClusterNode>;
+    /// Takes a node out of the cluster. A conflict while it is alive or owns volumes.
+    fn remove_node(&self, node: Name) -> Answer<'_, ClusterNode>;
+    /// The cluster, as far as this node sees it: also where coordination does not answer.
+    fn cluster(&self) -> Answer<'_, Cluster>;
 
     /// The node's state.
     fn status(&self) -> Answer<'_, Status>;

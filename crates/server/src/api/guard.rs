@@ -51,7 +51,10 @@ impl Token {
     fn create(path: &Path) -> std::io::Result<Self> {
         let mut bytes = [0u8; TOKEN_BYTES];
         getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
-        let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self::write(path, bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn write(path: &Path, text: String) -> std::io::Result<Self> {
         let new = path.with_extension("new");
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != IoKind::NotFound => return Err(error),
@@ -77,11 +80,31 @@ impl Token {
         let mut text = String::new();
         file.take(1024).read_to_string(&mut text).map_err(fail)?;
         let text = text.trim_end();
-        if text.len() != 2 * TOKEN_BYTES || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if !is_token(text) {
             let message = format!("{at} holds no API token (64 hexadecimal digits); delete it and a new one is made");
             return Err(ControlError::invalid(message));
         }
         Ok(Self(text.into()))
+    }
+
+    /// Keeps another token in the file, and gives it.
+    ///
+    /// # Errors
+    /// When it is no token, or the file can not be written.
+    pub(crate) fn replace(path: &Path, text: &str) -> Result<Self, ControlError> {
+        if !is_token(text) {
+            return Err(ControlError::new(
+                ErrorKind::Corrupt,
+                "what is to be the token is none (64 hexadecimal digits)",
+            ));
+        }
+        let fail = |error| ControlError::new(ErrorKind::Unavailable, format!("the token {}: {error}", path.display()));
+        Self::write(path, text.to_owned()).map_err(fail)
+    }
+
+    /// The secret itself.
+    pub(crate) fn text(&self) -> &str {
+        &self.0
     }
 
     /// Compares in a time that does not depend on where the two differ.
@@ -93,6 +116,10 @@ impl Token {
         let difference = own.iter().zip(given).fold(0u8, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
         difference == 0
     }
+}
+
+fn is_token(text: &str) -> bool {
+    text.len() == 2 * TOKEN_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Whether the `Host` of a request is a name of this machine for itself, with any port or none.

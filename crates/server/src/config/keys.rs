@@ -14,6 +14,8 @@ pub struct Key {
     pub takes: &'static str,
     /// What is in force without it.
     pub default: &'static str,
+    /// A value as it stands in a file.
+    pub example: &'static str,
     /// The flag of `varve up` that goes before it, if there is one.
     pub flag: Option<&'static str>,
     /// What it does.
@@ -24,6 +26,7 @@ pub struct Key {
 pub const KEYS: &[Key] = &[
     Key {
         name: "data",
+        example: r#""/var/lib/varve""#,
         takes: "path",
         default: "./varve-data",
         flag: Some("--data"),
@@ -32,6 +35,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "store",
+        example: r#""s3://disks/pool1?endpoint=http://127.0.0.1:8333""#,
         takes: "URL",
         default: "`store` in the data directory",
         flag: Some("--store"),
@@ -39,6 +43,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "volumes",
+        example: r#"["disk1:10G", "disk2:1T"]"#,
         takes: "list of `NAME:SIZE`",
         default: "none",
         flag: Some("--volume"),
@@ -46,6 +51,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "nbd-listen",
+        example: r#""127.0.0.1:10809""#,
         takes: "`ADDRESS:PORT` or `none`",
         default: "none",
         flag: Some("--nbd-listen"),
@@ -53,20 +59,122 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "edge-listen",
+        example: r#""10.0.0.1:7421""#,
         takes: "`ADDRESS:PORT` or `none`",
         default: "none",
         flag: Some("--edge-listen"),
-        about: "Where edges (`varve-edge`) connect beside the socket `edge.sock`. They prove themselves by the token in the file `edge-token` of the data directory.",
+        about: "Where edges (`varve-edge`) connect beside the socket `edge.sock`. They prove themselves by the token in the file `edge-token` of the data directory, which is the same on all nodes of a cluster.",
     },
     Key {
         name: "api-listen",
+        example: r#""127.0.0.1:7420""#,
         takes: "`ADDRESS:PORT` or `none`",
         default: "127.0.0.1:7420",
         flag: Some("--api-listen"),
         about: "Where the API listens beside its socket; a loopback address. Requests there need the token.",
     },
     Key {
+        name: "etcd",
+        example: r#"["https://10.0.0.1:2379", "https://10.0.0.2:2379", "https://10.0.0.3:2379"]"#,
+        takes: "list of `http://HOST:PORT` or `https://HOST:PORT`",
+        default: "none: coordination is in the data directory",
+        flag: Some("--etcd"),
+        about: "The members of the etcd that keeps the cluster's coordination: the node is one of a cluster then, which `varve cluster init` has made, and \
+                its pools' stores are reached by all nodes.",
+    },
+    Key {
+        name: "etcd-prefix",
+        example: r#""/varve/""#,
+        takes: "text",
+        default: "/varve/",
+        flag: Some("--etcd-prefix"),
+        about: "What the cluster's keys in etcd begin with. Clusters that share an etcd have one each.",
+    },
+    Key {
+        name: "etcd-ca",
+        example: r#""/etc/varve/etcd-ca.pem""#,
+        takes: "path",
+        default: "what the system trusts",
+        flag: None,
+        about: "The authorities that etcd's certificates are signed by (PEM). This and the next four files are read anew whenever they are used.",
+    },
+    Key {
+        name: "etcd-cert",
+        example: r#""/etc/varve/etcd.pem""#,
+        takes: "path",
+        default: "none",
+        flag: None,
+        about: "The certificate to show to etcd (PEM), where it asks for one. Needs `etcd-key`.",
+    },
+    Key {
+        name: "etcd-key",
+        example: r#""/etc/varve/etcd-key.pem""#,
+        takes: "path",
+        default: "none",
+        flag: None,
+        about: "The key of that certificate (PEM).",
+    },
+    Key {
+        name: "etcd-user",
+        example: r#""varve""#,
+        takes: "text",
+        default: "none",
+        flag: None,
+        about: "The user, where etcd has authentication enabled. Needs `etcd-password-file`.",
+    },
+    Key {
+        name: "etcd-password-file",
+        example: r#""/etc/varve/etcd-password""#,
+        takes: "path",
+        default: "none",
+        flag: None,
+        about: "The file with that user's password on its first line.",
+    },
+    Key {
+        name: "node-name",
+        example: r#""node-1""#,
+        takes: "name",
+        default: "that of the host",
+        flag: Some("--node-name"),
+        about: "What the node is called. No two nodes of a cluster have one name. A node of a cluster keeps the name that it has joined with until this \
+                says another.",
+    },
+    Key {
+        name: "rack",
+        example: r#""r1""#,
+        takes: "text",
+        default: "none",
+        flag: None,
+        about: "The rack that the node is in: what must not be lost at once is not kept in one rack.",
+    },
+    Key {
+        name: "site",
+        example: r#""s1""#,
+        takes: "text",
+        default: "none",
+        flag: None,
+        about: "The site that the node is at, likewise.",
+    },
+    Key {
+        name: "edge-advertise",
+        example: r#"["node-1.example:7421"]"#,
+        takes: "list of `HOST:PORT`",
+        default: "the address of `edge-listen`",
+        flag: None,
+        about: "Where edges reach this node: what other nodes tell edges that ask for one of its volumes. Has to be said where `edge-listen` is a wildcard.",
+    },
+    Key {
+        name: "alive-ttl",
+        example: r#""2s""#,
+        takes: "duration, 1s to 10m",
+        default: "2s",
+        flag: None,
+        about: "For how long the cluster takes the node for alive without news of it. It permits nothing and forbids nothing: a node that does not reach \
+                etcd goes on serving.",
+    },
+    Key {
         name: "journal",
+        example: r#"["/dev/nvme1n1", "/srv/journal:64G"]"#,
         takes: "list of PATH:SIZE (a file) or PATH (a block device)",
         default: "the file `journal/0` of the data directory",
         flag: None,
@@ -74,6 +182,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "journal-size",
+        example: r#""2G""#,
         takes: "size, 64M to 1T",
         default: "2G",
         flag: None,
@@ -81,6 +190,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "ram-cache",
+        example: r#""256M""#,
         takes: "size, up to 1T",
         default: "256M",
         flag: None,
@@ -88,6 +198,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "cache",
+        example: r#"["/dev/nvme2n1"]"#,
         takes: "list of PATH:SIZE (a file) or PATH (a block device)",
         default: "none",
         flag: None,
@@ -96,6 +207,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "map-ram",
+        example: r#""1G""#,
         takes: "size, 16M to 1T",
         default: "1G",
         flag: None,
@@ -104,6 +216,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "layer-ram",
+        example: r#""512M""#,
         takes: "size, 16M to 1T",
         default: "512M",
         flag: None,
@@ -111,6 +224,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "clean-occupancy",
+        example: "80",
         takes: "percent, 20 to 95, or `0`",
         default: "80",
         flag: None,
@@ -119,6 +233,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "clean-rate",
+        example: r#""0""#,
         takes: "size a second, 64K to 1T, or `0`",
         default: "0: no bound",
         flag: None,
@@ -126,6 +241,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "clean-lease",
+        example: r#""2m""#,
         takes: "duration, 1s to 1h",
         default: "2m",
         flag: None,
@@ -134,6 +250,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "scrub-rate",
+        example: r#""16M""#,
         takes: "size a second, 64K to 1T, or `0`",
         default: "16M",
         flag: None,
@@ -142,6 +259,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "scrub-interval",
+        example: r#""7d""#,
         takes: "duration, 0s to 365d",
         default: "7d",
         flag: None,
@@ -149,6 +267,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "undelete-window",
+        example: r#""1h""#,
         takes: "duration, 0s to 365d",
         default: "1h",
         flag: None,
@@ -157,12 +276,20 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "log-level",
+        example: r#""info""#,
         takes: "`error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,varve_engine=debug`",
         default: "info",
         flag: None,
         about: "What is logged, to standard error.",
     },
-    Key { name: "log-format", takes: "`text` or `json`", default: "text", flag: None, about: "How it is logged." },
+    Key {
+        name: "log-format",
+        example: r#""text""#,
+        takes: "`text` or `json`",
+        default: "text",
+        flag: None,
+        about: "How it is logged.",
+    },
 ];
 
 #[cfg(test)]

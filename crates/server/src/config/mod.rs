@@ -5,9 +5,11 @@
 //! [`UpConfig`] is what is in force, with every value checked; nothing behind it looks at the file again. An error names the file, the line and
 //! the key. [`KEYS`] describes every key for the reference, and a test holds it to the structure.
 
+mod cluster;
 mod keys;
 mod values;
 
+pub use cluster::{ClusterConfig, EtcdKeys};
 pub use keys::{KEYS, Key};
 pub use values::{Bytes, CacheSpec, Duration, JournalSpec, Listen, LogFormat, VolumeSpec};
 
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use varve_engine::MAX_JOURNALS;
-use varve_types::MIN_RATE;
+use varve_types::{MIN_RATE, Name};
 
 /// Largest configuration file, in bytes.
 const MOST_FILE: u64 = 1 << 20;
@@ -54,6 +56,30 @@ pub struct FileConfig {
     pub edge_listen: Option<Listen>,
     /// Where the API listens beside its socket.
     pub api_listen: Option<Listen>,
+    /// The members of etcd, of a node of a cluster.
+    pub etcd: Option<Vec<String>>,
+    /// What the cluster's keys in etcd begin with.
+    pub etcd_prefix: Option<String>,
+    /// The authorities that etcd's certificates are signed by.
+    pub etcd_ca: Option<PathBuf>,
+    /// The node's certificate for etcd.
+    pub etcd_cert: Option<PathBuf>,
+    /// The key of that.
+    pub etcd_key: Option<PathBuf>,
+    /// The user of etcd.
+    pub etcd_user: Option<String>,
+    /// The file with the user's password.
+    pub etcd_password_file: Option<PathBuf>,
+    /// What the node is called.
+    pub node_name: Option<Name>,
+    /// The rack that it is in.
+    pub rack: Option<String>,
+    /// The site that it is at.
+    pub site: Option<String>,
+    /// Where edges reach it.
+    pub edge_advertise: Option<Vec<String>>,
+    /// For how long it counts as alive without news of it.
+    pub alive_ttl: Option<Duration>,
     /// Journals, in the place of the one in the data directory.
     pub journal: Option<Vec<JournalSpec>>,
     /// Size of the journal in the data directory.
@@ -117,6 +143,7 @@ impl FileConfig {
     /// When a value is not allowed.
     pub fn resolve(self, file: Self) -> Result<UpConfig, ConfigError> {
         let default = UpConfig::default();
+        let cluster = cluster::resolve(&self, &file)?;
         let listen = |flag: Option<Listen>, file: Option<Listen>, default| match flag.or(file) {
             Some(Listen(address)) => address,
             None => default,
@@ -128,6 +155,8 @@ impl FileConfig {
             nbd_listen: listen(self.nbd_listen, file.nbd_listen, default.nbd_listen),
             edge_listen: listen(self.edge_listen, file.edge_listen, default.edge_listen),
             api_listen: listen(self.api_listen, file.api_listen, default.api_listen),
+            node_name: self.node_name.or(file.node_name),
+            cluster,
             journals: self.journal.or(file.journal).unwrap_or_default(),
             journal_size_bytes: self.journal_size.or(file.journal_size).map_or(default.journal_size_bytes, |b| b.0),
             ram_cache_bytes: self.ram_cache.or(file.ram_cache).map_or(default.ram_cache_bytes, |b| b.0),
@@ -166,6 +195,10 @@ pub struct UpConfig {
     pub edge_listen: Option<SocketAddr>,
     /// Where the API listens beside `DIR/api.sock`; a loopback address.
     pub api_listen: Option<SocketAddr>,
+    /// What the node is called; the name of the host where nothing is said.
+    pub node_name: Option<Name>,
+    /// The cluster that it is one of; none: it is one by itself.
+    pub cluster: Option<ClusterConfig>,
     /// Journals; the one in the data directory where there are none.
     pub journals: Vec<JournalSpec>,
     /// Size of the journal in the data directory.
@@ -205,6 +238,8 @@ impl Default for UpConfig {
             nbd_listen: None,
             edge_listen: None,
             api_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
+            node_name: None,
+            cluster: None,
             journals: Vec::new(),
             journal_size_bytes: 2 << 30,
             ram_cache_bytes: 256 << 20,
@@ -269,6 +304,9 @@ impl UpConfig {
         }
         if let Some(address) = self.api_listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::new(format!("api-listen is {address}; it must be a loopback address, or none")));
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.check_reachable(self.edge_listen)?;
         }
         let caches = self.caches.iter().map(|cache| ("cache", &cache.path));
         let mut paths: Vec<_> = self.journals.iter().map(|spec| ("journal", &spec.path)).chain(caches).collect();

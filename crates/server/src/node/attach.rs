@@ -11,6 +11,7 @@
 
 use super::connections::{User, begin, shown};
 use super::local::Local;
+use super::takeover;
 use crate::api::model::Target;
 use crate::edge::{Accepted, Asked, EdgeDialect, WINDOW, refuse};
 use std::cell::RefCell;
@@ -71,7 +72,7 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
     let Asked { attach, version } = &connection.negotiated;
     let (edge, name) = (attach.edge.clone(), attach.volume.clone());
     let answered: Result<_, Refused> = async {
-        let (target, volume) = find(&local, &name).map_err(|error| refused(&error))?;
+        let (target, volume) = find(&local, &name).await?;
         let turn = local.attaching.turn(volume.id()).lock_owned().await;
         let session = open(&local, &volume, &target, &connection.negotiated, &peer).await;
         let session = session.map_err(|error| Refused { holder: holder(&volume), ..refused(&error) })?;
@@ -98,11 +99,22 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
     drop(turn);
 }
 
-fn find(local: &Local, name: &str) -> Result<(Target, Rc<Volume>), EngineError> {
-    let target: Target =
-        name.parse().map_err(|_| EngineError::new(ErrorKind::NotFound, format!("there is no volume {name:?}")))?;
-    let volume = local.find(&target.volume)?;
-    Ok((target, volume))
+/// The volume of this node that an edge asks for; of those of other nodes it is told whom to ask.
+async fn find(local: &Local, name: &str) -> Result<(Target, Rc<Volume>), Refused> {
+    let none = |_| Refused::new(ErrorKind::NotFound, format!("there is no volume {name:?}"));
+    let target: Target = name.parse().map_err(none)?;
+    let error = match local.find_here(&target.volume) {
+        Ok(volume) => return Ok((target, volume)),
+        Err(error) => error,
+    };
+    if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Fenced) {
+        return Err(refused(&error));
+    }
+    match local.find_foreign(&target.volume).await {
+        Ok(Some(foreign)) => Err(takeover::answer(&foreign)),
+        Ok(None) => Err(refused(&error)),
+        Err(unknown) => Err(refused(&unknown)),
+    }
 }
 
 /// Gives an edge the volume, or the snapshot of it, that it asks for. The caller has the volume's turn.

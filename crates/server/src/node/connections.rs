@@ -129,7 +129,7 @@ pub(super) fn check_free(volume: &Volume) -> Result<(), EngineError> {
 async fn open(local: &Local, name: &str, peer: &Peer) -> Result<(Rc<Volume>, Device), EngineError> {
     let target: Target =
         name.parse().map_err(|_| EngineError::new(ErrorKind::NotFound, format!("no export {name:?}")))?;
-    let volume = local.find(&target.volume)?;
+    let volume = local.find(&target.volume).await?;
     let device = match &target.snapshot {
         Some(snapshot) => volume.snapshot_device(snapshot, shown(peer)).await?,
         None => {

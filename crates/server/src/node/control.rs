@@ -6,13 +6,14 @@
 //! waits for it.
 
 use super::local::Local;
+use super::membership::Membership;
 use super::pools::Pools;
 use super::thread::ShardHandle;
-use super::{cleaning, job_control, metrics, pool_control, scrub, sessions, status, volume_control};
+use super::{cleaning, cluster, job_control, metrics, pool_control, scrub, sessions, status, takeover, volume_control};
 use crate::api::model::{
     CheckReport, Cleaning, CleaningDone, CleaningFailure, CleaningOffer, CleaningProgress, CleaningTaken,
-    CleaningTerms, CloneVolume, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind, RewindPoints, Rewound,
-    RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
+    CleaningTerms, CloneVolume, Cluster, ClusterNode, ExtentMap, NewPool, NewVolume, Pool, PoolImport, Rewind,
+    RewindPoints, Rewound, RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume,
 };
 use crate::api::{Answer, Control, ControlError, ProgressHandle};
 use bytes::Bytes;
@@ -29,6 +30,8 @@ use varve_types::{LeaseId, Name};
 /// What does not change while the node runs.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
+    /// What the node is called.
+    pub(super) name: String,
     pub(super) data: PathBuf,
     pub(super) nbd_socket: PathBuf,
     pub(super) nbd_listen: Option<SocketAddr>,
@@ -47,6 +50,8 @@ pub(super) struct Node {
     pub(super) shard: ShardHandle,
     pub(super) pools: Arc<Pools>,
     pub(super) place: Place,
+    /// Its part in a cluster; none where it is by itself.
+    pub(super) member: Option<Arc<Membership>>,
 }
 
 impl Node {
@@ -86,6 +91,9 @@ impl Control for Node {
     }
     fn detach_volume(&self, name: Name) -> Answer<'_, Volume> {
         self.on_shard(move |local| Box::pin(async move { volume_control::detach(&local, &name).await }))
+    }
+    fn take_volume(&self, name: Name, force: bool) -> Answer<'_, Volume> {
+        Box::pin(takeover::take(self, name, force))
     }
     fn make_template(&self, name: Name) -> Answer<'_, Volume> {
         self.on_shard(move |local| Box::pin(async move { volume_control::make_template(&local, &name).await }))
@@ -136,7 +144,7 @@ impl Control for Node {
         self.on_shard(move |local| Box::pin(async move { volume_control::clone(&local, &volume, clone).await }))
     }
     fn rewind_points(&self, volume: Name, most: u32) -> Answer<'_, RewindPoints> {
-        self.on_shard(move |local| Box::pin(async move { volume_control::rewind_points(&local, &volume, most) }))
+        self.on_shard(move |local| Box::pin(async move { volume_control::rewind_points(&local, &volume, most).await }))
     }
     fn rewind(&self, volume: Name, rewind: Rewind) -> Answer<'_, Rewound> {
         self.on_shard(move |local| Box::pin(async move { volume_control::rewind(&local, &volume, rewind).await }))
@@ -145,6 +153,18 @@ impl Control for Node {
         self.on_shard(move |local| Box::pin(async move { job_control::flatten(&local, &volume, &progress).await }))
     }
 
+    fn nodes(&self) -> Answer<'_, Vec<ClusterNode>> {
+        Box::pin(cluster::nodes(self))
+    }
+    fn node(&self, node: Name) -> Answer<'_, ClusterNode> {
+        Box::pin(cluster::node(self, node))
+    }
+    fn remove_node(&self, node: Name) -> Answer<'_, ClusterNode> {
+        Box::pin(cluster::remove(self, node))
+    }
+    fn cluster(&self) -> Answer<'_, Cluster> {
+        Box::pin(cluster::status(self))
+    }
     fn status(&self) -> Answer<'_, Status> {
         Box::pin(status::status(self))
     }

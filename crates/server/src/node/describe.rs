@@ -7,9 +7,10 @@
 
 use super::connections::User;
 use super::local::Local;
+use super::ownership::Roster;
 use crate::api::ControlError;
 use crate::api::model::{
-    Client, Holder, IoCounters, Origin, Setting, Snapshot, Space, StoreState, Timeline, TimelineState, Volume,
+    Client, Holder, IoCounters, Origin, Owner, Setting, Snapshot, Space, StoreState, Timeline, TimelineState, Volume,
     VolumeState, VolumeStatus,
 };
 use std::rc::Rc;
@@ -116,6 +117,7 @@ pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, Con
         template: record.template,
         attached: clients(open.attachments()),
         holder: holder(local, open),
+        owner: this_node(local),
         settings: Setting::rows(settings),
         timelines: timelines(&record),
         space: Space {
@@ -134,16 +136,38 @@ pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, Con
     })
 }
 
-/// A volume that is not open: deleted, or not to be opened.
-pub(super) async fn closed(local: &Local, record: VolumeRecord) -> Volume {
+/// The owner of a volume that this node runs.
+fn this_node(local: &Local) -> Option<Owner> {
+    let member = local.member.as_ref()?;
+    Some(Owner { id: member.id(), name: Some(member.name().clone()), alive: true })
+}
+
+/// How a volume is that another node runs.
+fn elsewhere(owner: Option<&Owner>, name: &Name) -> (VolumeState, Option<String>) {
+    let who = |owner: &Owner| owner.name.as_ref().map_or_else(|| owner.id.to_string(), Name::to_string);
+    match owner {
+        Some(owner) if owner.alive => (VolumeState::Elsewhere, Some(format!("node {} runs it", who(owner)))),
+        Some(owner) => {
+            let why =
+                format!("node {}, which runs it, is dead: `varve volume take {name}` has it run here", who(owner));
+            (VolumeState::Failed, Some(why))
+        }
+        None => (VolumeState::Failed, Some(format!("no node runs it: `varve volume take {name}` has it run here"))),
+    }
+}
+
+/// A volume that is not open: deleted, of another node, or not to be opened.
+pub(super) async fn closed(local: &Local, record: VolumeRecord, roster: &Roster) -> Volume {
     let pool = local.records().load_pool(&record.pool).await;
     let pool_settings = pool.map_or_else(|_| Overrides::default(), |(pool, _)| pool.settings);
     let looked = local.shard.look_at(&record).await;
+    let owner = roster.owner(&record);
     let (state, message) = match (record.deleted, local.unopened().remove(&record.id)) {
         (Some(deleted), _) if deleted.until_ms == Deleted::OVER && looked.is_ok() => {
             (VolumeState::Deleted, Some("for good; what its clones see of it stays".to_owned()))
         }
         (Some(_), _) => (VolumeState::Deleted, looked.as_ref().err().map(ToString::to_string)),
+        (None, _) if !local.is_ours(&record) => elsewhere(owner.as_ref(), &record.name),
         (None, Some(unopened)) if unopened.may_pass() => (VolumeState::Recovering, Some(unopened.error.to_string())),
         (None, Some(unopened)) => (VolumeState::Failed, Some(unopened.error.to_string())),
         (None, None) => (VolumeState::Recovering, None),
@@ -158,7 +182,13 @@ pub(super) async fn closed(local: &Local, record: VolumeRecord) -> Volume {
         undelete_until_ms: record.deleted.filter(|deleted| !deleted.is_for_good()).map(|deleted| deleted.until_ms),
         template: record.template,
         attached: Vec::new(),
-        holder: None,
+        holder: record.holder.as_ref().map(|holder| Holder {
+            edge: holder.edge.clone(),
+            session: holder.session.to_string(),
+            since_ms: holder.since_ms,
+            connected: false,
+        }),
+        owner,
         settings: Setting::rows(Settings::describe(&record.settings, &pool_settings)),
         timelines: timelines(&record),
         space: Space::default(),

@@ -4,7 +4,8 @@
 //! ```text
 //! DIR/lock        flock'ed by the process that owns the directory, which writes its id into it
 //! DIR/format      the version of this layout; written last when a directory is made
-//! DIR/meta.redb   coordination
+//! DIR/meta.redb   coordination, of a node by itself
+//! DIR/node        id, name and cluster of a node of a cluster, whose coordination is elsewhere
 //! DIR/journal/0   the journal, unless others are configured
 //! DIR/journals    the journals in use, where that is not the one above alone; from version 2 on
 //! DIR/store       the store of the pool `default`, unless another was given
@@ -134,6 +135,11 @@ impl Directory {
     /// The file of coordination.
     pub(super) fn coordination(&self) -> PathBuf {
         self.path.join("meta.redb")
+    }
+
+    /// The file that says which node of a cluster this is.
+    pub(super) fn node(&self) -> PathBuf {
+        self.path.join("node")
     }
 
     /// The NBD socket.

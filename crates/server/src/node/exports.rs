@@ -73,7 +73,7 @@ async fn find(local: &Local, name: &str) -> Result<ExportInfo, EngineError> {
     }
     let target: Target =
         name.parse().map_err(|_| EngineError::new(ErrorKind::NotFound, format!("there is no export {name:?}")))?;
-    let volume = local.find(&target.volume)?;
+    let volume = local.find(&target.volume).await?;
     if let Some(error) = volume.stopped() {
         return Err(error);
     }

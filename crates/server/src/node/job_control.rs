@@ -75,7 +75,7 @@ pub(super) async fn check(local: &Local, name: Option<Name>, progress: &Progress
     }
     let volumes = match &name {
         Some(_) if !report.volumes.is_empty() => Vec::new(),
-        Some(name) => vec![local.find(name)?],
+        Some(name) => vec![local.find(name).await?],
         None => local.shard.volumes(),
     };
     for volume in volumes {
@@ -114,7 +114,7 @@ async fn keeps(local: &Local, name: &Name, done: &Flattened) -> String {
 }
 
 pub(super) async fn flatten(local: &Local, name: &Name, progress: &ProgressHandle) -> Answer<Volume> {
-    let volume = local.find(name)?;
+    let volume = local.find(name).await?;
     let step = Step::new(progress, name.to_string());
     let done = local.shard.flatten(name, |done, total| step.tell(done, total)).await?;
     if !done.independent {
@@ -133,6 +133,23 @@ async fn pool_name(node: &Node, url: &str) -> Answer<Name> {
     let mut free = names.filter(|name| pools.iter().all(|(pool, _)| pool.name.as_str() != name));
     let name = free.next().and_then(|name| name.parse().ok());
     name.ok_or_else(|| ControlError::conflict(format!("there are {MOST_NAMES} imported pools: delete some")))
+}
+
+/// Makes this node of a cluster the owner of the volumes of a pool that have none.
+async fn adopt(node: &Node, pool: &Name) -> Answer<()> {
+    let Some(me) = node.member.as_ref().map(|member| member.id()) else { return Ok(()) };
+    let records = node.pools.records();
+    for (volume, _) in records.list_volumes().await.map_err(coord_error)? {
+        if volume.pool != *pool || volume.owner.is_some() {
+            continue;
+        }
+        let adopt = |record: &mut varve_coord::VolumeRecord| -> varve_coord::Result<()> {
+            record.owner = record.owner.or(Some(me));
+            Ok(())
+        };
+        records.modify_volume(volume.id, adopt).await.map_err(coord_error)?;
+    }
+    Ok(())
 }
 
 /// Takes over the pool that lies in a store, and serves its volumes.
@@ -164,6 +181,7 @@ pub(super) async fn import(node: &Node, store: String, progress: ProgressHandle)
     let imported = imported.await?;
     let (record, _) = node.pools.records().load_pool(&pool).await.map_err(coord_error)?;
     let opened = node.pools.open(&record).await?;
+    adopt(node, &pool).await?;
     pool_control::hand_over(node, &record, opened).await?;
     let mut warnings = Vec::new();
     for volume in &imported.volumes {

@@ -7,8 +7,11 @@
 //! is needed, and the state of the node says so.
 
 use super::attach::Attaching;
+use super::cluster::patiently;
 use super::connections::Connections;
 use super::journal::NodeJournals;
+use super::membership::Membership;
+use super::ownership::Foreign;
 use super::pools::Pools;
 use super::sessions::{self, Sessions};
 use crate::api::ControlError;
@@ -49,7 +52,11 @@ pub(super) struct Local {
     pub(super) connections: Connections,
     pub(super) sessions: Sessions,
     pub(super) attaching: Attaching,
+    /// Its part in a cluster; none where the node is by itself.
+    pub(super) member: Option<Arc<Membership>>,
     unopened: RefCell<BTreeMap<VolumeId, Unopened>>,
+    /// Volumes that are open and that other nodes run by now: nobody is let in.
+    lost: RefCell<BTreeMap<VolumeId, EngineError>>,
 }
 
 impl Local {
@@ -60,6 +67,7 @@ impl Local {
         coord: Arc<dyn Coord>,
         pools: Arc<Pools>,
         nbd_socket: PathBuf,
+        member: Option<Arc<Membership>>,
     ) -> Rc<Self> {
         Rc::new(Self {
             shard,
@@ -71,7 +79,9 @@ impl Local {
             connections: Connections::default(),
             sessions: Sessions::default(),
             attaching: Attaching::default(),
+            member,
             unopened: RefCell::default(),
+            lost: RefCell::default(),
         })
     }
 
@@ -109,12 +119,50 @@ impl Local {
         Records::new(&*self.coord)
     }
 
+    /// Whether this node is the owner of a volume.
+    pub(super) fn is_ours(&self, record: &VolumeRecord) -> bool {
+        self.member.as_ref().is_none_or(|member| record.owner == Some(member.id()))
+    }
+
     /// An open volume.
     ///
     /// # Errors
-    /// `NotFound` when there is none of this name; why it is not open, where it is not.
-    pub(super) fn find(&self, name: &Name) -> Result<Rc<Volume>, EngineError> {
+    /// `Fenced` when another node runs it, `NotFound` when there is none of this name; why it is not open, where it is not.
+    pub(super) async fn find(&self, name: &Name) -> Result<Rc<Volume>, EngineError> {
+        match self.find_here(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(match self.find_foreign(name).await? {
+                Some(foreign) => foreign.error(),
+                None => error,
+            }),
+            found => found,
+        }
+    }
+
+    /// A volume of this name that another node runs.
+    ///
+    /// # Errors
+    /// When coordination does not answer.
+    pub(super) async fn find_foreign(&self, name: &Name) -> Result<Option<Foreign>, EngineError> {
+        let Some(member) = &self.member else { return Ok(None) };
+        let found = patiently(Foreign::find(self.records(), member.id(), name)).await;
+        let unknown = |error: varve_coord::CoordError| {
+            let text = format!("volume {name} is not open here, and which node has it can not be asked: {error}");
+            EngineError::new(error.kind(), text)
+        };
+        found.map_err(unknown)
+    }
+
+    /// The same, of what is open on this node alone.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of this name here; why it is not open, where it is not.
+    pub(super) fn find_here(&self, name: &Name) -> Result<Rc<Volume>, EngineError> {
         let found = self.shard.find(name);
+        if let Ok(volume) = &found
+            && let Some(error) = self.lost.borrow().get(&volume.id())
+        {
+            return Err(error.clone());
+        }
         let unopened = self.unopened.borrow();
         match unopened.values().find(|unopened| unopened.name == *name) {
             Some(unopened) if found.is_err() => {
@@ -126,6 +174,35 @@ impl Local {
                 Err(EngineError::new(kind, format!("volume {name} is not served: {}", unopened.error)))
             }
             _ => found,
+        }
+    }
+
+    /// Notes that another node runs a volume that is open here; whether that is news.
+    pub(super) fn note_lost(&self, id: VolumeId, why: EngineError) -> bool {
+        self.lost.borrow_mut().insert(id, why).is_none()
+    }
+
+    /// Whether a volume is open here that another node runs.
+    pub(super) fn is_lost(&self, id: VolumeId) -> bool {
+        self.lost.borrow().contains_key(&id)
+    }
+
+    /// Forgets that: it is not open any more.
+    pub(super) fn forget_lost(&self, id: VolumeId) {
+        self.lost.borrow_mut().remove(&id);
+    }
+
+    /// Forgets a volume that should be open and that another node runs.
+    pub(super) fn forget_unopened(&self, id: VolumeId) {
+        self.unopened.borrow_mut().remove(&id);
+    }
+
+    /// Opens a volume if it is this node's, and tries again if it can not be opened now.
+    pub(super) async fn look_after(&self, id: VolumeId) {
+        match self.records().load_volume(id).await {
+            Ok((record, _)) if self.is_ours(&record) && record.deleted.is_none() => self.try_open(&record).await,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(volume = %id, %error, "a volume could not be looked up"),
         }
     }
 
@@ -172,7 +249,8 @@ impl Local {
     ) -> Result<(), ControlError> {
         self.shard.add_pool(name.clone(), store, settings);
         let records = self.records().list_volumes().await.map_err(super::coord_error)?;
-        for (record, _) in records.into_iter().filter(|(record, _)| record.pool == *name && record.deleted.is_none()) {
+        let is_due = |record: &VolumeRecord| record.pool == *name && record.deleted.is_none() && self.is_ours(record);
+        for (record, _) in records.into_iter().filter(|(record, _)| is_due(record)) {
             self.try_open(&record).await;
         }
         Ok(())
@@ -187,7 +265,9 @@ impl Local {
             let again: Vec<_> = self.unopened().into_iter().filter(|(_, unopened)| unopened.may_pass()).collect();
             for (id, _) in again {
                 match self.records().load_volume(id).await {
-                    Ok((record, _)) if record.deleted.is_none() => self.try_open(&record).await,
+                    Ok((record, _)) if record.deleted.is_none() && self.is_ours(&record) => {
+                        self.try_open(&record).await
+                    }
                     Ok(_) => drop(self.unopened.borrow_mut().remove(&id)),
                     Err(error) if error.kind() == ErrorKind::NotFound => drop(self.unopened.borrow_mut().remove(&id)),
                     Err(error) => tracing::warn!(volume = %id, %error, "a volume could not be looked up"),

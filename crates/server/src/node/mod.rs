@@ -13,30 +13,37 @@
 //! | `connections`, `exports`, `attach` | who uses volumes: NBD clients and edges |
 //! | `control`, `volume_control`, `pool_control`, `job_control`, `status`, `metrics`, `sessions`, `describe` | the API's operations |
 //! | `offline` | the check without a node |
-//! | `pools`, `watched` | the stores, and whom they belong to |
+//! | `pools`, `default_pool`, `watched` | the stores, and whom they belong to |
+//! | `identity`, `membership`, `ownership`, `takeover`, `cluster` | the other nodes of a cluster |
 //!
 //! Two threads matter: that of the shard, which owns volumes, journal and connections; and the caller's, which runs
 //! everything else. They meet in `thread::ShardHandle` alone.
 
 mod attach;
 mod cleaning;
+mod cluster;
 mod connections;
 mod control;
+mod default_pool;
 mod describe;
 mod directory;
 mod exports;
+mod identity;
 mod job_control;
 mod journal;
 mod journal_list;
 mod local;
+mod membership;
 mod metrics;
 mod offline;
+mod ownership;
 mod pool_control;
 mod pools;
 mod scrub;
 mod sessions;
 mod start;
 mod status;
+mod takeover;
 mod thread;
 mod volume_control;
 mod watched;
@@ -48,9 +55,11 @@ pub use metrics::{MetricInfo, metric_infos};
 pub(crate) use pools::{check_owner_record, is_bulk};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use varve_engine::EngineError;
 use varve_env::{SendFuture, StoreError};
-use varve_types::{ErrorKind, Name};
+use varve_etcd::EtcdConfig;
+use varve_types::{ClusterId, ErrorKind, Name};
 
 /// Descriptors that a node asks the system for: a connection takes one.
 const OPEN_FILES: u64 = 65_536;
@@ -73,6 +82,10 @@ fn engine_error(error: Option<EngineError>, what: &str) -> ControlError {
 /// What a node serves, once it does.
 #[derive(Clone, Debug)]
 pub struct Serving {
+    /// What the node is called.
+    pub node: String,
+    /// The cluster that it is one of; none where it is by itself.
+    pub cluster: Option<ClusterId>,
     /// The data directory.
     pub data: PathBuf,
     /// The URL of the store of the pool `default`, without secrets.
@@ -93,24 +106,46 @@ pub struct Serving {
     pub volumes: Vec<(Name, u64)>,
 }
 
-/// Runs a node until `stop` completes, and stops it in good order: what was acknowledged is durable when this returns.
-///
-/// `ready` is called once, when everything is served. `stop` is polled on a tokio runtime.
+/// Told again and again that a node works.
+pub struct Beat {
+    /// How often.
+    pub every: Duration,
+    /// Called on the caller's thread, each time the shard's thread has answered.
+    pub tell: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Whom a node tells of its life, and who ends it.
+pub struct Hooks {
+    /// Called once, when everything is served.
+    pub ready: Box<dyn FnOnce(&Serving) + Send>,
+    /// Polled on a tokio runtime; when it completes, the node stops.
+    pub stop: SendFuture<'static, ()>,
+    /// Told that it works, if somebody wants to hear it.
+    pub beat: Option<Beat>,
+}
+
+/// Runs a node until it is told to stop, and stops it in good order: what was acknowledged is durable when this returns.
 ///
 /// # Errors
 /// When the node can not start or must stop by itself.
-pub fn up(
-    config: UpConfig,
-    ready: Box<dyn FnOnce(&Serving) + Send>,
-    stop: SendFuture<'static, ()>,
-) -> Result<(), ControlError> {
+pub fn up(config: UpConfig, hooks: Hooks) -> Result<(), ControlError> {
     if let Err(error) = varve_serve::raise_open_file_limit(OPEN_FILES) {
         tracing::warn!(%error, "the limit of open descriptors stays as it is");
     }
     let directory = directory::Directory::open_or_create(&config.data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
-    runtime.block_on(start::run(config, directory, ready, stop))
+    runtime.block_on(start::run(config, directory, hooks))
+}
+
+/// Makes a cluster in etcd, which nodes can be started for then.
+///
+/// # Errors
+/// `Conflict` where there is one under the prefix already; what etcd says.
+pub fn init_cluster(etcd: &EtcdConfig) -> Result<ClusterId, ControlError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
+    runtime.block_on(membership::init(etcd))
 }
 
 /// Verifies every block and every count of one volume or of all, without a server.

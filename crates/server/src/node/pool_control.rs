@@ -89,6 +89,12 @@ pub(super) async fn delete(node: &Node, name: Name) -> Answer<Pool> {
     let (record, revision) = node.pools.records().load_pool(&name).await.map_err(coord_error)?;
     let shown = describe(node, record).await?;
     node.pools.records().remove_pool(&name, revision).await.map_err(coord_error)?;
+    forget(node, name).await?;
+    Ok(shown)
+}
+
+/// Forgets a pool that is recorded no more.
+pub(super) async fn forget(node: &Node, name: Name) -> Answer<()> {
     node.pools.remove(&name);
     node.on_shard(move |local| {
         Box::pin(async move {
@@ -96,6 +102,5 @@ pub(super) async fn delete(node: &Node, name: Name) -> Answer<Pool> {
             Ok(())
         })
     })
-    .await?;
-    Ok(shown)
+    .await
 }

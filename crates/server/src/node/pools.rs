@@ -13,7 +13,7 @@ use super::watched::{Health, Waiting, Watched};
 use super::{coord_error, store_error};
 use crate::api::ControlError;
 use crate::api::model::StoreState;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use varve_coord::{Coord, PoolRecord, Record, Records};
@@ -160,6 +160,16 @@ impl Pools {
     /// The cluster that this node is.
     pub(super) const fn cluster(&self) -> ClusterId {
         self.cluster
+    }
+
+    /// Coordination.
+    pub(super) fn coord(&self) -> &dyn Coord {
+        &*self.coord
+    }
+
+    /// The pools that are known here.
+    pub(super) fn names(&self) -> BTreeSet<Name> {
+        self.lock().keys().cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, Entry>> {

@@ -46,7 +46,7 @@ impl Sessions {
             kept.used = Instant::now();
             return Ok(Rc::clone(&kept.device));
         }
-        let volume = local.find(&target.volume)?;
+        let volume = local.find(&target.volume).await?;
         let who = if writes { "api import" } else { "api export" }.to_owned();
         let device = match &target.snapshot {
             Some(snapshot) => volume.snapshot_device(snapshot, who).await?,

@@ -10,14 +10,16 @@
 //! start after a crash is a start like any other.
 
 use super::control::{Node, Place};
+use super::default_pool;
 use super::directory::Directory;
 use super::exports::ShardExports;
 use super::journal::JournalPlan;
 use super::local::Local;
+use super::membership::{self, Joined, Membership, Reached, Telling};
 use super::pools::{Opened, Pools, now_ms};
 use super::thread::{self, ShardHandle, ShardThread};
-use super::volume_control::default_pool;
-use super::{Serving, coord_error, pool_control};
+use super::volume_control::default_pool as default_pool_name;
+use super::{Beat, Hooks, Serving, coord_error, ownership, pool_control};
 use crate::api::{ApiConfig, ApiServer, ControlError, Token};
 use crate::config::{CacheSpec, UpConfig, VolumeSpec};
 use crate::edge::EdgeGreeter;
@@ -30,15 +32,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use varve_coord::{ClusterRecord, Coord, CoordError, Embedded, PoolRecord, Records};
+use varve_coord::{Coord, CoordError, PoolRecord};
 use varve_engine::{EngineError, Limits, PoolStore};
 use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
 use varve_env::{Env, LocalFuture, ObjectStore, SendFuture};
 use varve_format::region::RegionHead;
 use varve_nbd::{HandshakeLimits, NbdGreeter};
 use varve_serve::{Accepted, Endpoint, Listener, Slots};
-use varve_store::StoreUrl;
-use varve_types::{ClusterId, ErrorKind, Overrides, format_size};
+use varve_types::{ErrorKind, Overrides, format_size};
 
 /// How often what could not be opened is tried again.
 const RETRY_TIME: Duration = Duration::from_secs(5);
@@ -50,7 +51,6 @@ const SILENCE_TIME: Duration = Duration::from_secs(1);
 const JOBS: usize = 256;
 
 type Answer<T> = Result<T, ControlError>;
-type Ready = Box<dyn FnOnce(&Serving) + Send>;
 
 /// The files of the sockets, removed when the node ends in whatever way that runs destructors.
 struct SocketFiles([PathBuf; 3]);
@@ -107,57 +107,6 @@ async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
     Ok(Sockets { nbd, nbd_listen, edge, edge_listen, edge_token, api })
 }
 
-/// The cluster that this data directory is.
-async fn cluster(coord: &dyn Coord) -> Answer<ClusterId> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))?;
-    let fresh = ClusterRecord::new(ClusterId::from_random(random), now_ms());
-    Ok(Records::new(coord).cluster_or_create(fresh).await.map_err(coord_error)?.cluster)
-}
-
-/// The pool `default`: made at the first start, held to its store at every other.
-async fn default_pool_ready(
-    config: &UpConfig,
-    directory: &Directory,
-    pools: &Pools,
-) -> Answer<(PoolRecord, Answer<Opened>)> {
-    let store_error = |error: varve_env::StoreError| super::store_error(error);
-    let own = StoreUrl::try_from(directory.path().join("store").as_path()).map_err(store_error)?;
-    let given = config.store.as_deref().map(StoreUrl::parse).transpose().map_err(store_error)?;
-    let name = default_pool();
-    let (mut record, revision) = match pools.records().load_pool(&name).await {
-        Ok(found) => found,
-        Err(CoordError::NotFound(_)) => {
-            let settings = Overrides { undelete_window_ms: config.undelete_window_ms, ..Overrides::default() };
-            let (record, opened) = pools.create(&name, &given.unwrap_or(own).to_string(), settings).await?;
-            return Ok((record, Ok(opened)));
-        }
-        Err(error) => return Err(coord_error(error)),
-    };
-    if let Some(given) = &given
-        && given.to_string() != record.store
-    {
-        let (has, data) = (&record.store, directory.path().display());
-        let message = format!(
-            "the pool default of the data directory {data} is in {has}, not in {given}: leave --store out, or use another data directory"
-        );
-        return Err(ControlError::conflict(message));
-    }
-    // A store within the data directory goes where that goes, also where it was copied and the first one is still there: two nodes on one store would
-    // delete each other's objects.
-    let has_own = directory.path().join("store").join("owner").exists();
-    if given.is_none() && has_own && record.store != own.to_string() {
-        record.store = own.to_string();
-        let opened = pools.open(&record).await?;
-        pools.records().update_pool(revision, &record).await.map_err(coord_error)?;
-        return Ok((record, Ok(opened)));
-    }
-    match pools.open(&record).await {
-        Err(error) if error.kind == ErrorKind::Conflict => Err(error),
-        opened => Ok((record, opened)),
-    }
-}
-
 /// Starts the thread of the shard, on its journals.
 async fn start_shard(
     journals: JournalPlan,
@@ -166,6 +115,7 @@ async fn start_shard(
     limits: Limits,
     caches: Vec<CacheSpec>,
     nbd_socket: PathBuf,
+    member: Option<Arc<Membership>>,
 ) -> Answer<(ShardHandle, ShardThread)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
     let options = PoolOptions { name: "varve-job".to_owned(), threads, queue: JOBS, nice: true };
@@ -176,8 +126,11 @@ async fn start_shard(
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
             let (shard, journals) = journals.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
+            if let Some(member) = &member {
+                shard.serve_as(member.id());
+            }
             caches.iter().for_each(|cache| add_cache(&shard, cache));
-            let local = Local::new(shard, journals, env, coord, pools, nbd_socket);
+            let local = Local::new(shard, journals, env, coord, pools, nbd_socket, member);
             local.start_chores(RETRY_TIME);
             Ok(local)
         })
@@ -235,7 +188,7 @@ async fn ensure_volumes(shard: &ShardHandle, wanted: Vec<VolumeSpec>) -> Answer<
         Box::pin(async move {
             for VolumeSpec { name, size_bytes } in wanted {
                 match local.records().find_by_name(&name).await {
-                    Ok(_) => match local.find(&name) {
+                    Ok(_) => match local.find(&name).await {
                         Ok(volume) if volume.size() != size_bytes => {
                             let (has, wanted) = (format_size(volume.size()), format_size(size_bytes));
                             let message = format!(
@@ -248,7 +201,7 @@ async fn ensure_volumes(shard: &ShardHandle, wanted: Vec<VolumeSpec>) -> Answer<
                         Err(error) => tracing::warn!(volume = %name, %error, "a volume that is wanted is not served"),
                     },
                     Err(CoordError::NotFound(_)) => {
-                        let pool = default_pool();
+                        let pool = default_pool_name();
                         local.check_pool(&pool)?;
                         let new = varve_engine::NewVolume {
                             name: name.clone(),
@@ -270,6 +223,9 @@ async fn ensure_volumes(shard: &ShardHandle, wanted: Vec<VolumeSpec>) -> Answer<
 
 /// What there is before volumes are opened.
 struct Core {
+    member: Option<Arc<Membership>>,
+    /// Tells the cluster that the node lives.
+    telling: Option<Telling>,
     pools: Arc<Pools>,
     default: (PoolRecord, Answer<Opened>),
     shard: ShardHandle,
@@ -277,10 +233,11 @@ struct Core {
     limits: Limits,
 }
 
-async fn core(config: &UpConfig, directory: &Directory, journals: JournalPlan) -> Answer<Core> {
-    let coord: Arc<dyn Coord> = Arc::new(Embedded::open(directory.coordination()).map_err(coord_error)?);
-    let pools = Arc::new(Pools::new(Arc::clone(&coord), cluster(&*coord).await?));
-    let default = default_pool_ready(config, directory, &pools).await?;
+async fn core(config: &UpConfig, directory: &Directory, journals: JournalPlan, reached: Reached) -> Answer<Core> {
+    let Joined { coord, cluster, member } = membership::join(config, directory, reached).await?;
+    let telling = member.as_ref().map(Membership::begin);
+    let pools = Arc::new(Pools::new(Arc::clone(&coord), cluster));
+    let default = default_pool::ready(config, directory, &pools).await?;
     let limits = Limits {
         layer_ram: config.layer_ram_bytes,
         cache_ram: config.ram_cache_bytes,
@@ -292,14 +249,15 @@ async fn core(config: &UpConfig, directory: &Directory, journals: JournalPlan) -
         scrub_interval_ms: config.scrub_interval_ms,
         ..Limits::default()
     };
-    let (shard, thread) =
-        start_shard(journals, &coord, &pools, limits, config.caches.clone(), directory.nbd_socket()).await?;
-    Ok(Core { pools, default, shard, thread, limits })
+    let (caches, nbd_socket) = (config.caches.clone(), directory.nbd_socket());
+    let (shard, thread) = start_shard(journals, &coord, &pools, limits, caches, nbd_socket, member.clone()).await?;
+    Ok(Core { member, telling, pools, default, shard, thread, limits })
 }
 
 /// A node that nobody is served by: its shard, with all volumes open.
 pub(super) async fn without_serving(config: &UpConfig, directory: &Directory) -> Answer<(ShardHandle, ShardThread)> {
-    let Core { pools, default, shard, thread, .. } = core(config, directory, JournalPlan::as_it_is(directory)?).await?;
+    let Core { pools, default, shard, thread, .. } =
+        core(config, directory, JournalPlan::as_it_is(directory)?, Reached::default()).await?;
     match open(&shard, &pools, default, Vec::new()).await {
         Ok(()) => Ok((shard, thread)),
         Err(error) => {
@@ -310,22 +268,28 @@ pub(super) async fn without_serving(config: &UpConfig, directory: &Directory) ->
 }
 
 /// Runs a node from its start to its stop.
-pub(super) async fn run(
-    config: UpConfig,
-    mut directory: Directory,
-    ready: Ready,
-    mut stop: SendFuture<'static, ()>,
-) -> Answer<()> {
+pub(super) async fn run(config: UpConfig, mut directory: Directory, hooks: Hooks) -> Answer<()> {
+    let Hooks { ready, mut stop, beat } = hooks;
     let _files = SocketFiles([directory.nbd_socket(), directory.edge_socket(), directory.api_socket()]);
-    let sockets = bind(&config, &directory).await?;
+    let mut sockets = bind(&config, &directory).await?;
     let plan = JournalPlan::new(&directory, &config)?;
-    let Core { pools, default, shard, mut thread, limits } = core(&config, &directory, plan).await?;
-    let opened = open(&shard, &pools, default, config.volumes.clone()).await.and_then(|()| directory.complete());
+    let reached = Reached { edge_listen: sockets.edge_listen, api_listen: sockets.api.tcp_address() };
+    let Core { member, telling, pools, default, shard, mut thread, limits } =
+        core(&config, &directory, plan, reached).await?;
+    let opened = async {
+        if let (Some(member), Some(_)) = (&member, sockets.edge_listen) {
+            sockets.edge_token = Some(member.edge_token(directory.edge_token()).await?);
+        }
+        open(&shard, &pools, default, config.volumes.clone()).await?;
+        directory.complete()
+    };
+    let opened = opened.await;
     if let Err(error) = opened {
         end_shard(&shard, thread).await?;
         return Err(error);
     }
     let place = Place {
+        name: membership::name_of(&config, member.as_deref()),
         data: directory.path().to_owned(),
         nbd_socket: directory.nbd_socket(),
         nbd_listen: sockets.nbd_listen,
@@ -337,9 +301,9 @@ pub(super) async fn run(
         started_ms: now_ms(),
         started: Instant::now(),
     };
-    let node = Arc::new(Node { shard: shard.clone(), pools, place });
+    let node = Arc::new(Node { shard: shard.clone(), pools, place, member: member.clone() });
     let serving = serving(&node, &directory).await?;
-    let (stopping, servers) = serve(&node, sockets);
+    let (stopping, servers) = serve(&node, sockets, beat);
     // Begun before: whoever reads that it serves may tell it to stop at once, and is heard.
     let told = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_ready())).await;
     ready(&serving);
@@ -357,6 +321,9 @@ pub(super) async fn run(
     }
     let ended = end_shard(&shard, thread).await;
     servers.join_all().await;
+    if let (Some(member), Some(telling)) = (member, telling) {
+        member.leave(telling).await;
+    }
     ended?;
     tracing::info!("stopped: everything that was acknowledged is durable");
     Ok(())
@@ -386,8 +353,10 @@ async fn serving(node: &Node, directory: &Directory) -> Answer<Serving> {
         Box::pin(async move { Ok(local.shard.volumes().iter().map(|volume| (volume.name(), volume.size())).collect()) })
     });
     Ok(Serving {
+        node: node.place.name.clone(),
+        cluster: node.member.as_ref().map(|_| node.pools.cluster()),
         data: node.place.data.clone(),
-        store: node.pools.url(&default_pool()).unwrap_or_default(),
+        store: node.pools.url(&default_pool_name()).unwrap_or_default(),
         nbd_socket: directory.nbd_socket(),
         nbd_listen: node.place.nbd_listen,
         edge_socket: node.place.edge_socket.clone(),
@@ -427,7 +396,7 @@ fn ended(result: varve_serve::Result<()>) {
 }
 
 /// Starts to answer. The servers end once the sender says so.
-fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()>) {
+fn serve(node: &Arc<Node>, sockets: Sockets, beat: Option<Beat>) -> (watch::Sender<bool>, JoinSet<()>) {
     let (stopping, stops) = watch::channel(false);
     let until_stop = || {
         let mut stops = stops.clone();
@@ -459,9 +428,22 @@ fn serve(node: &Arc<Node>, sockets: Sockets) -> (watch::Sender<bool>, JoinSet<()
             () = stop => {}
             () = chores(&node) => {}
             () = look_for_silence(&node) => {}
+            () = ownership::mind(&node) => {}
+            () = tell_beats(&node, beat) => {}
         }
     });
     (stopping, servers)
+}
+
+/// Tells that the shard's thread answers, as long as it does.
+async fn tell_beats(node: &Node, beat: Option<Beat>) {
+    let Some(Beat { every, tell }) = beat else { return std::future::pending().await };
+    loop {
+        if node.on_shard(|_| Box::pin(async { Ok(()) })).await.is_ok() {
+            tell();
+        }
+        tokio::time::sleep(every).await;
+    }
 }
 
 /// Looks which stores answer nothing: a store is asked for something at least as often as the chores look at it.

@@ -5,13 +5,15 @@
 //! among the warnings, beside standing in the table where
 //! it belongs.
 
+use super::cluster::patiently;
 use super::control::Node;
+use super::describe;
 use super::local::Local;
-use super::{coord_error, describe};
 use crate::api::ControlError;
 use crate::api::model::{Ending, Fill, Journal, PoolStatus, Status, StoreState, VolumeState, VolumeStatus};
+use varve_coord::VolumeRecord;
 use varve_engine::{JournalCounts, ShardCounts};
-use varve_types::BLOCK;
+use varve_types::{BLOCK, Name};
 
 /// Share of the journal, in percent, from which on people are warned.
 const JOURNAL_FULL: u64 = 90;
@@ -38,7 +40,7 @@ async fn facts(local: &Local) -> Result<Facts, ControlError> {
     }
     for (id, unopened) in local.unopened() {
         let state = if unopened.may_pass() { VolumeState::Recovering } else { VolumeState::Failed };
-        let looked = match local.records().load_volume(id).await {
+        let looked = match patiently(local.records().load_volume(id)).await {
             Ok((record, _)) => local.shard.look_at(&record).await.ok(),
             Err(_) => None,
         };
@@ -75,22 +77,40 @@ fn ending(ending: varve_engine::Ending) -> Ending {
     }
 }
 
-/// The pools and how their stores are.
-async fn pools(node: &Node, warnings: &mut Vec<String>) -> Result<Vec<PoolStatus>, ControlError> {
-    let volumes = node.pools.records().list_volumes().await.map_err(coord_error)?;
+/// What coordination has of pools and volumes.
+async fn recorded(node: &Node) -> varve_coord::Result<(Vec<VolumeRecord>, Vec<(Name, String)>)> {
+    let records = node.pools.records();
+    let volumes = records.list_volumes().await?.into_iter().map(|(volume, _)| volume).collect();
+    Ok((volumes, records.list_pools().await?.into_iter().map(|(pool, _)| (pool.name, pool.store)).collect()))
+}
+
+/// The pools and how their stores are; where coordination does not answer, those that are open here.
+async fn pools(node: &Node, here: &[VolumeStatus], warnings: &mut Vec<String>) -> Vec<PoolStatus> {
+    let (inside, all) = match patiently(recorded(node)).await {
+        Ok((volumes, pools)) => {
+            let kept = volumes.into_iter().filter(|volume| volume.deleted.is_none());
+            (kept.map(|volume| volume.pool).collect::<Vec<_>>(), pools)
+        }
+        Err(error) => {
+            warnings.push(format!("Coordination does not answer: {error}."));
+            let known = node.pools.names().into_iter();
+            let pools = known.map(|name| (name.clone(), node.pools.url(&name).unwrap_or_default())).collect();
+            (here.iter().map(|volume| volume.pool.clone()).collect(), pools)
+        }
+    };
     let mut pools = Vec::new();
-    for (record, _) in node.pools.records().list_pools().await.map_err(coord_error)? {
-        let (state, message) = node.pools.state(&record.name);
-        let inside = volumes.iter().filter(|(volume, _)| volume.pool == record.name && volume.deleted.is_none());
+    for (name, store) in all {
+        let (state, message) = node.pools.state(&name);
         if state != StoreState::Ok {
             let why = message.clone().unwrap_or_else(|| "its store was not asked yet".to_owned());
-            warnings.push(format!("Pool {}: {why}.", record.name));
+            warnings.push(format!("Pool {name}: {why}."));
         }
-        let (volumes, waiting) = (inside.count() as u64, node.pools.waiting(&record.name));
+        let volumes = inside.iter().filter(|pool| **pool == name).count() as u64;
+        let waiting = node.pools.waiting(&name);
         let oldest_ms = u64::try_from(waiting.oldest.as_millis()).unwrap_or(u64::MAX);
         pools.push(PoolStatus {
-            name: record.name,
-            store: record.store,
+            name,
+            store,
             state,
             message,
             volumes,
@@ -98,20 +118,21 @@ async fn pools(node: &Node, warnings: &mut Vec<String>) -> Result<Vec<PoolStatus
             oldest_request_ms: (waiting.requests > 0).then_some(oldest_ms),
         });
     }
-    Ok(pools)
+    pools
 }
 
-/// The name of this machine.
-fn node_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+/// What is to be said of the node's part in its cluster.
+fn cluster_warning(node: &Node, warnings: &mut Vec<String>) {
+    if let Some(why) = node.member.as_ref().and_then(|member| member.trouble()) {
+        warnings.push(format!("The cluster may take this node for dead, since etcd does not answer it: {why}."));
+    }
 }
 
 pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
     let Facts { counts, journals, volumes, endings, mut warnings } =
         node.on_shard(|local| Box::pin(async move { facts(&local).await })).await?;
-    let pools = pools(node, &mut warnings).await?;
+    let pools = pools(node, &volumes, &mut warnings).await;
+    cluster_warning(node, &mut warnings);
     journal_warnings(&journals, &mut warnings);
     slow_warnings(&volumes, &mut warnings);
     cache_warnings(node.place.caches, &counts, &mut warnings);
@@ -119,7 +140,9 @@ pub(super) async fn status(node: &Node) -> Result<Status, ControlError> {
     map_warning(&counts.map, limits.map_ram, &mut warnings);
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        node: node_name(),
+        node: place.name.clone(),
+        node_id: node.member.as_ref().map(|member| member.id()),
+        cluster: Some(node.pools.cluster()),
         started_ms: place.started_ms,
         uptime_ms: u64::try_from(place.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         data: place.data.display().to_string(),

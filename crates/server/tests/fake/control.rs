@@ -6,11 +6,12 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
     CheckReport, Cleaning, CleaningDone, CleaningFailure, CleaningOffer, CleaningProgress, CleaningTaken,
-    CleaningTerms, CloneVolume, ExtentMap, NewPool, NewVolume, Origin, Pool, PoolImport, ProgressUnit, Rewind,
-    RewindPoints, Rewound, RollbackReport, Scrub, SetCleaning, SetScrub, Snapshot, Status, Target, Volume, VolumeCheck,
+    CleaningTerms, CloneVolume, Cluster, ClusterNode, Coordination, CoordinationKind, ExtentMap, NewPool, NewVolume,
+    Origin, Pool, PoolImport, ProgressUnit, Rewind, RewindPoints, Rewound, RollbackReport, Scrub, SetCleaning,
+    SetScrub, Snapshot, Status, Target, Volume, VolumeCheck, VolumeCounts,
 };
 use varve_server::api::{Answer, Control, ControlError, ProgressHandle};
-use varve_types::{LeaseId, Name, Overrides};
+use varve_types::{ClusterId, LeaseId, Name, Overrides};
 
 impl Fake {
     /// Changes the state and answers at once.
@@ -84,6 +85,15 @@ impl Control for Fake {
     fn detach_volume(&self, name: Name) -> Answer<'_, Volume> {
         self.now(|state| {
             state.live(&name)?;
+            Ok(state.view(&name))
+        })
+    }
+    fn take_volume(&self, name: Name, force: bool) -> Answer<'_, Volume> {
+        self.now(|state| {
+            state.live(&name)?;
+            if !force && name.as_str() == "theirs" {
+                return Err(ControlError::conflict("what node-2 acknowledged may be lost"));
+            }
             Ok(state.view(&name))
         })
     }
@@ -241,6 +251,37 @@ impl Control for Fake {
         self.now(|state| {
             state.live(&volume)?.origin = None;
             Ok(state.view(&volume))
+        })
+    }
+
+    fn nodes(&self) -> Answer<'_, Vec<ClusterNode>> {
+        self.now(|state| Ok(state.nodes.clone()))
+    }
+    fn node(&self, node: Name) -> Answer<'_, ClusterNode> {
+        self.now(|state| state.node(&node))
+    }
+    fn remove_node(&self, node: Name) -> Answer<'_, ClusterNode> {
+        self.now(|state| {
+            let found = state.node(&node)?;
+            if found.alive {
+                return Err(ControlError::conflict(format!("the node {node} is alive")));
+            }
+            state.nodes.retain(|other| other.id != found.id);
+            Ok(found)
+        })
+    }
+    fn cluster(&self) -> Answer<'_, Cluster> {
+        self.now(|state| {
+            let coordination = Coordination {
+                kind: CoordinationKind::Etcd,
+                endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+                prefix: Some("/varve/".to_owned()),
+                reachable: true,
+                message: None,
+            };
+            let volumes = VolumeCounts { owned: state.volumes.len() as u64, orphaned: 1, ..VolumeCounts::default() };
+            let id = ClusterId::from_bytes([3; 16]);
+            Ok(Cluster { id, coordination, nodes: state.nodes.clone(), volumes })
         })
     }
 

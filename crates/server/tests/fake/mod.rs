@@ -16,10 +16,10 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use varve_server::api::ControlError;
 use varve_server::api::model::{
-    Client, Fill, IoCounters, Journal, Origin, Pool, PoolStatus, Setting, Snapshot, Space, Status, StoreState,
-    Timeline, TimelineState, Volume, VolumeState, VolumeStatus,
+    Client, ClusterNode, Fill, IoCounters, Journal, Origin, Owner, Pool, PoolStatus, Setting, Snapshot, Space, Status,
+    StoreState, Timeline, TimelineState, Volume, VolumeState, VolumeStatus,
 };
-use varve_types::{BLOCK, ErrorKind, Name, Overrides, Settings, SnapshotId, TimelineId, VolumeId};
+use varve_types::{BLOCK, ErrorKind, Name, NodeId, Overrides, Settings, SnapshotId, TimelineId, VolumeId};
 
 /// A moment that is the same in every test: 2026-01-02 03:04:05 UTC.
 pub const CREATED_MS: u64 = 1_767_323_045_000;
@@ -57,6 +57,7 @@ pub struct State {
     pub cleaning: varve_server::api::model::Cleaning,
     pub cleaning_job: Option<varve_server::api::model::CleaningJob>,
     pub scrub: varve_server::api::model::Scrub,
+    pub nodes: Vec<ClusterNode>,
     next_id: u8,
 }
 
@@ -85,6 +86,26 @@ impl Fake {
     /// Lets one check of `held` end.
     pub fn release(&self) {
         self.held.notify_one();
+    }
+
+    /// Makes it one of a cluster with two nodes, of which the second is dead and runs the volume `theirs`.
+    pub fn add_nodes(&self) {
+        let node = |number: u8, alive: bool| ClusterNode {
+            name: name(&format!("node-{number}")),
+            id: NodeId::from_bytes([number; 16]),
+            this: number == 1,
+            alive,
+            alive_since_ms: alive.then_some(CREATED_MS),
+            version: alive.then(|| "0.1.0".to_owned()),
+            edge: vec![format!("10.0.0.{number}:7421")],
+            api: None,
+            mirror: None,
+            rack: (number == 1).then(|| "r1".to_owned()),
+            site: None,
+            joined_ms: CREATED_MS,
+            volumes: u64::from(number),
+        };
+        self.state().nodes = vec![node(1, true), node(2, false)];
     }
 
     /// Makes a volume with `data` at its beginning.
@@ -129,6 +150,11 @@ impl State {
         Ok(())
     }
 
+    fn node(&self, asked: &Name) -> Result<ClusterNode, ControlError> {
+        let found = self.nodes.iter().find(|node| node.name == *asked || node.id.to_string() == asked.as_str());
+        found.cloned().ok_or_else(|| ControlError::not_found("node", asked))
+    }
+
     /// The volume, deleted or not.
     fn any(&mut self, volume: &Name) -> Result<&mut FakeVolume, ControlError> {
         if let Some(kind) = volume.as_str().strip_prefix("fail-").and_then(ErrorKind::parse) {
@@ -157,6 +183,11 @@ impl State {
             nbd_uri: (!v.deleted).then(|| format!("nbd+unix:///{volume}?socket=/data/nbd.sock")),
             attached: attached(volume),
             holder: None,
+            owner: self.nodes.get(usize::from(volume.as_str() == "theirs")).map(|node| Owner {
+                id: node.id,
+                name: Some(node.name.clone()),
+                alive: node.alive,
+            }),
             settings: Setting::rows(Settings::describe(&v.own, &self.pools[&v.pool].own)),
             timelines: vec![Timeline {
                 id: TimelineId::from_random([7; 16]),
@@ -214,6 +245,8 @@ impl State {
         Status {
             version: "0.1.0".to_owned(),
             node: "node-1".to_owned(),
+            node_id: None,
+            cluster: None,
             started_ms: CREATED_MS,
             uptime_ms: 3_723_000,
             data: "/data".to_owned(),

@@ -3,7 +3,9 @@
 
 pub mod check;
 pub mod clean;
+pub mod cluster;
 pub mod job;
+pub mod node;
 pub mod pool;
 pub mod rewind;
 pub mod scrub;

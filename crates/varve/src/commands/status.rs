@@ -53,6 +53,9 @@ fn fill(fill: &Fill) -> String {
 fn render(status: &Status, before: Option<&Status>) -> String {
     let mut table = Table::default();
     table.pair("node", format!("{}, Varve {}, up {}", status.node, status.version, out::duration(status.uptime_ms)));
+    if let (Some(id), Some(cluster)) = (&status.node_id, &status.cluster) {
+        table.pair("cluster", format!("{cluster}, of which it is node {id}"));
+    }
     table.pair("data", status.data.as_str());
     let listen = |socket: &str, port: &Option<String>| match port {
         Some(port) => format!("{socket}, {port}"),

@@ -4,18 +4,17 @@
 //! Reads the configuration, says what is served once it is, logs to standard error, and stops in good order on SIGTERM and Ctrl-C. Everything
 //! else is the node's.
 //!
-//! How a process logs and is told to stop is the same for workers, and stands here.
+//! How a process logs and is told to stop is the same for all of them, and stands in `varve_server::daemon`.
 
 use crate::failure::{Failure, Result};
 use crate::out::{self, Table};
 use clap::Args;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 use varve_server::config::{ConfigError, FileConfig, Listen, LogFormat, VolumeSpec};
-use varve_server::node::{Serving, up};
-use varve_types::format_size;
+use varve_server::daemon;
+use varve_server::node::{Hooks, Serving, up};
+use varve_types::{Name, format_size};
 
 /// How to run a node.
 #[derive(Debug, Args)]
@@ -38,6 +37,15 @@ pub struct Up {
     /// Serve the API on this loopback address beside DIR/api.sock, or on `none` [default: 127.0.0.1:7420]
     #[arg(long, value_name = "ADDR")]
     api_listen: Option<Listen>,
+    /// A member of the cluster's etcd, http://HOST:PORT or https://HOST:PORT; may be given again. Without it the node is a cluster by itself
+    #[arg(long = "etcd", value_name = "URL")]
+    etcd: Vec<String>,
+    /// What the cluster's keys in etcd begin with [default: /varve/]
+    #[arg(long, value_name = "TEXT")]
+    etcd_prefix: Option<String>,
+    /// What the node is called [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<Name>,
     /// The configuration file (TOML); flags go before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -54,6 +62,9 @@ pub fn run(args: Up, json: bool) -> Result<()> {
         nbd_listen: args.nbd_listen,
         edge_listen: args.edge_listen,
         api_listen: args.api_listen,
+        etcd: (!args.etcd.is_empty()).then_some(args.etcd),
+        etcd_prefix: args.etcd_prefix,
+        node_name: args.node_name,
         ..FileConfig::default()
     };
     let config = flags.resolve(file).map_err(wrong)?;
@@ -65,45 +76,16 @@ pub fn run(args: Up, json: bool) -> Result<()> {
             tracing::warn!(message = failure.message, "what is served could not be printed");
         }
     });
-    Ok(up(config, ready, Box::pin(stopped(LEFT)))?)
+    let stop = Box::pin(daemon::stopped(|| out::complain(LEFT)));
+    Ok(up(config, Hooks { ready, stop, beat: None })?)
 }
 
 /// What a second signal leaves.
 const LEFT: &str = "ended before everything was stopped: the next start recovers what was acknowledged";
 
-/// Completes on SIGTERM, SIGINT or SIGHUP. Another signal after the first one ends the process at once, with that complaint.
-pub(super) async fn stopped(left: &'static str) {
-    let catch = |kind| signal(kind).inspect_err(|error| tracing::error!(%error, "a signal can not be caught"));
-    let all = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(catch);
-    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = all else { return std::future::pending().await };
-    let mut any = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    };
-    any().await;
-    tracing::info!("stopping; another signal ends it at once");
-    tokio::spawn(async move {
-        any().await;
-        out::complain(left);
-        std::process::exit(1);
-    });
-}
-
 /// Logs to standard error.
 pub(super) fn log(level: &str, format: LogFormat) -> Result<()> {
-    let filter = EnvFilter::try_new(level).map_err(|error| Failure::usage(format!("log-level {level:?}: {error}")))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = match format {
-        LogFormat::Text => {
-            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            builder.with_ansi(colours).try_init()
-        }
-        LogFormat::Json => builder.json().try_init(),
-    };
-    set.map_err(|error| Failure::failed(format!("logging can not be set up: {error}")))
+    daemon::log(level, format).map_err(Failure::usage)
 }
 
 fn absolute(path: &Path) -> PathBuf {
@@ -120,6 +102,8 @@ fn document(serving: &Serving) -> serde_json::Value {
     });
     serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "node": serving.node,
+        "cluster": serving.cluster,
         "data": absolute(&serving.data),
         "store": serving.store,
         "nbd_socket": absolute(&serving.nbd_socket),
@@ -137,6 +121,9 @@ fn announce(serving: &Serving) -> String {
     let port =
         |port: Option<SocketAddr>, prefix: &str| port.map_or(String::new(), |port| format!(" and {prefix}{port}"));
     let mut table = Table::default();
+    if let Some(cluster) = &serving.cluster {
+        table.pair("node", format!("{} of cluster {cluster}", serving.node));
+    }
     table.pair("data", serving.data.display().to_string());
     table.pair("store", serving.store.as_str());
     table.pair("NBD", format!("{}{}", serving.nbd_socket.display(), port(serving.nbd_listen, "nbd://")));

@@ -15,10 +15,10 @@ use clap::Subcommand;
 use hyper::Method;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
-    CloneVolume, Job, JobResult, NewVolume, Origin, Rename, Resize, SetSettings, Target, TimelineState, Volume,
-    VolumeState,
+    CloneVolume, Job, JobResult, NewVolume, Origin, Owner, Rename, Resize, SetSettings, TakeVolume, Target,
+    TimelineState, Volume, VolumeState,
 };
-use varve_types::{Name, format_size};
+use varve_types::{ErrorKind, Name, format_size};
 
 /// What to do with volumes.
 #[derive(Debug, Subcommand)]
@@ -72,6 +72,14 @@ pub enum VolumeCommand {
     },
     /// Take a volume from the edge that has it for itself, though that has not detached it: its host is gone, say
     Detach {
+        /// The volume
+        name: Name,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Have a volume run on this node that another one runs: that is dead, say. What only the other one has is lost
+    Take {
         /// The volume
         name: Name,
         /// Do not ask
@@ -141,6 +149,10 @@ pub async fn run(command: VolumeCommand, client: &Client, json: bool) -> Result<
             let volume = change(client, Method::POST, &name, "/detach", Body::Empty).await?;
             out::show(json, &volume, |volume| format!("{} is free now\n", volume.name))
         }
+        VolumeCommand::Take { name, yes } => {
+            let volume = take(client, &name, yes).await?;
+            out::show(json, &volume, |volume| made("this node runs", volume))
+        }
         VolumeCommand::Template { name } => {
             let volume = change(client, Method::POST, &name, "/template", Body::Empty).await?;
             out::show(json, &volume, |volume| format!("{} is a template now\n", volume.name))
@@ -155,6 +167,21 @@ pub async fn run(command: VolumeCommand, client: &Client, json: bool) -> Result<
             out::show(json, &volume, |volume| made("brought back", volume))
         }
     }
+}
+
+/// Makes the node the owner of a volume; a person is asked once it is known what may be lost.
+async fn take(client: &Client, name: &Name, yes: bool) -> Result<Volume> {
+    if !yes {
+        let told = change(client, Method::POST, name, "/take", Body::json(&TakeVolume { force: false })?).await;
+        match told {
+            Err(failure) if failure.kind == Some(ErrorKind::Conflict) => {
+                confirm(&format!("{}.\n", failure.message.trim_end_matches('.')), "take it")?;
+            }
+            // It runs there already, or it is not to be had at all.
+            told => return told,
+        }
+    }
+    change(client, Method::POST, name, "/take", Body::json(&TakeVolume { force: true })?).await
 }
 
 /// Makes a clone.
@@ -215,6 +242,7 @@ pub const fn state(state: VolumeState) -> &'static str {
         VolumeState::Ready => "ready",
         VolumeState::Recovering => "recovering",
         VolumeState::Degraded => "degraded",
+        VolumeState::Elsewhere => "elsewhere",
         VolumeState::Failed => "failed",
         VolumeState::Deleted => "deleted",
     }
@@ -224,10 +252,15 @@ fn list(volumes: &[Volume]) -> String {
     if volumes.is_empty() {
         return "there are no volumes; `varve volume create NAME --size SIZE` makes one\n".to_owned();
     }
-    let mut table = Table::new(&["NAME", "SIZE", "USED", "POOL", "SNAPSHOTS", "CLIENTS", "STATE"]).right(&[1, 2, 4, 5]);
+    let mut titles = vec!["NAME", "SIZE", "USED", "POOL", "SNAPSHOTS", "CLIENTS", "STATE"];
+    let in_cluster = volumes.iter().any(|volume| volume.owner.is_some());
+    if in_cluster {
+        titles.push("NODE");
+    }
+    let mut table = Table::new(&titles).right(&[1, 2, 4, 5]);
     for volume in volumes {
         let template = if volume.template { ", template" } else { "" };
-        table.row(vec![
+        let mut row = vec![
             volume.name.to_string(),
             format_size(volume.size_bytes),
             format_size(volume.space.live_bytes),
@@ -235,9 +268,18 @@ fn list(volumes: &[Volume]) -> String {
             volume.snapshots.to_string(),
             volume.attached.len().to_string(),
             format!("{}{template}", state(volume.state)),
-        ]);
+        ];
+        if in_cluster {
+            row.push(volume.owner.as_ref().map_or("nobody".to_owned(), owner));
+        }
+        table.row(row);
     }
     table.render("")
+}
+
+fn owner(owner: &Owner) -> String {
+    let name = owner.name.as_ref().map_or_else(|| owner.id.to_string(), Name::to_string);
+    if owner.alive { name } else { format!("{name} (dead)") }
 }
 
 fn origin(origin: &Origin) -> String {
@@ -261,6 +303,9 @@ fn show(volume: &Volume) -> String {
             None => state(volume.state).to_owned(),
         },
     );
+    if let Some(node) = &volume.owner {
+        table.pair("node", owner(node));
+    }
     if let Some(until) = volume.undelete_until_ms {
         table.pair("undelete until", out::moment(until));
     }
@@ -294,7 +339,8 @@ fn show(volume: &Volume) -> String {
         table.pair("client", format!("{}, since {since}, {connections}", client.peer));
     }
     if let Some(holder) = &volume.holder {
-        let connected = if holder.connected { "" } else { ", not connected" };
+        let is_elsewhere = volume.state == VolumeState::Elsewhere;
+        let connected = if holder.connected || is_elsewhere { "" } else { ", not connected" };
         table.pair("held by", format!("{}, since {}{connected}", holder.edge, out::moment(holder.since_ms)));
     }
     if let Some(uri) = &volume.nbd_uri {

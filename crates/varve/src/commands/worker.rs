@@ -4,7 +4,7 @@
 //! It logs to standard error, ends in good order on SIGTERM and Ctrl-C (it gives its job back), and says at the end what it has done. Everything else is the
 //! library's.
 
-use super::up::{log, stopped};
+use super::up::log;
 use crate::args::Clean;
 use crate::client::{Body, Client};
 use crate::failure::{Failure, Result};
@@ -18,6 +18,7 @@ use varve_server::api::model::{
     CleaningTerms,
 };
 use varve_server::config::LogFormat;
+use varve_server::daemon::stopped;
 use varve_server::worker::{Jobs, NodeAnswer, WorkerOptions, WorkerReport, work};
 use varve_types::{ErrorKind, LeaseId, MIN_RATE, Name, format_size};
 
@@ -35,7 +36,7 @@ pub async fn run(clean: Clean, client: &Client, json: bool) -> Result<()> {
     tracing::info!(worker = %name, "cleans for the node; Ctrl-C stops it");
     let options = WorkerOptions { name, rate_bytes, most_jobs: clean.jobs, until_idle: clean.once };
     let left = "ended at once: the node gives the job to somebody else after a while";
-    let report = work(client, &options, stopped(left)).await?;
+    let report = work(client, &options, stopped(move || out::complain(left))).await?;
     out::show(json, &report, render)
 }
 

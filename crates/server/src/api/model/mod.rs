@@ -14,6 +14,7 @@
 mod check;
 mod cleaning;
 mod cleaning_job;
+mod cluster;
 mod data;
 mod job;
 mod pool;
@@ -28,6 +29,7 @@ pub use cleaning_job::{
     AskCleaningJob, CleaningCodec, CleaningDone, CleaningFailure, CleaningJob, CleaningOffer, CleaningProgress,
     CleaningSource, CleaningTaken, CleaningTerms,
 };
+pub use cluster::{Cluster, ClusterNode, Coordination, CoordinationKind, Owner, TakeVolume, VolumeCounts};
 pub use data::{Extent, ExtentMap, RangeQuery, Target, WriteQuery};
 pub use job::{Job, JobKind, JobResult, JobState, Progress, ProgressUnit};
 pub use pool::{ImportPool, NewPool, Pool, PoolImport};

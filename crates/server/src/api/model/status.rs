@@ -9,7 +9,7 @@
 use super::VolumeState;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use varve_types::{Name, TimelineId, VolumeId};
+use varve_types::{ClusterId, Name, NodeId, TimelineId, VolumeId};
 
 /// Which program answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -25,8 +25,16 @@ pub struct Version {
 pub struct Status {
     /// Version of the server.
     pub version: String,
-    /// The node's id or name.
+    /// The node's name.
     pub node: String,
+    /// Its id; `null` where it is a cluster by itself.
+    #[schema(value_type = Option<String>)]
+    #[serde(default)]
+    pub node_id: Option<NodeId>,
+    /// The id of its cluster.
+    #[schema(value_type = Option<String>)]
+    #[serde(default)]
+    pub cluster: Option<ClusterId>,
     /// When it was started.
     pub started_ms: u64,
     /// How long it has been serving.

@@ -5,6 +5,7 @@
 //! that a person never has to know a default. Space is exact: `live_bytes` is what the volume itself would read, `dirty_bytes` what the store
 //! does not have yet and only the journal keeps.
 
+use super::Owner;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -38,6 +39,9 @@ pub struct Volume {
     pub attached: Vec<Client>,
     /// The edge that has it for itself, connected or not.
     pub holder: Option<Holder>,
+    /// The node of the cluster that runs it; `null` where the node is by itself, and for a volume that nobody runs.
+    #[serde(default)]
+    pub owner: Option<Owner>,
     /// Every setting, with its value and where that comes from.
     pub settings: Vec<Setting>,
     /// Its histories: the one shown, and those hidden that can still be brought back or are needed by others.
@@ -62,6 +66,8 @@ pub enum VolumeState {
     Recovering,
     /// It serves, but something that it needs does not answer: writes may wait.
     Degraded,
+    /// Another node runs it.
+    Elsewhere,
     /// It does not serve, and a person is needed.
     Failed,
     /// It is deleted, and can be brought back for a while.
@@ -77,7 +83,7 @@ pub struct Holder {
     pub session: String,
     /// Since when.
     pub since_ms: u64,
-    /// Whether it is connected.
+    /// Whether it is connected, as far as this node knows: not of volumes that another one runs.
     pub connected: bool,
 }
 

@@ -6,6 +6,7 @@
 //! [`super::MAX_DATA`] bytes.
 
 mod cleaning;
+mod cluster;
 mod data;
 mod node;
 mod pools;
@@ -122,6 +123,7 @@ routes! {
     post "/v1/volumes/{volume}/rename" volumes::rename;
     post "/v1/volumes/{volume}/undelete" volumes::undelete;
     post "/v1/volumes/{volume}/detach" volumes::detach;
+    post "/v1/volumes/{volume}/take" volumes::take;
     post "/v1/volumes/{volume}/template" volumes::template;
     post "/v1/volumes/{volume}/clone" volumes::clone;
     post "/v1/volumes/{volume}/flatten" volumes::flatten;
@@ -143,6 +145,10 @@ routes! {
     delete "/v1/pools/{pool}" pools::delete;
     patch "/v1/pools/{pool}/settings" pools::set;
     post "/v1/pool-import" pools::import;
+    get "/v1/cluster" cluster::status;
+    get "/v1/nodes" cluster::nodes;
+    get "/v1/nodes/{node}" cluster::node;
+    delete "/v1/nodes/{node}" cluster::remove;
     get "/v1/status" node::status;
     get "/v1/version" node::version;
     post "/v1/check" node::check;

@@ -6,7 +6,8 @@
 use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
 use super::super::model::{
-    CloneVolume, ErrorBody, Job, JobKind, JobResult, NewVolume, Rename, Resize, SetSettings, Volume,
+    CloneVolume, ErrorBody, Job, JobKind, JobResult, NewVolume, Rename, Resize, SetSettings, TakeVolume, Volume,
+    VolumeState,
 };
 use super::{App, check_setting_values, check_settings, check_volume_size};
 use axum::Json;
@@ -101,6 +102,17 @@ pub(in super::super) async fn detach(State(app): State<App>, Path(volume): Path<
     Ok(Json(app.change(|control| async move { control.detach_volume(volume).await }).await?))
 }
 
+/// Makes this node the owner of a volume that another one runs, though what only that one has is lost; without `force` it is a conflict that tells what that is.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/take", tag = "volumes", params(("volume" = String, Path, description = "Its name")),
+    request_body = TakeVolume, responses((status = 200, body = Volume), (status = "default", body = ErrorBody)))]
+pub(in super::super) async fn take(
+    State(app): State<App>,
+    Path(volume): Path<Name>,
+    JsonBody(take): JsonBody<TakeVolume>,
+) -> ApiResult<Json<Volume>> {
+    Ok(Json(app.change(|control| async move { control.take_volume(volume, take.force).await }).await?))
+}
+
 /// Makes a volume a template: read-only, to clone from.
 #[utoipa::path(post, path = "/v1/volumes/{volume}/template", tag = "volumes", params(("volume" = String, Path, description = "Its name")),
     responses((status = 200, body = Volume), (status = "default", body = ErrorBody)))]
@@ -128,7 +140,8 @@ pub(in super::super) async fn flatten(
     Path(volume): Path<Name>,
 ) -> ApiResult<(StatusCode, Json<Job>)> {
     let found = app.control.volume(volume.clone()).await?;
-    if found.origin.is_none() {
+    // Of a volume of another node it is not known here; the job says whom to ask.
+    if found.origin.is_none() && found.state != VolumeState::Elsewhere {
         return Err(ControlError::conflict(format!("volume {volume} is no clone: it shares nothing")).into());
     }
     let control = Arc::clone(&app.control);

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Volumes of other nodes that are asked for here: edges are sent on to the owner, and a person may make this node the owner.
+//!
+//! What a person forces is told first, with what may be lost by it: everything that the old owner acknowledged and that is not in the store. Nothing here finds
+//! out whether the old owner is really dead; that is asked.
+//!
+//! Always holds: no volume is taken over without a person's word. (An owner that is dead while its mirror is in sync will be the exception: [`answer`] is where
+//! that is decided, when an edge asks.)
+
+use super::control::Node;
+use super::local::Local;
+use super::ownership::{self, Foreign};
+use super::{coord_error, describe};
+use crate::api::ControlError;
+use crate::api::model::Volume;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use varve_types::{Epoch, ErrorKind, Name};
+use varve_wire::attach::Refused;
+
+/// How long a take-over waits until this node has let go of what it ran itself before.
+const LET_GO_TIME: Duration = Duration::from_secs(30);
+/// Between two looks at that.
+const LOOK_TIME: Duration = Duration::from_millis(20);
+
+type Answer<T> = Result<T, ControlError>;
+
+/// What an edge is told that asks this node for a volume of another one.
+pub(super) fn answer(foreign: &Foreign) -> Refused {
+    let message = foreign.error().to_string();
+    let is_alive = foreign.alive.is_some();
+    let elsewhere = foreign.node.as_ref().filter(|_| is_alive).and_then(|node| node.edge.first().cloned());
+    Refused { elsewhere, ..Refused::new(ErrorKind::Unavailable, message) }
+}
+
+/// What making this node the owner of a volume may lose, for people.
+fn losses(foreign: &Foreign) -> String {
+    let (name, owner) = (&foreign.volume.name, foreign.owner());
+    if foreign.volume.owner.is_none() {
+        return format!(
+            "volume {name} is run by nobody. Whatever is in its store is all that there is of it: nothing is lost"
+        );
+    }
+    let lost = format!(
+        "everything that {owner} acknowledged since the volume's last segment was put into the store is lost, unless an edge still has it: that is sent again"
+    );
+    let holder = foreign.volume.holder.as_ref().map_or_else(
+        || "No edge holds the volume".to_owned(),
+        |holder| format!("The edge {} holds the volume", holder.edge),
+    );
+    match &foreign.alive {
+        Some(_) => format!(
+            "volume {name} is run by {owner}, which is ALIVE. If this node takes it, {lost}. {holder}. {owner} may go on acknowledging writes until it \
+             hears of it: stop it first, if it can be stopped"
+        ),
+        None => format!(
+            "volume {name} is run by {owner}, of which nothing is heard. If this node takes it, {lost}. {holder}. Is {owner} really dead? If it only can not \
+             reach etcd, it may go on acknowledging writes, which are lost too"
+        ),
+    }
+}
+
+/// Makes this node the owner of a volume that another one runs; without `force` only tells what may be lost by that.
+pub(super) async fn take(node: &Node, name: Name, force: bool) -> Answer<Volume> {
+    let Some(member) = &node.member else {
+        return Err(ControlError::conflict("this node is a cluster by itself: nobody else runs volumes of it"));
+    };
+    let records = node.pools.records();
+    let foreign = Foreign::find(records, member.id(), &name).await.map_err(coord_error)?;
+    let Some(foreign) = foreign else {
+        return node.on_shard(move |local| Box::pin(async move { ours(&local, &name).await })).await;
+    };
+    if !force {
+        return Err(ControlError::conflict(losses(&foreign)));
+    }
+    // Its pool may be so new that this node has not heard of it.
+    ownership::take_pools(node, &mut BTreeMap::new()).await?;
+    node.on_shard(move |local| Box::pin(async move { take_here(&local, &foreign).await })).await
+}
+
+/// A volume that this node is the owner of already.
+async fn ours(local: &Rc<Local>, name: &Name) -> Answer<Volume> {
+    let open = local.find(name).await?;
+    describe::volume(local, &open).await
+}
+
+async fn take_here(local: &Rc<Local>, foreign: &Foreign) -> Answer<Volume> {
+    let record = &foreign.volume;
+    local.check_pool(&record.pool)?;
+    // Of a volume that this node ran once, what is left must be gone before.
+    ownership::lost(local, record).await;
+    let let_go = async {
+        while local.is_lost(record.id) {
+            tokio::time::sleep(LOOK_TIME).await;
+        }
+    };
+    if tokio::time::timeout(LET_GO_TIME, let_go).await.is_err() {
+        let message = format!("volume {}: this node has not yet let go of what it ran of it before", record.name);
+        return Err(ControlError::new(ErrorKind::Busy, message));
+    }
+    let (owner, epoch): (String, Epoch) = (foreign.owner(), record.epoch);
+    tracing::warn!(volume = %record.name, %owner, %epoch, "a volume is taken over by force");
+    match local.shard.take_over(record.id, epoch).await {
+        Ok(open) => {
+            tracing::info!(volume = %record.name, epoch = %open.record().epoch, "this node runs the volume now");
+            describe::volume(local, &open).await
+        }
+        Err(error) => {
+            // It may be ours by now, and open later.
+            local.look_after(record.id).await;
+            Err(error.into())
+        }
+    }
+}

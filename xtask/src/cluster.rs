@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `cargo xtask cluster`: an etcd and some nodes on loopback, for trying things, until Ctrl-C.
+//!
+//! Everything is in one temporary directory: etcd's data, a directory for each node, and the store that they share. Each node is the daemon `varved` with a
+//! configuration file of its own, so that one that was killed can be started again by hand with the command that is shown.
+//!
+//! Nothing is left behind: the watcher ([`crate::guard`]) ends the processes and removes the directory however this program ends.
+
+use crate::process::{Daemon, output};
+use crate::{guard, provision, repo};
+use anyhow::{Context as _, Result, bail};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Long enough to build the programs.
+const BUILD_TIME: Duration = Duration::from_secs(1800);
+/// How long etcd or a node may take until it serves.
+const START_TIME: Duration = Duration::from_secs(60);
+/// How long one command may take.
+const COMMAND_TIME: Duration = Duration::from_secs(30);
+/// Between two looks.
+const LOOK_TIME: Duration = Duration::from_millis(200);
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// The programs as they are released.
+    #[arg(long)]
+    release: bool,
+}
+
+/// A node that runs, or has run.
+struct Node {
+    name: String,
+    config: PathBuf,
+    api: String,
+    edge: u16,
+    daemon: Option<Daemon>,
+}
+
+/// Builds, starts, says how to use it, and stays.
+pub fn run(options: &Options) -> Result<bool> {
+    let programs = build(options.release)?;
+    let dir = std::env::temp_dir().join(format!("varve-cluster-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    guard::add_directory(&dir)?;
+    let (endpoint, mut etcd) = start_etcd(&dir)?;
+    let init = ["cluster", "init", "--etcd", &endpoint];
+    until("etcd to answer", || {
+        etcd.must_live()?;
+        Ok(output(Command::new(programs.join("varve")).args(init), COMMAND_TIME).is_ok())
+    })?;
+    let mut nodes = Vec::new();
+    for number in 1..=options.nodes {
+        nodes.push(start_node(&programs, &dir, &endpoint, number)?);
+    }
+    print!("{}", guide(&programs, &dir, &endpoint, &nodes));
+    loop {
+        std::thread::sleep(LOOK_TIME);
+        etcd.must_live()?;
+        for node in &mut nodes {
+            if node.daemon.as_mut().is_some_and(|daemon| daemon.must_live().is_err()) {
+                let start = format!("{} --config {}", programs.join("varved").display(), node.config.display());
+                println!("{} has ended; to start it again: {start}", node.name);
+                node.daemon = None;
+            }
+        }
+    }
+}
+
+/// Builds the programs; gives the directory that has them.
+fn build(release: bool) -> Result<PathBuf> {
+    let mut command = repo::cargo();
+    command.args(["build", "--package", "varve", "--package", "varved"]);
+    if release {
+        command.arg("--release");
+    }
+    output(&mut command, BUILD_TIME)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo::root().join("target"), PathBuf::from);
+    Ok(target.join(if release { "release" } else { "debug" }))
+}
+
+/// A port that nothing listens on at this moment.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).context("a free port")?.port())
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + START_TIME;
+    while !holds()? {
+        if Instant::now() >= deadline {
+            bail!("waited {} s for {what}", START_TIME.as_secs());
+        }
+        std::thread::sleep(LOOK_TIME);
+    }
+    Ok(())
+}
+
+fn start_etcd(dir: &Path) -> Result<(String, Daemon)> {
+    let [client, peer] = [free_port()?, free_port()?].map(|port| format!("http://127.0.0.1:{port}"));
+    let mut command = Command::new("etcd");
+    command.env("PATH", provision::path_for_tests()).arg("--data-dir").arg(dir.join("etcd"));
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    command.args(["--initial-cluster", &format!("default={peer}")]);
+    let daemon = Daemon::start(&mut command, &dir.join("etcd.log"));
+    Ok((client, daemon.context("etcd (Debian package etcd-server; `cargo xtask provision` installs it)")?))
+}
+
+fn start_node(programs: &Path, dir: &Path, endpoint: &str, number: u8) -> Result<Node> {
+    let (name, edge) = (format!("node-{number}"), free_port()?);
+    let data = dir.join(&name);
+    let config = dir.join(format!("{name}.toml"));
+    let (data_text, store) = (data.display(), dir.join("store"));
+    let text = format!(
+        "data = '{data_text}'\nnode-name = '{name}'\netcd = ['{endpoint}']\nstore = 'file://{}'\napi-listen = 'none'\n\
+         edge-listen = '127.0.0.1:{edge}'\njournal-size = '256M'\nlayer-ram = '128M'\n",
+        store.display()
+    );
+    std::fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
+    let mut command = Command::new(programs.join("varved"));
+    command.arg("--config").arg(&config);
+    let mut daemon = Daemon::start(&mut command, &dir.join(format!("{name}.log")))?;
+    let api = format!("unix:{}", data.join("api.sock").display());
+    until(&format!("{name} to serve"), || {
+        daemon.must_live()?;
+        let mut status = Command::new(programs.join("varve"));
+        Ok(output(status.args(["--api", &api, "status"]), COMMAND_TIME).is_ok())
+    })?;
+    Ok(Node { name, config, api, edge, daemon: Some(daemon) })
+}
+
+/// How to use it, for the person at the terminal.
+fn guide(programs: &Path, dir: &Path, endpoint: &str, nodes: &[Node]) -> String {
+    let mut text = format!("A cluster in {}, with etcd at {endpoint}:\n", dir.display());
+    for node in nodes {
+        let pid = node.daemon.as_ref().map_or(0, Daemon::pid);
+        text.push_str(&format!(
+            "  {}  process {pid}, edges at 127.0.0.1:{}, --api {}\n",
+            node.name, node.edge, node.api
+        ));
+    }
+    let Some((first, last)) = nodes.first().zip(nodes.last()) else { return text };
+    text.push_str(&format!("\n  export PATH={}:$PATH VARVE_API={}\n", programs.display(), first.api));
+    text.push_str("  varve cluster status\n  varve volume create disk1 --size 1G\n");
+    text.push_str(&format!("  varve --api {} volume list\n", last.api));
+    if nodes.len() > 1 {
+        let pid = first.daemon.as_ref().map_or(0, Daemon::pid);
+        text.push_str(&format!("  kill -9 {pid}\n  varve --api {} volume take disk1\n", last.api));
+    }
+    text.push_str("\nCtrl-C ends all of it and removes the directory.\n");
+    text
+}
