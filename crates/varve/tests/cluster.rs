@@ -10,6 +10,8 @@ mod real;
 use fleet::Fleet;
 use raw_edge::{RawEdge, attach};
 use real::{DEADLINE, Node, Run};
+use std::io::Write;
+use varve_lab::etcd::{Etcd, Options};
 use varve_lab::process::wait_until;
 use varve_types::ErrorKind;
 use varve_wire::attach::Attach;
@@ -114,4 +116,42 @@ fn nodes_know_whose_volume_is_whose() {
     one.run(&["volume", "undelete", "d"]).ok();
     let ready = |name| row(name, "n1", "ready");
     assert_eq!(one.volumes(), [ready("a"), ready("b"), ready("c"), ready("d")]);
+}
+
+#[test]
+fn etcd_may_ask_for_certificates_and_a_password() {
+    let options = Options { tls: true, client_certificates: true, ..Options::default() };
+    let etcd = Etcd::start_with(&options).unwrap();
+    etcd.enable_auth("secret", "/disks/").unwrap();
+    let files = etcd.certificates().unwrap();
+    let ([certificate, key], password) = (files.client(), etcd.directory().join("password"));
+    std::fs::write(&password, "secret\n").unwrap();
+    let mut node = Node::new(&["--node-name", "n1", "--volume", "a:64M"]);
+    let store = format!("file://{}", node.path("store").display());
+    let mut file = std::fs::OpenOptions::new().append(true).open(node.path("varve.toml")).unwrap();
+    let keys = [
+        ("etcd-ca", files.ca()),
+        ("etcd-cert", certificate),
+        ("etcd-key", key),
+        ("etcd-password-file", password.clone()),
+    ];
+    writeln!(file, "etcd = ['{}']\netcd-prefix = '/disks/'\netcd-user = 'varve'", etcd.endpoints()[0]).unwrap();
+    writeln!(file, "store = '{store}'").unwrap();
+    for (key, path) in keys {
+        writeln!(file, "{key} = '{}'", path.display()).unwrap();
+    }
+    let init = || -> Run {
+        real::varve().args(["cluster", "init", "--config"]).arg(node.path("varve.toml")).output().unwrap().into()
+    };
+    init().ok();
+    init().fails(4);
+    std::fs::write(&password, "wrong\n").unwrap();
+    let complaint = init().fails(2);
+    assert!(complaint.contains("password") && !complaint.contains("wrong"), "{complaint}");
+    std::fs::write(&password, "secret\n").unwrap();
+    node.up();
+    let nodes = node.varve(&["--json", "node", "list"]).json();
+    assert_eq!((&nodes[0]["name"], &nodes[0]["alive"]), (&"n1".into(), &true.into()));
+    node.qemu_io("a", &["write -P 3 0 1M", "read -P 3 0 1M"]);
+    node.stop();
 }

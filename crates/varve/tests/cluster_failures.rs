@@ -10,6 +10,7 @@ mod real;
 use fleet::Fleet;
 use raw_edge::{RawEdge, again, attach};
 use real::{DEADLINE, Run};
+use std::process::Stdio;
 use varve_lab::process::{Signal, wait_until};
 use varve_types::{ErrorKind, Sequence};
 use varve_wire::transmission::{Ask, Told};
@@ -32,6 +33,7 @@ fn the_volumes_of_a_node_that_was_killed_can_be_taken() {
     // It is said what may be lost, and asked.
     let told = two.run(&["volume", "take", "a"]).fails(2);
     assert!(told.contains("everything that node n1 acknowledged") && told.contains("really dead"), "{told}");
+    assert!(told.contains("the last 1m (its seal-age)"), "{told}");
     assert_eq!(two.json(&["volume", "show", "a"])["owner"]["name"], "n1", "nothing was done");
     two.run(&["volume", "take", "a", "--yes"]).ok();
     two.node.qemu_io("a", &["read -P 7 0 1M", "write -P 8 0 1M"]);
@@ -100,15 +102,15 @@ fn while_etcd_is_away_what_is_served_is_served_on() {
     let mut edge = RawEdge::unix(&one.node);
     edge.attach(&attach("a", 1)).unwrap();
     fleet.etcd.kill(0).unwrap();
+    // It tries for a while, in which the other is looked at.
+    let mut command = other.node.command(&other.node.data());
+    command.args(["--node-name", "n2", "--store", &fleet.store()]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let refused = command.spawn().unwrap();
     for round in 1..=20_u8 {
         assert_eq!(edge.ask(Ask::Write, 0, 4096, &[round; 4096]).0.told, Told::Done);
         assert_eq!(edge.ask(Ask::Flush, 0, 0, &[]).0.told, Told::Done);
         assert_eq!(edge.ask(Ask::Read, 0, 4096, &[]).1, [round; 4096]);
     }
-    let mut command = other.node.command(&other.node.data());
-    let complaint =
-        Run::from(command.args(["--node-name", "n2", "--store", &fleet.store()]).output().unwrap()).fails(5);
-    assert!(complaint.contains("etcd"), "{complaint}");
     let cluster = one.json(&["cluster", "status"]);
     assert_eq!(cluster["coordination"]["reachable"], false);
     one.node.until_status("it to be told", |status| {
@@ -116,6 +118,8 @@ fn while_etcd_is_away_what_is_served_is_served_on() {
     });
     one.run(&["volume", "resize", "none", "1G"]).fails(5);
     assert_eq!(edge.ask(Ask::Write, 4096, 4096, &[9; 4096]).0.told, Told::Done);
+    let complaint = Run::from(refused.wait_with_output().unwrap()).fails(5);
+    assert!(complaint.contains("etcd"), "{complaint}");
     fleet.etcd.start_again(0).unwrap();
     one.until_alive("n1", true);
     one.node.until_status("all to be well", |status| status["warnings"].as_array().unwrap().is_empty());

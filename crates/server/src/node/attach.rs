@@ -100,7 +100,7 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
 }
 
 /// The volume of this node that an edge asks for; of those of other nodes it is told whom to ask.
-async fn find(local: &Local, name: &str) -> Result<(Target, Rc<Volume>), Refused> {
+async fn find(local: &Rc<Local>, name: &str) -> Result<(Target, Rc<Volume>), Refused> {
     let none = |_| Refused::new(ErrorKind::NotFound, format!("there is no volume {name:?}"));
     let target: Target = name.parse().map_err(none)?;
     let error = match local.find_here(&target.volume) {
@@ -111,7 +111,7 @@ async fn find(local: &Local, name: &str) -> Result<(Target, Rc<Volume>), Refused
         return Err(refused(&error));
     }
     match local.find_foreign(&target.volume).await {
-        Ok(Some(foreign)) => Err(takeover::answer(&foreign)),
+        Ok(Some(foreign)) => takeover::answer(local, &foreign).await.map(|volume| (target, volume)),
         Ok(None) => Err(refused(&error)),
         Err(unknown) => Err(refused(&unknown)),
     }

@@ -100,8 +100,12 @@ impl Connections {
     }
 }
 
-/// Serves a user, as a task of this thread that is known until it ends.
+/// Serves a user, as a task of this thread that is known until it ends; of a volume that another node runs by now, nobody.
 pub(super) fn begin(local: &Rc<Local>, user: User, serving: impl Future<Output = ()> + 'static) {
+    // Another node has taken it while it was opened: it is hung up.
+    if local.is_lost(user.volume) {
+        return;
+    }
     let connections = &local.connections;
     let number = connections.next.replace(connections.next.get() + 1);
     let place = Place { local: Rc::clone(local), number };

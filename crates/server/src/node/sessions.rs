@@ -42,6 +42,7 @@ pub(super) struct Sessions {
 impl Sessions {
     async fn device(&self, local: &Local, target: &Target, writes: bool) -> Result<Rc<Device>, EngineError> {
         let key = (target.to_string(), writes);
+        self.kept.borrow_mut().retain(|_, kept| !local.is_lost(kept.device.volume().id()));
         if let Some(kept) = self.kept.borrow_mut().get_mut(&key) {
             kept.used = Instant::now();
             return Ok(Rc::clone(&kept.device));

@@ -16,7 +16,8 @@ use crate::api::model::Volume;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
-use varve_types::{Epoch, ErrorKind, Name};
+use varve_engine::Volume as Open;
+use varve_types::{Epoch, ErrorKind, Name, Settings};
 use varve_wire::attach::Refused;
 
 /// How long a take-over waits until this node has let go of what it ran itself before.
@@ -26,16 +27,27 @@ const LOOK_TIME: Duration = Duration::from_millis(20);
 
 type Answer<T> = Result<T, ControlError>;
 
-/// What an edge is told that asks this node for a volume of another one.
-pub(super) fn answer(foreign: &Foreign) -> Refused {
+/// What becomes of an edge that asks this node for a volume of another one: it is sent on to the owner, where that is alive.
+///
+/// # Errors
+/// What the edge is told. (A volume that this node has taken over for it would be the answer.)
+pub(super) async fn answer(_local: &Rc<Local>, foreign: &Foreign) -> Result<Rc<Open>, Refused> {
     let message = foreign.error().to_string();
     let is_alive = foreign.alive.is_some();
     let elsewhere = foreign.node.as_ref().filter(|_| is_alive).and_then(|node| node.edge.first().cloned());
-    Refused { elsewhere, ..Refused::new(ErrorKind::Unavailable, message) }
+    Err(Refused { elsewhere, ..Refused::new(ErrorKind::Unavailable, message) })
+}
+
+/// How long what is written may wait until it is put into the store, as people write it.
+async fn seal_age(node: &Node, foreign: &Foreign) -> Answer<String> {
+    let (pool, _) = node.pools.records().load_pool(&foreign.volume.pool).await.map_err(coord_error)?;
+    let settings = Settings::describe(&foreign.volume.settings, &pool.settings);
+    let found = settings.into_iter().find(|(key, _, _)| *key == "seal-age");
+    Ok(found.map(|(_, value, _)| value).unwrap_or_default())
 }
 
 /// What making this node the owner of a volume may lose, for people.
-fn losses(foreign: &Foreign) -> String {
+fn losses(foreign: &Foreign, seal_age: &str) -> String {
     let (name, owner) = (&foreign.volume.name, foreign.owner());
     if foreign.volume.owner.is_none() {
         return format!(
@@ -43,7 +55,7 @@ fn losses(foreign: &Foreign) -> String {
         );
     }
     let lost = format!(
-        "everything that {owner} acknowledged since the volume's last segment was put into the store is lost, unless an edge still has it: that is sent again"
+        "everything that {owner} acknowledged since the volume's last segment was put into the store is lost, unless an edge still has it: that is sent again. While its store answered, that was at most the last {seal_age} (its seal-age) and what was being put"
     );
     let holder = foreign.volume.holder.as_ref().map_or_else(
         || "No edge holds the volume".to_owned(),
@@ -72,7 +84,7 @@ pub(super) async fn take(node: &Node, name: Name, force: bool) -> Answer<Volume>
         return node.on_shard(move |local| Box::pin(async move { ours(&local, &name).await })).await;
     };
     if !force {
-        return Err(ControlError::conflict(losses(&foreign)));
+        return Err(ControlError::conflict(losses(&foreign, &seal_age(node, &foreign).await?)));
     }
     // Its pool may be so new that this node has not heard of it.
     ownership::take_pools(node, &mut BTreeMap::new()).await?;
