@@ -26,7 +26,7 @@ pub use api::{
 pub use embedded::Embedded;
 pub use error::{Cause, CoordError, Result};
 pub use memory::{Fault, Memory};
-pub use node::{AliveRecord, EdgeToken, Incarnation, MAX_ADDRESSES, NodeName, NodeRecord};
+pub use node::{AliveRecord, EdgeToken, MAX_ADDRESSES, NodeName, NodeRecord, NodeToken};
 pub use record::{
     ClusterRecord, Deleted, EpochEnd, HolderRecord, MAX_ENDS, ManifestRef, MirrorRecord, NameRecord, PoolRecord,
     Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,

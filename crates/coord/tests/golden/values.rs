@@ -4,8 +4,8 @@
 //! They are written out without defaults: a new field does not compile here until it has a value, and with it a golden file of its own.
 
 use varve_coord::{
-    AliveRecord, ClusterRecord, CoordError, Deleted, EdgeToken, EpochEnd, HolderRecord, Incarnation, ManifestRef,
-    MirrorRecord, NameRecord, NodeName, NodeRecord, PoolRecord, Record, ScrubFinding, ScrubPass, ScrubRecord,
+    AliveRecord, ClusterRecord, CoordError, Deleted, EdgeToken, EpochEnd, HolderRecord, ManifestRef, MirrorRecord,
+    NameRecord, NodeName, NodeRecord, NodeToken, PoolRecord, Record, ScrubFinding, ScrubPass, ScrubRecord,
     TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
 use varve_types::{
@@ -172,10 +172,14 @@ fn alive() -> AliveRecord {
     AliveRecord {
         version: 1,
         node: NODE,
-        incarnation: Incarnation(0x0123_4567_89ab_cdef),
+        incarnation: IncarnationId::from_bytes(*b"incarnation-v1-1"),
         since_ms: 1_700_000_000_131,
         program: "0.1.0".to_owned(),
     }
+}
+
+fn node_token() -> NodeToken {
+    NodeToken { version: 1, token: "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100".to_owned() }
 }
 
 fn edge_token() -> EdgeToken {
@@ -208,5 +212,6 @@ pub fn all() -> Vec<Golden> {
         golden!("node-name", node_name),
         golden!("alive", alive),
         golden!("edge-token", edge_token),
+        golden!("node-token", node_token),
     ]
 }

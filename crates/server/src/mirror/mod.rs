@@ -21,3 +21,4 @@ mod peer;
 pub(crate) use far::{Links, serve};
 pub(crate) use greeter::{Accepted, MirrorGreeter};
 pub(crate) use members::{Member, Members};
+pub(crate) use peer::probe;

@@ -173,6 +173,11 @@ fn strange(message: &Message) -> EngineError {
     EngineError::new(ErrorKind::Internal, format!("{message:?} is no answer to what was asked"))
 }
 
+/// Whether a node answers at its address.
+pub(crate) async fn probe(node: NodeId, address: &str, hello: &MirrorHello) -> std::result::Result<(), String> {
+    greet(node, address, &hello.encode()).await.map(drop)
+}
+
 /// Connects and greets.
 async fn greet(node: NodeId, address: &str, hello: &Bytes) -> std::result::Result<(TcpStream, MirrorWelcome), String> {
     let told = |error: std::io::Error| error.to_string();
