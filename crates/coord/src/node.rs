@@ -261,6 +261,7 @@ impl Records<'_> {
         let mut names: Vec<_> = owned.map(|(volume, _)| volume.name.to_string()).collect();
         if !names.is_empty() {
             let count = names.len();
+            names.sort();
             names.truncate(3);
             let more = if count > 3 { ", …" } else { "" };
             let reason =

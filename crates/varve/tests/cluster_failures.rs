@@ -22,6 +22,11 @@ fn the_volumes_of_a_node_that_was_killed_can_be_taken() {
     let two = fleet.start("n2", &[]);
     one.node.qemu_io("a", &["write -P 7 0 1M"]);
     one.until_put("a");
+    // What only its journal has.
+    let mut edge = RawEdge::unix(&one.node);
+    edge.attach(&attach("a", 9)).unwrap();
+    assert_eq!(edge.ask(Ask::Write, 2 << 20, 4096, &[6; 4096]).0.told, Told::Done);
+    assert_eq!(edge.ask(Ask::Flush, 0, 0, &[]).0.told, Told::Done);
     one.node.kill();
     two.until_alive("n1", false);
     let cluster = two.json(&["cluster", "status"]);
@@ -33,10 +38,11 @@ fn the_volumes_of_a_node_that_was_killed_can_be_taken() {
     // It is said what may be lost, and asked.
     let told = two.run(&["volume", "take", "a"]).fails(2);
     assert!(told.contains("everything that node n1 acknowledged") && told.contains("really dead"), "{told}");
-    assert!(told.contains("the last 1m (its seal-age)"), "{told}");
+    assert!(told.contains("the last 1m (its seal-age)") && told.contains("host-9"), "{told}");
     assert_eq!(two.json(&["volume", "show", "a"])["owner"]["name"], "n1", "nothing was done");
     two.run(&["volume", "take", "a", "--yes"]).ok();
-    two.node.qemu_io("a", &["read -P 7 0 1M", "write -P 8 0 1M"]);
+    two.run(&["volume", "detach", "a", "--yes"]).ok();
+    two.node.qemu_io("a", &["read -P 7 0 1M", "read -P 0 2M 4k", "write -P 8 0 1M"]);
     two.run(&["volume", "take", "a"]).ok();
     two.run(&["volume", "take", "none", "--yes"]).fails(3);
     // The old owner does not open what it lost, and knows whom to ask.
@@ -51,7 +57,8 @@ fn the_volumes_of_a_node_that_was_killed_can_be_taken() {
     assert!(told.contains("ALIVE"), "{told}");
     two.until_put("a");
     one.run(&["volume", "take", "a", "--yes"]).ok();
-    one.node.qemu_io("a", &["read -P 8 0 1M"]);
+    // With it nothing comes back of what was lost, though its journal may still have it.
+    one.node.qemu_io("a", &["read -P 8 0 1M", "read -P 0 2M 4k"]);
     two.node.until_status("it to let go", |status| status["volumes"].as_array().unwrap().is_empty());
 }
 
