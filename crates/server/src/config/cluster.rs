@@ -3,6 +3,8 @@
 //!
 //! A node without `etcd` is a cluster by itself: the other keys of clusters are refused there, save its name, so that one that was forgotten is not
 //! silently without effect.
+//!
+//! What others are told of the node (addresses, rack, site) is checked here too, before anybody believes it.
 
 use super::{ConfigError, FileConfig};
 use std::net::SocketAddr;

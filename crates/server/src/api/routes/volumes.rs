@@ -2,6 +2,9 @@
 //! Routes of volumes: make, show, change, delete and bring back, clone and flatten.
 //!
 //! Sizes, names and settings are checked here, so that the node is asked nothing that can not be.
+//!
+//! What a volume then is comes back as its whole document;
+//! what takes longer than a request may (flatten) is a job. A change that was begun is done, also where who asked does not wait for it.
 
 use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
