@@ -3,7 +3,7 @@
 //!
 //! First comes the greeting, which is small; then replies and notices, in any order. Whatever is wrong ends the connection, and is told as the error of the wire that it is.
 //!
-//! Data of reads are slices of the buffer that they were received in. Bound of that: what one read brings ([`ROOM`]), and one payload, for which room is made only once
+//! Data of reads are slices of the buffer that they were received in. Bound of that: what one read brings (`ROOM`), and one payload, for which room is made only once
 //! its header was proved and the session said that it waits for it.
 
 use bytes::{Buf, Bytes, BytesMut};

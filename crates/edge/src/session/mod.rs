@@ -9,8 +9,8 @@
 //! - *No two changes that overlap are under way at once*, by bytes. The later waits until the earlier was answered, and of those that wait the earlier goes first. So
 //!   an unanswered change is the newest of its bytes, and can be sent again (`docs/adr/0015`). Reads and flushes wait for no change: a flush covers what was
 //!   answered, and the owner puts it behind that.
-//! - *Every acknowledged change above `safe` is kept*, with its epoch and sequence ([`keep`]). The bytes of what is kept and of what is under way are bounded for the
-//!   process ([`budget`]): at the bound changes wait, and a flush of the session's own makes room. A change that
+//! - *Every acknowledged change above `safe` is kept*, with its epoch and sequence (`keep`). The bytes of what is kept and of what is under way are bounded for the
+//!   process (`budget`): at the bound changes wait, and a flush of the session's own makes room. A change that
 //!   the owner answered with an error is not kept: what it has left behind is anybody's guess, as on a disk.
 //! - *After a connect nothing but kept changes is sent* until all that do not count were sent again, in order, and answered. Then go the changes that were sent before
 //!   and not answered, and until they are, nothing else. So no read sees what is from before a change that was acknowledged, or from before one that was not and that
@@ -23,7 +23,7 @@
 //!   seen it; so it is treated as any other until its answer comes: it holds back what overlaps it, is sent again, and is kept. Only nobody is told. Requests that were
 //!   sent are never more than the window, so those are bounded, however long the owner is away.
 //!
-//! **Bounds.** Requests: what the front ends let in. Under way: the owner's window, and [`WINDOW_BYTES`]. Epochs named: 64 ([`keep`]). Addresses: 64 ([`reach`]).
+//! **Bounds.** Requests: what the front ends let in. Under way: the owner's window, and `WINDOW_BYTES`. Epochs named: 64 (`keep`). Addresses: 64 (`reach`).
 
 pub(crate) mod budget;
 mod closing;
