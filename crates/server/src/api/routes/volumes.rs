@@ -2,6 +2,9 @@
 //! Routes of volumes: make, show, change, delete and bring back, clone and flatten.
 //!
 //! Sizes, names and settings are checked here, so that the node is asked nothing that can not be.
+//!
+//! A change of a volume that another node of the cluster runs is refused by the node as `fenced`, with whom to ask; a take-over is refused as a conflict until
+//! it is forced, with what may be lost by it.
 
 use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
