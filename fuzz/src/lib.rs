@@ -16,6 +16,7 @@
 pub mod bundle;
 pub mod config;
 pub mod coord;
+pub mod edge;
 pub mod journal;
 pub mod manifest;
 pub mod nbd;

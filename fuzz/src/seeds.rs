@@ -13,7 +13,9 @@ use varve_format::table::{Kill, LiveBits, NodeKill, Place, TableEntry, encode_ki
 use varve_format::{Leaf, Lineage, NODE_ENTRIES, NodePointer, ObjectKind, ObjectName, Pointer, encode_interior};
 use varve_nbd::option::{self, OptionHeader};
 use varve_nbd::wire::{self, Command, Request};
-use varve_types::{ClusterId, Ordinal, RootNumber, Sequence, TimelineId};
+use varve_types::{ClusterId, Epoch, ErrorKind, Ordinal, RootNumber, Sequence, TimelineId, VolumeId};
+use varve_wire::attach::{Attached, Refused};
+use varve_wire::transmission::{Reply, Told, payload_crc};
 
 /// A target and an input for it.
 pub type Seed = (&'static str, Vec<u8>);
@@ -33,6 +35,7 @@ pub fn all() -> Vec<Seed> {
     coordination(&mut seeds);
     clients(&mut seeds);
     journals(&mut seeds);
+    nodes(&mut seeds);
     seeds
 }
 
@@ -320,6 +323,50 @@ fn clients(seeds: &mut Vec<Seed>) {
     }
 }
 
+/// What an edge hears: a refusal, an attach with a reply behind it, and histories of sessions.
+fn nodes(seeds: &mut Vec<Seed>) {
+    let refused = Refused::new(ErrorKind::Busy, "later").encode();
+    let attached = Attached {
+        version: 1,
+        cluster: ClusterId::from_bytes([1; 16]),
+        volume: VolumeId::from_bytes([2; 16]),
+        timeline: TimelineId::from_bytes([3; 16]),
+        epoch: Epoch(4),
+        size: 1 << 30,
+        read_only: false,
+        window: 256,
+        sequence: Sequence(9),
+        safe: Sequence(7),
+        cuts: vec![Sequence(5)],
+    };
+    let data = noise(512, 3);
+    let reply = Reply {
+        told: Told::Done,
+        id: 1 << 32 | 1,
+        sequence: Sequence(9),
+        safe: Sequence(8),
+        length: data.len() as u32,
+        payload_crc: payload_crc(&data),
+    };
+    seeds.push(("edge", input(0, &refused)));
+    seeds.push(("edge", input(0, &[&attached.encode()[..], &reply.to_bytes(), &data].concat())));
+    // Attached; a write, a read, a flush; answers; a loss; attached again with less; answers.
+    let history = [
+        [5, 0, 0, 1, 0, 0, 0, 20],
+        [0, 1, 1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0],
+        [2, 1, 0, 3, 0, 1, 0, 0],
+        [2, 1, 0, 3, 1, 1, 0, 1],
+        [7, 1, 0, 0, 0, 0, 0, 0],
+        [5, 1, 0, 2, 0, 0, 1, 20],
+        [2, 1, 0, 3, 0, 1, 1, 0],
+    ];
+    seeds.push(("edge", input(1, &history.concat())));
+    for seed in 0..4 {
+        seeds.push(("edge", input(1, &noise(512, 40 + seed))));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,6 +384,7 @@ mod tests {
             "coord" => crate::coord::check(bytes),
             "coord_file" => crate::coord::check_file(bytes),
             "nbd" => nbd::check(bytes),
+            "edge" => crate::edge::check(bytes),
             "replay" => crate::replay::check(bytes),
             other => panic!("there is no target {other}"),
         }

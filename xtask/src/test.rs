@@ -21,7 +21,7 @@ const HALF_HOUR_S: u64 = 30 * 60;
 const CI_TOTAL_S: u64 = 44 * 60;
 
 /// Shares of the half hour, in seconds. A crate whose tests are not named here has [`OTHER_S`].
-const SHARES: [(&str, u64); 21] = [
+const SHARES: [(&str, u64); 20] = [
     ("provision", 100),
     ("fmt", 10),
     ("tidy", 50),
@@ -30,11 +30,10 @@ const SHARES: [(&str, u64); 21] = [
     ("unit", 30),
     ("docs", 45),
     ("tests of types", 10),
-    ("tests of env", 15),
     ("tests of format", 20),
     ("tests of coord", 20),
     ("tests of store", 50),
-    ("tests of engine", 10),
+    ("tests of etcd", 30),
     ("tests of lab", 60),
     ("tests of sim", 170),
     ("tests of nbd", 25),
@@ -197,7 +196,7 @@ mod tests {
             dependencies: Vec::new(),
             targets: vec![Target { name: "t".to_owned(), kind: vec![kind.to_owned()] }],
         };
-        let packages = vec![package("varve", "test"), package("varve-engine", "test"), package("varve-types", "lib")];
+        let packages = vec![package("varve", "test"), package("varve-etcd", "test"), package("varve-types", "lib")];
         let metadata = Metadata { packages, target_directory: "target".into() };
         for nextest in [false, true] {
             let names: Vec<String> = stages(true, &metadata, nextest).into_iter().map(|stage| stage.name).collect();
@@ -208,7 +207,7 @@ mod tests {
                 "build",
                 "tidy",
                 "unit",
-                "tests of engine",
+                "tests of etcd",
                 "tests of varve",
                 "random seeds",
                 "planted bugs",

@@ -2,7 +2,7 @@
 //! Coordination: the small facts that make a cluster of nodes one system, changed by compare-and-swap.
 //!
 //! [`Coord`] is what the rest of Varve sees: get, list, transact, watch, lease. [`Embedded`] keeps them in one redb file for one node, [`Memory`]
-//! in RAM for tests and the simulator; etcd keeps them for a cluster. [`Records`] are the facts themselves, typed: the cluster, its pools, its volumes
+//! in RAM for tests and the simulator; the crate `varve-etcd` keeps them in etcd for a cluster. [`Records`] are the facts themselves, typed: the cluster, its pools, its volumes
 //! with their timelines and accepted manifests.
 //!
 //! It stands beside the write path, never in it: a volume asks coordination when it is opened, when a checkpoint is accepted and when something
@@ -26,9 +26,9 @@ pub use api::{
 pub use embedded::Embedded;
 pub use error::{Cause, CoordError, Result};
 pub use memory::{Fault, Memory};
-pub use node::{AliveRecord, EdgeToken, Incarnation, MAX_ADDRESSES, NodeName, NodeRecord};
+pub use node::{AliveRecord, EdgeToken, MAX_ADDRESSES, NodeName, NodeRecord, NodeToken};
 pub use record::{
-    ClusterRecord, Deleted, EpochEnd, HolderRecord, MAX_ENDS, ManifestRef, NameRecord, PoolRecord, Record,
-    ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
+    ClusterRecord, Deleted, EpochEnd, HolderRecord, MAX_ENDS, ManifestRef, MirrorRecord, NameRecord, PoolRecord,
+    Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
 pub use records::Records;

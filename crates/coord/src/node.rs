@@ -6,6 +6,7 @@
 //! node-name/NAME  NodeName         claims a name for a node
 //! alive/UUID      AliveRecord      under a lease: a process runs as this node. Where it is gone, the node is dead, or cut off from coordination
 //! edge-token      EdgeToken        what edges prove themselves by to every node
+//! node-token      NodeToken        what nodes prove themselves by to each other
 //! ```
 //!
 //! A node that is not alive may still serve: the lease only says that somebody should look. What a node may do follows from the records of its
@@ -16,7 +17,7 @@
 use crate::{Change, Check, CoordError, LeaseId, Outcome, Record, Records, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use varve_types::{Name, NodeId};
+use varve_types::{IncarnationId, Name, NodeId};
 
 /// Most addresses of a node that edges use.
 pub const MAX_ADDRESSES: usize = 16;
@@ -28,7 +29,6 @@ const MAX_TRIES: usize = 32;
 const NODE_PREFIX: &str = "node/";
 const NODE_NAME_PREFIX: &str = "node-name/";
 const ALIVE_PREFIX: &str = "alive/";
-const EDGE_TOKEN_KEY: &str = "edge-token";
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,33 +64,6 @@ pub struct NodeName {
     pub node: NodeId,
 }
 
-/// Random id of one process that runs as a node. Text form: 16 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Incarnation(pub u64);
-
-impl fmt::Display for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-impl fmt::Debug for Incarnation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Incarnation({self})")
-    }
-}
-impl From<Incarnation> for String {
-    fn from(id: Incarnation) -> Self {
-        id.to_string()
-    }
-}
-impl TryFrom<String> for Incarnation {
-    type Error = std::num::ParseIntError;
-    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
-        u64::from_str_radix(&text, 16).map(Self)
-    }
-}
-
 /// A process that runs as a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AliveRecord {
@@ -99,27 +72,59 @@ pub struct AliveRecord {
     /// The node.
     pub node: NodeId,
     /// The process.
-    pub incarnation: Incarnation,
+    pub incarnation: IncarnationId,
     /// Since when it runs: wall clock, milliseconds since 1970.
     pub since_ms: u64,
     /// The version of the program.
     pub program: String,
 }
 
-/// What edges prove themselves by, the same on all nodes. Does not print itself.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EdgeToken {
-    /// See [`Record::VERSION`].
-    pub version: u32,
-    /// The secret.
-    pub token: String,
+// A secret that all nodes know. It does not print itself.
+macro_rules! token {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $key:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct $name {
+            /// See [`Record::VERSION`].
+            pub version: u32,
+            /// The secret.
+            pub token: String,
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+
+        impl $name {
+            /// One of this build's version.
+            #[must_use]
+            pub const fn new(token: String) -> Self {
+                Self { version: Self::VERSION, token }
+            }
+        }
+
+        impl Record for $name {
+            const WHAT: &'static str = $what;
+            fn key(&self) -> String {
+                $key.to_owned()
+            }
+            fn version(&self) -> u32 {
+                self.version
+            }
+        }
+    };
 }
 
-impl fmt::Debug for EdgeToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EdgeToken").finish_non_exhaustive()
-    }
-}
+token!(
+    /// What edges prove themselves by, the same on all nodes.
+    EdgeToken, "token of edges", "edge-token"
+);
+token!(
+    /// What nodes prove themselves by to each other.
+    NodeToken, "token of nodes", "node-token"
+);
 
 impl NodeRecord {
     /// The key of the node.
@@ -180,16 +185,6 @@ impl Record for AliveRecord {
     const WHAT: &'static str = "record of a live node";
     fn key(&self) -> String {
         Self::key_of(self.node)
-    }
-    fn version(&self) -> u32 {
-        self.version
-    }
-}
-
-impl Record for EdgeToken {
-    const WHAT: &'static str = "token of edges";
-    fn key(&self) -> String {
-        EDGE_TOKEN_KEY.to_owned()
     }
     fn version(&self) -> u32 {
         self.version
@@ -309,20 +304,21 @@ impl Records<'_> {
         Ok(self.list(ALIVE_PREFIX).await?.into_iter().map(|(record, _)| record).collect())
     }
 
-    /// The token of edges; `fresh` becomes it where there is none.
+    /// A token of the cluster; `fresh` becomes it where there is none.
     ///
     /// # Errors
     /// What coordination says.
-    pub async fn edge_token_or_create(&self, fresh: EdgeToken) -> Result<EdgeToken> {
-        if let Some((token, _)) = self.load::<EdgeToken>(EDGE_TOKEN_KEY).await? {
+    pub async fn token_or_create<T: Record>(&self, fresh: T) -> Result<T> {
+        let key = fresh.key();
+        if let Some((token, _)) = self.load::<T>(&key).await? {
             return Ok(token);
         }
-        let changes = vec![Change::put(EDGE_TOKEN_KEY, fresh.encode()?)];
-        match self.coord.transact(vec![Check::Absent(EDGE_TOKEN_KEY.to_owned())], changes).await? {
+        let changes = vec![Change::put(key.as_str(), fresh.encode()?)];
+        match self.coord.transact(vec![Check::Absent(key.clone())], changes).await? {
             Outcome::Applied { .. } => Ok(fresh),
             Outcome::Refused => {
-                let token = self.load(EDGE_TOKEN_KEY).await?.map(|(token, _)| token);
-                token.ok_or_else(|| CoordError::Changed("the token of edges".to_owned()))
+                let token = self.load(&key).await?.map(|(token, _)| token);
+                token.ok_or_else(|| CoordError::Changed(T::WHAT.to_owned()))
             }
         }
     }

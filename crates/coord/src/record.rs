@@ -21,7 +21,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use varve_types::{
-    ClusterId, Epoch, JournalId, Name, NodeId, Overrides, Sequence, SessionId, TimelineId, VolumeId, WriterId,
+    ClusterId, Epoch, IncarnationId, JournalId, Name, NodeId, Overrides, Sequence, SessionId, TimelineId, VolumeId,
+    WriterId,
 };
 
 /// A fact under a key.
@@ -153,12 +154,26 @@ pub struct VolumeRecord {
     /// The node that runs it. Of a cluster of one node nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<NodeId>,
+    /// Who has a copy of its unsealed tail that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorRecord>,
     /// The edge that has it for itself, if one has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<HolderRecord>,
     /// Where the latest epochs of the timeline that it shows ended, by epoch: [`MAX_ENDS`] at most. An edge that was away asks for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<EpochEnd>,
+}
+
+/// A node that has all of a volume's unsealed tail: it may take the volume over. While it is named, nothing is answered that it does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorRecord {
+    /// The node.
+    pub node: NodeId,
+    /// Its process: another one has lost the copy.
+    pub incarnation: IncarnationId,
+    /// The timeline that it is a copy of: counts for nothing but that.
+    pub timeline: TimelineId,
 }
 
 /// Ends of epochs that a record keeps.

@@ -14,6 +14,7 @@ use crate::fetch::Fetches;
 use crate::journals::Journals;
 use crate::lineage::PageTables;
 use crate::map_ram::MapRam;
+use crate::mirror::{Copies, MirrorNodes};
 use crate::scrub::Scrub;
 use crate::signal::Signal;
 use crate::ssd::SsdCache;
@@ -250,6 +251,10 @@ pub struct PutBytes {
 pub(crate) struct Context {
     /// The node whose volumes these are; none where there is one node, and all are.
     pub node: Cell<Option<NodeId>>,
+    /// The nodes that may keep copies of tails.
+    pub mirrors: RefCell<Option<Rc<dyn MirrorNodes>>>,
+    /// What this node keeps of others.
+    pub copies: RefCell<Option<Rc<Copies>>>,
     pub env: Rc<dyn Env>,
     pub journals: Journals,
     pub coord: Arc<dyn Coord>,

@@ -20,6 +20,7 @@
 //! A crash loses what `commit` has not handed to the kernel; a power cut may also lose, or tear, what lies behind
 //! `synced`.
 
+mod adopt;
 mod carry;
 mod replay;
 mod sync;

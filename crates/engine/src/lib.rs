@@ -34,6 +34,7 @@ mod lineage;
 mod manifests;
 pub mod map;
 mod map_ram;
+mod mirror;
 mod nodes;
 mod orphans;
 mod overlay;
@@ -74,6 +75,9 @@ pub use import::{ImportFailure, Imported, ImportedVolume, PoolImport, import_poo
 pub use journals::{JournalCounts, JournalDisk, JournalRole, MAX_JOURNALS};
 pub use manifests::PoolStore;
 pub use map_ram::MapCounts;
+pub use mirror::{
+    BeginCopy, Begun, Copies, Delivery, Fetched, MirrorNodes, MirrorPeer, MirrorPhase, MirrorState, TailRecord,
+};
 pub use pressure::SlowCounts;
 pub use rewind::{RewindPoint, RewindPoints};
 pub use scrub::{Finding, ScrubCounts};

@@ -20,6 +20,7 @@ use crate::layer::Layer;
 use crate::lineage::{Lineages, get_range, load_manifest, row_name, table_object};
 use crate::manifests::{PoolStore, accept, put_numbered};
 use crate::map::Tree;
+use crate::mirror::Mirror;
 use crate::nodes::NodeLoads;
 use crate::overlay::{Overlay, Stratum};
 use crate::pressure::Throttle;
@@ -44,7 +45,7 @@ use varve_format::table::decode_page;
 use varve_format::{ObjectKind, ObjectName};
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{Epoch, ErrorKind, Ordinal, RootNumber, Settings, TimelineId, VolumeId, WriterId};
+use varve_types::{Epoch, ErrorKind, Ordinal, RootNumber, Sequence, Settings, TimelineId, VolumeId, WriterId};
 
 /// Most segments looked at behind a manifest: an owner stays below this.
 const MAX_PROBES: u64 = NUMBER_GAP;
@@ -101,6 +102,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         last: manifest.merged,
         last_end: 0,
         flushed: manifest.merged,
+        told_safe: Sequence(0),
         awaited: None,
         open: Layer::new(epoch),
         open_epoch: epoch,
@@ -148,6 +150,7 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
         own: manifest.own,
         lineages: Lineages::new(manifest.ancestors),
         ends: RefCell::default(),
+        mirror: Mirror::default(),
         throttle: Throttle::default(),
         streams: Streams::default(),
         data: RefCell::new(data),
@@ -332,9 +335,14 @@ impl Timeline {
             manifest
         };
         put_numbered(&*self.context.env, &*self.pool.store, &mut manifest).await?;
-        let end = EpochEnd { timeline: self.id, epoch: old.epoch, last: self.data.borrow().last };
+        let last = self.data.borrow().last;
+        let last = if planted(Mutant::EndTooLate) { last.next() } else { last };
+        let end = EpochEnd { timeline: self.id, epoch: old.epoch, last };
         let note = |record: &mut VolumeRecord| {
             record.note_end(end);
+            if record.shown == end.timeline && !planted(Mutant::OpenKeepsMirror) {
+                record.mirror = None;
+            }
             Ok(())
         };
         let record = accept(&self.context, self.volume, &manifest, note).await?;

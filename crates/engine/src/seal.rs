@@ -297,6 +297,7 @@ impl Timeline {
             self.journal.unpin(pin);
         }
         self.context.ram_changed(freed, 0);
+        self.mirror_release(self.data.borrow().counted);
         self.changed.ring();
     }
 

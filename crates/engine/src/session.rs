@@ -16,6 +16,7 @@ use crate::volume::Volume;
 use crate::{EngineError, Position, Result};
 use std::rc::Rc;
 use varve_coord::{HolderRecord, Records, VolumeRecord};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, Sequence, SessionId, TimelineId};
 
 /// What an edge asks for.
@@ -63,7 +64,12 @@ impl Timeline {
                 None => {}
             }
         }
-        Position { sequence: data.last, safe: data.flushed.max(data.counted) }
+        let safe = data.flushed.max(data.counted).max(self.mirror.safe());
+        let safe = if planted(Mutant::SafeBeforeSync) { data.last } else { safe };
+        // What was told holds, also while a mirror that has vouched for it is being parted with.
+        data.told_safe = data.told_safe.max(safe);
+        let safe = data.told_safe;
+        Position { sequence: data.last, safe }
     }
 }
 
@@ -76,12 +82,13 @@ impl Volume {
     /// Begins a session, or goes on with it. The caller has ended what the session, or those that it takes the volume from, have begun.
     ///
     /// # Errors
-    /// `Conflict` where somebody else has the volume; `Fenced` where the session was ended, or knows another timeline than the one shown; `Corrupt` where a change
-    /// that was told to be safe is lost.
+    /// `Conflict` where somebody else has the volume; `Fenced` where the session was ended, or knows another timeline than the one shown; `Unavailable` where
+    /// another node runs the volume by now; `Corrupt` where a change that was told to be safe is lost.
     pub async fn begin_session(self: &Rc<Self>, request: SessionRequest) -> Result<SessionStart> {
         let _turn = self.changes.take().await;
         let timeline = self.shown();
-        timeline.data.borrow().check()?;
+        let stopped = timeline.data.borrow().check();
+        stopped.map_err(not_here)?;
         self.check_session(&request, &timeline)?;
         let cuts = self.cuts(&request, &timeline)?;
         let holder = self.holder();
@@ -90,7 +97,7 @@ impl Volume {
             let (session, edge) = (request.session, request.edge.clone());
             let new = HolderRecord { session, edge, since_ms: self.context.now_ms() };
             // A reader that takes the volume from a writer leaves it to all readers.
-            self.set_holder(request.exclusive.then_some(new)).await?;
+            self.set_holder(request.exclusive.then_some(new)).await.map_err(not_here)?;
         }
         let (mut device, _) = self.attach_device(&timeline, request.edge);
         device.read_only |= !request.exclusive;
@@ -151,6 +158,11 @@ impl Volume {
     fn cuts(&self, request: &SessionRequest, timeline: &Timeline) -> Result<Vec<Sequence>> {
         let mut cuts = Vec::new();
         for (epoch, safe) in &request.promises {
+            if *epoch > timeline.epoch {
+                // Whoever has taken it over has served this session already.
+                let text = format!("volume {}: another node runs it by now, in epoch {epoch}", self.name());
+                return Err(EngineError::new(ErrorKind::Unavailable, text));
+            }
             let last = if *epoch == timeline.epoch {
                 Some(timeline.data.borrow().last)
             } else {
@@ -189,4 +201,9 @@ impl Volume {
         self.record.borrow_mut().holder = holder;
         Ok(())
     }
+}
+
+/// That another node runs the volume is no end of a session: it goes on there.
+fn not_here(error: EngineError) -> EngineError {
+    if error.kind() == ErrorKind::Fenced { EngineError::new(ErrorKind::Unavailable, error.to_string()) } else { error }
 }

@@ -23,11 +23,12 @@ use crate::journals::{JournalCounts, JournalDisk, JournalRole, Journals};
 use crate::lineage::PageTables;
 use crate::manifests::PoolStore;
 use crate::map_ram::{MapCounts, MapRam};
+use crate::mirror::{Copies, MirrorNodes};
 use crate::scrub::{Scrub, ScrubCounts};
 use crate::signal::Signal;
 use crate::ssd::{SsdCache, SsdCounts};
 use crate::stages::{Stage, StageTimes, Stages};
-use crate::volume::Volume;
+use crate::volume::{Claim, Volume};
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -141,6 +142,8 @@ impl Shard {
     ) -> Rc<Self> {
         let context = Rc::new(Context {
             node: Cell::new(None),
+            mirrors: RefCell::new(None),
+            copies: RefCell::new(None),
             env,
             stages,
             journals,
@@ -201,6 +204,7 @@ impl Shard {
             let timeline = volume.shown();
             timeline.seal_if_old();
             timeline.checkpoint_if_due();
+            timeline.mirror_if_due();
             timeline.checkpoint_if_quiet();
             timeline.reclaim_if_due();
             timeline.clean_if_due();
@@ -297,21 +301,33 @@ impl Shard {
         if let Some(volume) = self.volumes.borrow().get(&id) {
             return Ok(Rc::clone(volume));
         }
-        let volume = self.open_unlisted(id, None).await?;
+        let volume = self.open_unlisted(id, Claim::Own).await?;
         self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
         Ok(volume)
     }
 
-    /// Makes this node the owner of a volume that another one has run up to epoch `since`, and opens it. Whoever runs it is fenced with that. The caller has
-    /// seen to it that this node has all that was promised: what only the other one had is lost.
+    /// Makes this node the owner of a volume that another one has run up to epoch `since`, and opens it. Whoever runs it is fenced with that. What only the other
+    /// one had is lost: for a person to force.
     ///
     /// # Errors
     /// `Fenced` where its epoch is another by now; those of [`open_volume`](Self::open_volume), with which the volume is this node's all the same.
     pub async fn take_over(self: &Rc<Self>, id: VolumeId, since: Epoch) -> Result<Rc<Volume>> {
+        self.taken(id, Claim::Forced(since)).await
+    }
+
+    /// The same on the mirror of the volume, with the copy that it has: nothing is lost.
+    ///
+    /// # Errors
+    /// `Conflict` where this node has no copy that is in sync; those of [`take_over`](Self::take_over).
+    pub async fn take_over_as_mirror(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
+        self.taken(id, Claim::Mirror).await
+    }
+
+    async fn taken(self: &Rc<Self>, id: VolumeId, claim: Claim) -> Result<Rc<Volume>> {
         if let Some(volume) = self.volumes.borrow().get(&id) {
             return Ok(Rc::clone(volume));
         }
-        let volume = self.open_unlisted(id, Some(since)).await?;
+        let volume = self.open_unlisted(id, claim).await?;
         self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
         Ok(volume)
     }
@@ -321,11 +337,17 @@ impl Shard {
         self.context.node.set(Some(node));
     }
 
-    /// Opens a volume that nobody can find yet; one that another node ran at an epoch, where that is given.
-    async fn open_unlisted(self: &Rc<Self>, id: VolumeId, since: Option<Epoch>) -> Result<Rc<Volume>> {
+    /// Says which nodes may keep copies of the tails of its volumes, and what it keeps itself of others.
+    pub fn mirror_on(&self, nodes: Rc<dyn MirrorNodes>, copies: Rc<Copies>) {
+        self.context.mirrors.replace(Some(nodes));
+        self.context.copies.replace(Some(copies));
+    }
+
+    /// Opens a volume that nobody can find yet.
+    async fn open_unlisted(self: &Rc<Self>, id: VolumeId, claim: Claim) -> Result<Rc<Volume>> {
         let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
         let (pool, settings) = self.pool(&record.pool)?;
-        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id, since).await?;
+        let volume = Volume::open(Rc::clone(&self.context), pool, settings, id, claim).await?;
         self.context.journals.retain_tails(|timeline| timeline != record.shown);
         Ok(volume)
     }

@@ -22,6 +22,7 @@ use crate::layer::{Layer, Piece};
 use crate::lineage::Lineages;
 use crate::manifests::PoolStore;
 use crate::map::{Lookup, NodePath, Tree};
+use crate::mirror::Mirror;
 use crate::nodes::NodeLoads;
 use crate::overlay::Overlay;
 use crate::pressure::Throttle;
@@ -74,6 +75,8 @@ pub(crate) struct Data {
     pub last_end: u64,
     /// Every change up to this one is on stable media.
     pub flushed: Sequence,
+    /// The last change that somebody was told to be safe.
+    pub told_safe: Sequence,
     /// A position of the journal, and the change before it: once that much is synced, so is the change.
     pub awaited: Option<(u64, Sequence)>,
     pub open: Layer,
@@ -150,6 +153,8 @@ pub(crate) struct Timeline {
     pub writer: WriterId,
     pub own: Lineage,
     pub lineages: Lineages,
+    /// Its mirror.
+    pub mirror: Mirror,
     /// Where epochs before this one have ended.
     pub ends: RefCell<Vec<EpochEnd>>,
     /// How its writes are slowed while the store does not keep up.

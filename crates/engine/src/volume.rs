@@ -8,6 +8,7 @@
 use crate::closed::Histories;
 use crate::context::Context;
 use crate::manifests::PoolStore;
+use crate::mirror::MirrorState;
 use crate::pressure::SlowCounts;
 use crate::rate::RateLimiter;
 use crate::recover::{Opening, open};
@@ -20,6 +21,7 @@ use std::ops::Deref;
 use std::rc::Rc;
 use varve_coord::{Records, VolumeRecord};
 use varve_format::manifest::Manifest;
+use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{
     BLOCK, Epoch, ErrorKind, Name, Overrides, Sequence, Settings, SnapshotId, TimelineId, VolumeId, WriterId,
@@ -107,21 +109,57 @@ pub(crate) fn raise(record: &mut VolumeRecord, writer: WriterId) {
     record.writer = writer;
 }
 
-/// Raises the epoch of a volume in its record: of one that is this node's, or that another one has run up to epoch `since`.
-async fn raise_epoch(context: &Context, id: VolumeId, writer: WriterId, since: Option<Epoch>) -> Result<VolumeRecord> {
+/// By what right a volume is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// This node is its owner.
+    Own,
+    /// A person says so: another node has run it up to this epoch.
+    Forced(Epoch),
+    /// This node has a copy of its tail that is in sync.
+    Mirror,
+}
+
+/// Raises the epoch of a volume in its record, which was read as `known`, and makes this node its owner.
+async fn raise_epoch(context: &Context, known: &VolumeRecord, writer: WriterId, claim: Claim) -> Result<VolumeRecord> {
     let change = |record: &mut VolumeRecord| -> Result<()> {
-        match since {
-            None => context.check_ours(record)?,
-            Some(since) if record.epoch == since => record.owner = context.node.get(),
-            Some(_) => {
-                let text = format!("volume {}: another node was faster, it is in epoch {}", record.name, record.epoch);
-                return Err(EngineError::new(ErrorKind::Fenced, text));
-            }
+        let is_the_same = (record.epoch, record.mirror) == (known.epoch, known.mirror);
+        let may = match claim {
+            Claim::Own if planted(Mutant::OpenOthers) => true,
+            Claim::Own => return context.check_ours(record).map(|()| raise(record, writer)),
+            Claim::Forced(since) => record.epoch == since,
+            Claim::Mirror => is_the_same || planted(Mutant::TakeBlindly),
+        };
+        if !may {
+            reached(Branch::TakenBefore);
+            let text = format!("volume {}: another node was faster, it is in epoch {}", record.name, record.epoch);
+            return Err(EngineError::new(ErrorKind::Fenced, text));
         }
+        reached_if(claim == Claim::Mirror, Branch::TakenAsMirror);
+        record.owner = context.node.get();
         raise(record, writer);
         Ok(())
     };
-    Ok(Records::new(&*context.coord).modify_volume(id, change).await?.0)
+    Ok(Records::new(&*context.coord).modify_volume(known.id, change).await?.0)
+}
+
+/// Raises the epoch of a volume; the own journal has what its mirror has when this comes back.
+async fn claimed(context: &Context, id: VolumeId, writer: WriterId, claim: Claim) -> Result<VolumeRecord> {
+    let known = Records::new(&*context.coord).load_volume(id).await?.0;
+    if claim == Claim::Mirror {
+        // In the journal first: nobody else has it once the owner is fenced.
+        context.adopt_own(&known).await?;
+    }
+    let raised = raise_epoch(context, &known, writer, claim).await;
+    let record = raised.inspect_err(|_| {
+        if claim == Claim::Mirror {
+            context.journals.retain_tails(|timeline| timeline != known.shown);
+        }
+    })?;
+    if claim == Claim::Own {
+        context.adopt_from_mirror(&record, record.epoch).await?;
+    }
+    Ok(record)
 }
 
 impl Deref for Volume {
@@ -139,13 +177,13 @@ impl Volume {
         pool: Rc<PoolStore>,
         pool_settings: Overrides,
         id: VolumeId,
-        since: Option<Epoch>,
+        claim: Claim,
     ) -> Result<Rc<Self>> {
         let mut writer = [0; 8];
         context.env.random(&mut writer);
         let writer = WriterId(u64::from_le_bytes(writer));
         pool.check().await?;
-        let record = raise_epoch(&context, id, writer, since).await?;
+        let record = claimed(&context, id, writer, claim).await?;
         let timeline = Self::open_one(&context, &pool, &pool_settings, &record, record.shown, true).await?;
         let this = Self::with(context, pool, pool_settings, record, timeline);
         this.know_closed().await;
@@ -247,6 +285,11 @@ impl Volume {
             clean_debt_bytes: timeline.clean_debt_bytes(&data.table.totals()),
             hidden_timelines: self.record.borrow().timelines.iter().filter(|t| t.id != timeline.id).count() as u64,
         }
+    }
+
+    /// How its mirror is.
+    pub fn mirror(&self) -> MirrorState {
+        self.shown().mirror_state()
     }
 
     /// Notes that somebody uses it. Gives a number for [`detach`](Self::detach), and who else uses it.

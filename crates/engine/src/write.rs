@@ -102,6 +102,7 @@ impl Timeline {
         data.next_ordinal.0 < data.manifest.boundary.0.max(data.manifest.first_ordinal.0) + NUMBER_GAP - 2
             && !self.context.is_ram_full()
             && self.journal.has_room(journal_need(op))
+            && self.mirror.has_room(journal_need(op))
     }
 
     /// Makes a change: sequence, record, layer. The caller has made sure of room.
@@ -142,6 +143,7 @@ impl Timeline {
                 (appended.place, Some(appended.position))
             }
         };
+        self.mirror_note(&data, sequence, || (Body::Write { start, crcs: sums.to_vec() }, bytes.clone()));
         let piece = Piece::Data { data: bytes, sums: Sums::new(sums), place };
         self.enter(&mut data, sequence, pin, |layer, pin, now| {
             layer.insert(sequence, pin, now, start, blocks as u64, piece);
@@ -153,6 +155,7 @@ impl Timeline {
         let mut data = self.data.borrow_mut();
         let sequence = data.last.next();
         let pin = self.append(&mut data, sequence, Body::Hole { start, blocks })?;
+        self.mirror_note(&data, sequence, || (Body::Hole { start, blocks }, Bytes::new()));
         self.enter(&mut data, sequence, pin, |layer, pin, now| {
             layer.insert(sequence, pin, now, start, blocks, Piece::Hole);
         });
@@ -165,6 +168,7 @@ impl Timeline {
         let sequence = data.last.next();
         let mark = mark(sequence);
         let pin = self.append(&mut data, sequence, Body::Mark(mark.clone()))?;
+        self.mirror_note(&data, sequence, || (Body::Mark(mark.clone()), Bytes::new()));
         let copy = mark.clone();
         self.enter(&mut data, sequence, pin, |layer, pin, now| layer.mark(copy, pin, now));
         Ok(mark)
@@ -348,6 +352,9 @@ impl Timeline {
             }
             timed.get_or_insert_with(|| self.context.timed(Stage::Room));
             self.context.make_room();
+            if !self.mirror.has_room(journal_need(op)) {
+                self.seal_now();
+            }
             if self.context.is_ram_full() {
                 reached(Branch::WaitForRam);
                 self.ram().await;
@@ -398,16 +405,27 @@ impl Timeline {
             self.journal.commit_soon();
             return Ok(());
         }
-        self.journal.commit()
+        self.journal.commit()?;
+        self.mirror_send();
+        match self.mirror_wait(last, false) {
+            Some(mirrored) => mirrored.await,
+            None => Ok(()),
+        }
     }
 
     /// See [`crate::BlockDevice::commit`]. With `ack = ram` the answers need not wait for it.
-    pub fn commit(&self) -> Submit<()> {
-        if self.data.borrow().settings.ack == Ack::Ram || planted(Mutant::AnswerBeforeCommit) {
+    pub fn commit(self: &Rc<Self>) -> Submit<()> {
+        let done = if self.data.borrow().settings.ack == Ack::Ram || planted(Mutant::AnswerBeforeCommit) {
             self.journal.commit_soon();
-            return Submit::Done(Ok(()));
+            Ok(())
+        } else {
+            self.journal.commit()
+        };
+        self.mirror_send();
+        match self.mirror_wait(self.data.borrow().last, false) {
+            Some(mirrored) if done.is_ok() => Submit::Later(mirrored),
+            _ => Submit::Done(done),
         }
-        Submit::Done(self.journal.commit())
     }
 
     /// See [`crate::BlockDevice::flush`].
@@ -417,16 +435,28 @@ impl Timeline {
             if let Err(error) = data.check() {
                 return Submit::Done(Err(error));
             }
-            if data.flushed == data.last {
+            if data.flushed == data.last && self.mirror.link_is_idle() {
                 return Submit::Done(Ok(()));
             }
         }
+        self.mirror_send();
         let this = Rc::clone(self);
         Submit::Later(Box::pin(async move { this.flush_waiting().await }))
     }
 
-    /// Waits until everything up to now is on stable media: in the journal or in segments that count.
+    /// Waits until everything up to now is on stable media, here and as durably as the volume asks at its mirror.
     pub async fn flush_waiting(self: &Rc<Self>) -> Result<()> {
+        let last = self.data.borrow().last;
+        self.mirror_send();
+        self.flush_here().await?;
+        match self.mirror_wait(last, true) {
+            Some(mirrored) => mirrored.await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until everything up to now is on stable media here: in the journal or in segments that count.
+    pub async fn flush_here(self: &Rc<Self>) -> Result<()> {
         let (last, end) = {
             let data = self.data.borrow();
             data.check()?;

@@ -288,7 +288,8 @@ fn words(text: &str) -> Result<HeaderValue, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::LeaseRequest;
+    use crate::proto::{LeaseRequest, WatchResponse};
+    use proptest::prelude::*;
 
     #[test]
     fn a_message_comes_back_from_any_pieces() {
@@ -303,6 +304,24 @@ mod tests {
                 }
             }
             assert_eq!((found.as_slice(), kept.len()), (messages.as_slice(), 0));
+        }
+    }
+
+    proptest! {
+        /// What comes from a network is taken, waited for or refused; nothing else happens to it.
+        #[test]
+        fn any_bytes_are_messages_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0_u8..2) {
+            // Half of them with a head that is right, so that the decoder has something to do.
+            let len = u8::try_from(bytes.len()).unwrap();
+            let whole = if kind == 0 { bytes } else { [&[0, 0, 0, 0, len][..], &bytes].concat() };
+            let mut kept = BytesMut::from(whole.as_slice());
+            while let Ok(Some(message)) = split(&mut kept, 1000) {
+                let len = message.len();
+                if let Ok(response) = WatchResponse::decode(message) {
+                    prop_assert!(response.encoded_len() <= 3 * len + 16);
+                }
+            }
+            unescape(&whole);
         }
     }
 

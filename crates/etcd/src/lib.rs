@@ -144,7 +144,8 @@ impl Coord for Etcd {
     fn transact<'a>(&'a self, checks: Vec<Check>, changes: Vec<Change>) -> SendFuture<'a, Result<Outcome>> {
         Box::pin(async move {
             check_transaction(&checks, &changes)?;
-            self.run(Ended::Unknown, |client| async move { client.transact(&checks, changes).await }).await
+            let ended = if changes.is_empty() { Ended::Unavailable } else { Ended::Unknown };
+            self.run(ended, |client| async move { client.transact(&checks, changes).await }).await
         })
     }
 

@@ -2,7 +2,8 @@
 //! The members of the cluster: connections that were proved to lead to one, and single requests on them.
 //!
 //! A connection is handed out only after a first answer on it. That one proves that an etcd is there, that it takes our token and lets us read, that it
-//! knows of a leader, and that it is of the same cluster as all members before it: one of another cluster would be a second truth.
+//! knows of a leader, and that it is of the same cluster as all members before it: one of another cluster would be a second truth. What the first answer
+//! was not is told in words that say what to mend.
 
 use crate::auth::Auth;
 use crate::config::Settings;
@@ -11,7 +12,6 @@ use crate::fault::{Code, Fault};
 use crate::grpc::{Answers, Wishes};
 use crate::proto::{RANGE, RangeRequest, RangeResponse};
 use crate::tls;
-use hyper::header::HeaderValue;
 use prost::Message;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,23 +129,17 @@ impl Members {
         self.note(connection, answer)
     }
 
-    /// Begins a call of many messages; gives the token that it was begun with, too. Whoever was refused with a token names it, and goes with another one.
+    /// Begins a call of many messages.
     pub(crate) async fn stream<Q: Message, A: Message + Default>(
         &self,
         connection: &Connection,
         path: &'static str,
         first: &Q,
-        refused: Option<&HeaderValue>,
-    ) -> Result<(Stream<Q, A>, Option<HeaderValue>), Fault> {
+    ) -> Result<(Wishes<Q>, Answers<A>), Fault> {
         let (caller, limit) = (&connection.dialled.caller, self.settings.request_timeout);
-        let token = match refused {
-            Some(refused) => self.auth.renew(caller, Some(refused), limit).await?,
-            None => self.auth.token(caller, limit).await?,
-        };
-        let opening = caller.stream(path, token.as_ref(), first);
+        let token = self.auth.token(caller, limit).await?;
         let late = |_| Err(Fault::Lost(format!("no answer within {limit:?}")));
-        let halves = timeout(limit, opening).await.unwrap_or_else(late)?;
-        Ok((halves, token))
+        timeout(limit, caller.stream(path, token.as_ref(), first)).await.unwrap_or_else(late)
     }
 
     fn note<A>(&self, connection: &Connection, answer: Result<A, Fault>) -> Result<A, Fault> {
@@ -164,9 +158,6 @@ impl Members {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
-
-/// The halves of a call of many messages.
-pub(crate) type Stream<Q, A> = (Wishes<Q>, Answers<A>);
 
 /// What the failure of the first request on a connection means.
 async fn explain(fault: Fault, connection: &Connection, is_tls: bool) -> Fault {

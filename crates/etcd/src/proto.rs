@@ -3,6 +3,8 @@
 //!
 //! Numbers and types are those of `rpc.proto` and `kv.proto` of etcd 3.4, and never change there. A field that is left out is passed over when a
 //! message is read, and has its default when one is sent. Methods are named by their paths on the wire.
+//!
+//! Texts that are no UTF-8 and lengths that do not fit are errors of the decoder; nothing else of a message is trusted here.
 
 use prost::{Message, Oneof};
 use std::fmt;

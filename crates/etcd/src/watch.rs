@@ -19,7 +19,6 @@ use crate::proto::{
     EventType, WATCH, WatchCreateRequest, WatchEvent, WatchProgressRequest, WatchRequest, WatchResponse, WatchWish,
 };
 use futures_util::stream;
-use hyper::header::HeaderValue;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -43,8 +42,8 @@ enum End {
     Behind,
     /// It will never be served.
     Refused(CoordError),
-    /// The member did not take the token, or the user may not watch: it does not say which.
-    Denied(Option<HeaderValue>, String),
+    /// The member did not take the token, or the user may not watch: etcd 3.4 does not say which.
+    Denied(String),
     /// It broke, and another one may do.
     Broken(String),
 }
@@ -58,8 +57,8 @@ struct Supervisor {
     closing: watch::Receiver<bool>,
     /// Told once the first stream stands.
     opened: Option<oneshot::Sender<Result<()>>>,
-    /// The token that the last stream was denied with.
-    denied: Option<HeaderValue>,
+    /// Whether the last stream was denied.
+    denied: bool,
     _room: OwnedSemaphorePermit,
 }
 
@@ -79,7 +78,7 @@ impl Client {
             events,
             closing: self.closing(),
             opened: Some(opened),
-            denied: None,
+            denied: false,
             client: Arc::clone(&self),
             _room: room,
         };
@@ -137,15 +136,15 @@ impl Supervisor {
                     self.report(Err(error)).await;
                     return;
                 }
-                End::Denied(token, reason) if token.is_none() || self.denied.is_some() => {
+                End::Denied(reason) if self.denied => {
                     let fault = Fault::Status(Status { code: Code::PermissionDenied, message: reason });
-                    let failure = Failure::Refused { endpoint: "a watch".to_owned(), fault };
-                    let error = self.client.error(failure);
+                    let error = self.client.error(Failure::Refused { endpoint: "a watch".to_owned(), fault });
                     self.report(Err(error)).await;
                     return;
                 }
-                End::Denied(token, reason) => {
-                    self.denied = token;
+                // The read below renews a token that is over.
+                End::Denied(reason) => {
+                    self.denied = true;
                     reason
                 }
                 End::Broken(reason) => reason,
@@ -159,7 +158,11 @@ impl Supervisor {
                 () = sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
             }
             // An etcd that was set back would be silent until it has the revision again that is waited for.
-            if let Err(error @ CoordError::Corrupt { .. }) = self.client.now().await {
+            let now = tokio::select! {
+                () = self.events.closed() => return,
+                now = self.client.now() => now,
+            };
+            if let Err(error @ CoordError::Corrupt { .. }) = now {
                 self.report(Err(error)).await;
                 return;
             }
@@ -219,20 +222,17 @@ impl Supervisor {
         };
         let create = WatchRequest { wish: Some(WatchWish::Create(create)) };
         let client = Arc::clone(&self.client);
-        let denied = self.denied.take();
-        let (wishes, mut answers, token) =
-            match client.members.stream(connection, WATCH, &create, denied.as_ref()).await {
-                Ok(((wishes, answers), token)) => (wishes, answers, token),
-                Err(fault) => return self.end_of(fault),
-            };
-        self.denied = denied;
+        let (wishes, mut answers) = match client.members.stream(connection, WATCH, &create).await {
+            Ok(halves) => halves,
+            Err(fault) => return self.end_of(fault),
+        };
         loop {
             let response = match next(&wishes, &mut answers, client.settings().request_timeout).await {
                 Ok(Some(response)) => response,
                 Ok(None) => return End::Broken("the member ended the stream".to_owned()),
                 Err(fault) => return self.end_of(fault),
             };
-            if let Some(end) = self.take(response, connection, token.as_ref()).await {
+            if let Some(end) = self.take(response, connection).await {
                 return end;
             }
         }
@@ -249,23 +249,18 @@ impl Supervisor {
     }
 
     /// Hands on a response; gives the end of the stream, if it is that.
-    async fn take(
-        &mut self,
-        response: WatchResponse,
-        connection: &Connection,
-        token: Option<&HeaderValue>,
-    ) -> Option<End> {
+    async fn take(&mut self, response: WatchResponse, connection: &Connection) -> Option<End> {
         if response.canceled {
             return Some(if response.compact_revision > 0 {
                 End::Behind
             } else if response.cancel_reason.contains("permission denied") || response.cancel_reason.contains("auth") {
-                End::Denied(token.cloned(), response.cancel_reason)
+                End::Denied(response.cancel_reason)
             } else {
                 End::Broken(format!("the member ended the watch: {}", response.cancel_reason))
             });
         }
         if response.created {
-            self.denied = None;
+            self.denied = false;
             self.client.watches.answered(connection);
             if let Some(opened) = self.opened.take() {
                 drop(opened.send(Ok(())));

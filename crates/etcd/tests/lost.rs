@@ -31,7 +31,7 @@ impl World {
     fn config(&self) -> EtcdConfig {
         let mut config = config(&[at(self.proxy.port())]);
         config.request_timeout = Duration::from_secs(10);
-        config.give_up_after = Duration::from_secs(2);
+        config.give_up_after = Duration::from_secs(1);
         config
     }
 
@@ -130,6 +130,23 @@ async fn a_read_whose_answer_is_lost_is_asked_again_elsewhere() {
         let outcome = etcd.transact(vec![check], Vec::new()).await.unwrap();
         assert!(matches!(outcome, Outcome::Applied { .. }), "a transaction without changes is a read");
     }
+}
+
+/// A member that vanished without a word closes no connection.
+#[tokio::test]
+async fn a_watch_whose_member_falls_silent_goes_on_elsewhere() {
+    let world = World::start();
+    let mut config = world.config();
+    config.endpoints.push(at(world.lab.port(0)));
+    config.request_timeout = Duration::from_millis(300);
+    let etcd = Etcd::open(&config, world.runtime.handle().clone()).await.unwrap();
+    let direct = world.direct().await;
+    let mut watch = etcd.watch("k", 0).await.unwrap();
+    let first = put(&direct, "k", "1").await.unwrap();
+    assert!(matches!(next(&mut watch).await, Event::Put(entry) if entry.revision == first));
+    world.proxy.set(Mode::LoseAnswers);
+    let second = put(&direct, "k", "2").await.unwrap();
+    assert!(matches!(next(&mut watch).await, Event::Put(entry) if entry.revision == second));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ mod common;
 
 use common::{Runtime, at, client, config, next, put, value, wait_for};
 use varve_coord::{Change, Coord, Event, MAX_OPERATIONS, Watch};
-use varve_etcd::Etcd;
+use varve_etcd::{Etcd, EtcdTls};
 use varve_lab::etcd::{Etcd as Lab, Options};
 use varve_lab::tcp_proxy::{Mode, TcpProxy};
 
@@ -158,8 +158,19 @@ async fn a_large_past_comes_in_parts_and_whole() {
 /// As many watches as there may be, all but one of which nobody reads, with more to tell than fits on the way.
 #[tokio::test]
 async fn watches_that_stand_still_hold_up_nobody() {
-    let (lab, runtime) = (Lab::start().unwrap(), Runtime::start());
-    let etcd = client(&lab, runtime.handle()).await;
+    // etcd has one server of HTTP/2 without TLS and another one with it.
+    for tls in [false, true] {
+        stand_still(tls).await;
+    }
+}
+
+async fn stand_still(tls: bool) {
+    let (lab, runtime) = (Lab::start_with(&Options { tls, ..Options::default() }).unwrap(), Runtime::start());
+    let mut config = config(&lab.endpoints());
+    config.tls = lab.certificates().ok().map(|files| EtcdTls { ca: Some(files.ca()), ..EtcdTls::default() });
+    // A watch that was held up would otherwise help itself with another connection.
+    config.request_timeout = 4 * common::DEADLINE;
+    let etcd = Etcd::open(&config, runtime.handle().clone()).await.unwrap();
     let mut still = Vec::new();
     for _ in 0..199 {
         still.push(etcd.watch("k", 0).await.unwrap());

@@ -5,5 +5,6 @@ pub mod api;
 pub mod config;
 pub mod daemon;
 mod edge;
+mod mirror;
 pub mod node;
 pub mod worker;

@@ -164,13 +164,17 @@ impl Node {
 
     /// Starts the shard on the journal of the process before. Gives the volumes that could not be opened.
     pub fn open(&self) -> Run<Result<Vec<(Name, EngineError)>, EngineError>> {
+        match self.start_only()? {
+            Ok(shard) => self.run(async move { shard.open_all().await }),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Starts the shard on the journal of the process before, and opens no volume yet.
+    pub fn start_only(&self) -> Run<Result<Rc<Shard>, EngineError>> {
         let (env, disks, coord, limits) = self.parts();
-        let shard = match self.run(async move { Shard::start(env, disks, coord, limits).await })? {
-            Ok(shard) => shard,
-            Err(error) => return Ok(Err(error)),
-        };
-        self.adopt(Rc::clone(&shard));
-        self.run(async move { shard.open_all().await })
+        let shard = self.run(async move { Shard::start(env, disks, coord, limits).await })?;
+        Ok(shard.inspect(|shard| self.adopt(Rc::clone(shard))))
     }
 
     fn parts(&self) -> (Rc<dyn varve_env::Env>, Vec<JournalDisk>, Arc<dyn varve_coord::Coord>, Limits) {

@@ -408,6 +408,26 @@ crate::catalogue::catalogue! {
     ManifestNumberTaken = "manifest-number-taken",
     /// A manifest was deleted between asking coordination for its name and loading it: coordination is asked again.
     ManifestGone = "manifest-gone",
+
+    // Mirrors and sessions.
+    /// A mirror has come in sync: from then on coordination names it, and answers wait for it.
+    MirrorJoined = "mirror-joined",
+    /// A mirror was lost while it joined: nothing had been promised because of it.
+    MirrorJoinFailed = "mirror-join-failed",
+    /// A mirror that was in sync is lost: answers wait until coordination names it no more.
+    MirrorParted = "mirror-parted",
+    /// A node takes a volume over with the copy that it has of it.
+    TakenAsMirror = "taken-as-mirror",
+    /// Of two that wanted a volume the slower one finds that its epoch has changed.
+    TakenBefore = "taken-before",
+    /// An owner that opens its volume anew finds changes at its mirror that it has lost.
+    MirrorKnewMore = "mirror-knew-more",
+    /// The mirror of a volume that is opened anew has lost its copy: its process is another one.
+    MirrorForgot = "mirror-forgot",
+    /// A mirror that may know more does not answer: the volume is not opened.
+    MirrorAwaited = "mirror-awaited",
+    /// An owner that was fenced by its mirror sends it a change.
+    CopyFenced = "copy-fenced",
 }
 
 impl fmt::Display for Branch {

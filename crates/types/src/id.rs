@@ -85,6 +85,11 @@ uuid_id!(
     NodeId
 );
 
+uuid_id!(
+    /// One process of a node, from its start to its end: what it has in RAM is of this one alone.
+    IncarnationId
+);
+
 macro_rules! number_id {
     ($(#[$doc:meta])* $name:ident, $int:ty) => {
         $(#[$doc])*

@@ -18,12 +18,14 @@ mod size;
 
 pub use histogram::{BUCKETS, Histogram};
 pub use id::{
-    ClusterId, Epoch, JournalId, LeaseId, NodeId, Ordinal, RootNumber, Sequence, SessionId, SnapshotId, TimelineId,
-    VolumeId, WriterId,
+    ClusterId, Epoch, IncarnationId, JournalId, LeaseId, NodeId, Ordinal, RootNumber, Sequence, SessionId, SnapshotId,
+    TimelineId, VolumeId, WriterId,
 };
 pub use kind::{ALL as ALL_KINDS, ErrorKind, Kinded};
 pub use name::{Name, NameError};
-pub use settings::{Ack, CacheMode, Compression, Overrides, SettingError, Settings, Source, parse_duration_ms};
+pub use settings::{
+    Ack, CacheMode, Compression, MirrorMode, Overrides, SettingError, Settings, Source, parse_duration_ms,
+};
 pub use shared_histogram::SharedHistogram;
 pub use size::{SizeError, format_size, parse_size, parse_volume_size};
 

@@ -328,6 +328,42 @@ crate::catalogue::catalogue! {
     FlattenForgetsSnapshots = "flatten-forgets-snapshots",
     /// A flatten writes what it read though a guest has written there meanwhile: the guest's write is lost.
     FlattenOverwritesGuest = "flatten-overwrites-guest",
+
+    // Mirrors and sessions.
+    /// A change is answered before its mirror has it: the next owner does not.
+    AnswerBeforeCopy = "answer-before-copy",
+    /// Answers go on as soon as a mirror is lost, before coordination names it no more: it takes over without them.
+    PartSilently = "part-silently",
+    /// A mirror is named though the store does not have what came before its copy.
+    JoinUnput = "join-unput",
+    /// What was promised because the mirror had it is not made stable when that is lost.
+    PartUnflushed = "part-unflushed",
+    /// Whoever fetches a copy does not fence its owner: it goes on to be answered.
+    FetchWithoutFence = "fetch-without-fence",
+    /// A node takes over with whatever copy it has, also an empty one of another process.
+    TakeWithAnyCopy = "take-with-any-copy",
+    /// A node takes a volume over though its mirror was recorded as lost meanwhile.
+    TakeBlindly = "take-blindly",
+    /// A node takes a volume over and forgets to take its copy in.
+    TakeWithoutCopy = "take-without-copy",
+    /// A node opens what another one owns by now.
+    OpenOthers = "open-others",
+    /// An owner that comes back does not ask its mirror, which may know more.
+    ReopenAlone = "reopen-alone",
+    /// What was adopted from a copy is not made stable.
+    AdoptUnsynced = "adopt-unsynced",
+    /// The last change of a copy is not adopted.
+    AdoptLosesLast = "adopt-loses-last",
+    /// A mirror is still named after the volume was opened anew, though its copy is of the past.
+    OpenKeepsMirror = "open-keeps-mirror",
+    /// A mirror lets go of more than the store has.
+    ReleaseTooMuch = "release-too-much",
+    /// Every answer of a mirror is taken for one about all that was sent.
+    AckAhead = "ack-ahead",
+    /// What is told to be safe is what was made, not what is stable.
+    SafeBeforeSync = "safe-before-sync",
+    /// The end of an epoch is noted one change too late: an edge forgets one that is lost.
+    EndTooLate = "end-too-late",
 }
 
 impl fmt::Display for Mutant {

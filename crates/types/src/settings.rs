@@ -43,6 +43,18 @@ pub enum CacheMode {
     None,
 }
 
+/// What another node has to have before something is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MirrorMode {
+    /// Nothing: there is no mirror.
+    None,
+    /// What was flushed.
+    Async,
+    /// Every change.
+    Sync,
+}
+
 /// What is in force for a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -73,6 +85,10 @@ pub struct Settings {
     pub cache_quota: u64,
     /// Most bytes of RAM for nodes of its map; 0: no bound but the node's.
     pub map_ram: u64,
+    /// What another node has to have before something is answered.
+    pub mirror: MirrorMode,
+    /// Whether changes wait while there is no mirror.
+    pub mirror_strict: bool,
 }
 
 impl Default for Settings {
@@ -91,6 +107,8 @@ impl Default for Settings {
             cache: CacheMode::Read,
             cache_quota: 0,
             map_ram: 0,
+            mirror: MirrorMode::None,
+            mirror_strict: false,
         }
     }
 }
@@ -138,6 +156,12 @@ pub struct Overrides {
     /// See [`Settings::map_ram`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub map_ram: Option<u64>,
+    /// See [`Settings::mirror`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorMode>,
+    /// See [`Settings::mirror_strict`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror_strict: Option<bool>,
 }
 
 /// Where the value of a setting comes from.
@@ -257,6 +281,10 @@ settings! {
     "Bytes of its own data, without what it was cloned from, that the volume may have on the node's cache devices.";
     map_ram, "map-ram", parse_quota, format_bound, show_quota, "1M to 1024T, or none",
     "RAM that nodes of the volume's map may take, within what the node has for maps.";
+    mirror, "mirror", parse_mirror, write_mirror, write_mirror, "none, async or sync",
+    "What another node of the cluster has to have, in RAM, before something is answered: nothing; what was flushed; every change.";
+    mirror_strict, "mirror-strict", parse_yes, write_yes, write_yes, "yes or no",
+    "Whether changes wait while no other node can be the mirror, instead of going on without one.";
 }
 
 const HOUR_MS: u64 = 3_600_000;
@@ -315,6 +343,36 @@ fn write_cache(mode: CacheMode) -> String {
         CacheMode::None => "none",
     }
     .to_owned()
+}
+
+fn parse_mirror(text: &str) -> Option<MirrorMode> {
+    match text {
+        "none" => Some(MirrorMode::None),
+        "async" => Some(MirrorMode::Async),
+        "sync" => Some(MirrorMode::Sync),
+        _ => None,
+    }
+}
+
+fn write_mirror(mode: MirrorMode) -> String {
+    match mode {
+        MirrorMode::None => "none",
+        MirrorMode::Async => "async",
+        MirrorMode::Sync => "sync",
+    }
+    .to_owned()
+}
+
+fn parse_yes(text: &str) -> Option<bool> {
+    match text {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    }
+}
+
+fn write_yes(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
 }
 
 fn parse_segment_size(text: &str) -> Option<u64> {

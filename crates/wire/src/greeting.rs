@@ -33,6 +33,10 @@ pub enum Kind {
     Attached,
     /// What was asked is refused: [`crate::attach::Refused`].
     Refused,
+    /// A node asks another one to keep copies: [`crate::mirror::MirrorHello`].
+    MirrorHello,
+    /// It does: [`crate::mirror::MirrorWelcome`].
+    MirrorWelcome,
 }
 
 impl Kind {
@@ -41,6 +45,8 @@ impl Kind {
             Self::Attach => 1,
             Self::Attached => 2,
             Self::Refused => 3,
+            Self::MirrorHello => 4,
+            Self::MirrorWelcome => 5,
         }
     }
 
@@ -49,6 +55,8 @@ impl Kind {
             1 => Some(Self::Attach),
             2 => Some(Self::Attached),
             3 => Some(Self::Refused),
+            4 => Some(Self::MirrorHello),
+            5 => Some(Self::MirrorWelcome),
             _ => None,
         }
     }

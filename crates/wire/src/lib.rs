@@ -13,6 +13,7 @@ pub mod attach;
 mod error;
 pub mod greeting;
 mod kinds;
+pub mod mirror;
 pub mod transmission;
 
 pub use error::{Result, WireError};

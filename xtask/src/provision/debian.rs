@@ -12,14 +12,17 @@ use std::process::Command;
 use std::time::Duration;
 
 /// What is needed.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 15] = [
     "busybox-static",
     "cpio",
     "e2fsprogs",
+    "etcd-client",
+    "etcd-server",
     "fio",
     "libnbd-bin",
     "nbd-client",
     "nbdkit",
+    "openssl",
     "procps",
     "python3-libnbd",
     "qemu-system-x86",
@@ -28,6 +31,9 @@ const PACKAGES: [&str; 12] = [
 ];
 /// These come from one source and must be of one version; the first decides which.
 const SAME_VERSION: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
+
+/// Packages that start a service when they are installed, and its name. Tests start the programs themselves.
+const SERVICES: [(&str, &str); 1] = [("etcd-server", "etcd")];
 
 const QUICK: Duration = Duration::from_secs(60);
 const INSTALLATION: Duration = Duration::from_secs(600);
@@ -53,11 +59,25 @@ pub fn provide() -> Result<bool> {
     let arguments = install_arguments(&missing, candidate(SAME_VERSION[0]).as_deref());
     if !root {
         println!("The tests need programs that are not installed. Once, as root:\n");
-        println!("    apt-get update && apt-get {}\n", arguments.join(" "));
+        println!("    apt-get update && apt-get {}", arguments.join(" "));
+        for service in services(&missing) {
+            println!("    systemctl disable --now {service}    # which the package starts and the tests do not need");
+        }
+        println!();
         return Ok(false);
     }
     apt(&arguments)?;
+    for service in services(&missing) {
+        // A machine without systemd, such as a container, has started none.
+        let stopped = output(Command::new("systemctl").args(["disable", "--now", service]), QUICK);
+        println!("   service {service}: {}", if stopped.is_ok() { "stopped" } else { "not started" });
+    }
     Ok(true)
+}
+
+/// Services that come with packages that were missing.
+fn services<'a>(missing: &'a [&str]) -> impl Iterator<Item = &'static str> + 'a {
+    SERVICES.iter().filter(|(package, _)| missing.contains(package)).map(|(_, service)| *service)
 }
 
 fn missing(known: &str) -> Vec<&'static str> {
@@ -115,6 +135,13 @@ mod tests {
         assert_eq!(missing(&all.replace("fio ii", "fio rc")), ["fio"]);
         assert_eq!(missing(&all.replace("cpio ii \n", "")), ["cpio"]);
         assert_eq!(missing("").len(), PACKAGES.len());
+    }
+
+    #[test]
+    fn only_a_service_that_came_along_is_stopped() {
+        assert_eq!(services(&["fio", "etcd-server"]).collect::<Vec<_>>(), ["etcd"]);
+        assert_eq!(services(&["fio"]).count(), 0);
+        assert!(SERVICES.iter().all(|(package, _)| PACKAGES.contains(package)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
@@ -21,6 +21,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("engine", &["block", "coord", "env", "format", "types"]),
     ("serve", &["block", "types"]),
     ("nbd", &["serve", "block", "types"]),
+    ("edge", &["wire", "nbd", "serve", "block", "env", "types"]),
     ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "etcd", "env", "types", "format"]),
     ("varve", &["server", "types"]),
     ("varved", &["server", "types"]),

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 use varve_coord::{
-    AliveRecord, Coord, CoordError, Deleted, EdgeToken, Incarnation, NodeRecord, PoolRecord, Record, Records,
-    TimelineRecord, TimelineState, VolumeRecord,
+    AliveRecord, Coord, CoordError, Deleted, EdgeToken, NodeRecord, PoolRecord, Record, Records, TimelineRecord,
+    TimelineState, VolumeRecord,
 };
-use varve_types::{Epoch, ErrorKind, Name, NodeId, Overrides, TimelineId, VolumeId, WriterId};
+use varve_types::{Epoch, ErrorKind, IncarnationId, Name, NodeId, Overrides, TimelineId, VolumeId, WriterId};
 
 pub fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -33,6 +33,7 @@ pub fn volume(n: u8, text: &str) -> VolumeRecord {
         deleted: None,
         timelines: vec![timeline(n, TimelineState::Shown)],
         owner: None,
+        mirror: None,
         holder: None,
         ends: Vec::new(),
     }
@@ -167,7 +168,7 @@ pub async fn a_node_is_removed_once_it_is_dead_and_owns_nothing(coord: &dyn Coor
     let alive = AliveRecord {
         version: AliveRecord::VERSION,
         node: one.id,
-        incarnation: Incarnation(7),
+        incarnation: IncarnationId::from_bytes([7; 16]),
         since_ms: 5,
         program: "0".to_owned(),
     };
@@ -193,8 +194,8 @@ pub async fn a_node_is_removed_once_it_is_dead_and_owns_nothing(coord: &dyn Coor
 
 pub async fn edges_have_one_token(coord: &dyn Coord) {
     let records = Records::new(coord);
-    let token = |text: &str| EdgeToken { version: EdgeToken::VERSION, token: text.to_owned() };
-    assert_eq!(records.edge_token_or_create(token("a")).await.unwrap(), token("a"));
-    assert_eq!(records.edge_token_or_create(token("b")).await.unwrap(), token("a"));
+    let token = |text: &str| EdgeToken::new(text.to_owned());
+    assert_eq!(records.token_or_create(token("a")).await.unwrap(), token("a"));
+    assert_eq!(records.token_or_create(token("b")).await.unwrap(), token("a"));
     assert!(!format!("{:?}", token("secret")).contains("secret"));
 }

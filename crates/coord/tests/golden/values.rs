@@ -4,13 +4,13 @@
 //! They are written out without defaults: a new field does not compile here until it has a value, and with it a golden file of its own.
 
 use varve_coord::{
-    AliveRecord, ClusterRecord, CoordError, Deleted, EdgeToken, EpochEnd, HolderRecord, Incarnation, ManifestRef,
-    NameRecord, NodeName, NodeRecord, PoolRecord, Record, ScrubFinding, ScrubPass, ScrubRecord, TimelineOwner,
-    TimelineRecord, TimelineState, VolumeRecord,
+    AliveRecord, ClusterRecord, CoordError, Deleted, EdgeToken, EpochEnd, HolderRecord, ManifestRef, MirrorRecord,
+    NameRecord, NodeName, NodeRecord, NodeToken, PoolRecord, Record, ScrubFinding, ScrubPass, ScrubRecord,
+    TimelineOwner, TimelineRecord, TimelineState, VolumeRecord,
 };
 use varve_types::{
-    Ack, ClusterId, Compression, Epoch, JournalId, Name, NodeId, Overrides, Sequence, SessionId, TimelineId, VolumeId,
-    WriterId,
+    Ack, ClusterId, Compression, Epoch, IncarnationId, JournalId, Name, NodeId, Overrides, Sequence, SessionId,
+    TimelineId, VolumeId, WriterId,
 };
 
 /// A record with its golden file.
@@ -82,6 +82,7 @@ pub fn volume() -> VolumeRecord {
             TimelineRecord { id: HELD, state: held, manifest: None, parent: None },
         ],
         owner: None,
+        mirror: None,
         holder: None,
         ends: Vec::new(),
     }
@@ -104,6 +105,11 @@ fn held() -> VolumeRecord {
     let session = SessionId::from_bytes(*b"session-id-v1-00");
     VolumeRecord {
         owner: Some(NodeId::from_bytes(*b"node-id-for-v1-0")),
+        mirror: Some(MirrorRecord {
+            node: NodeId::from_bytes(*b"node-id-for-v1-1"),
+            incarnation: IncarnationId::from_bytes(*b"incarnation-v1-0"),
+            timeline: SHOWN,
+        }),
         holder: Some(HolderRecord { session, edge: "host-1".to_owned(), since_ms: 1_700_000_000_129 }),
         ends: vec![EpochEnd { timeline: SHOWN, epoch: Epoch(3), last: Sequence(41) }],
         ..volume()
@@ -166,10 +172,14 @@ fn alive() -> AliveRecord {
     AliveRecord {
         version: 1,
         node: NODE,
-        incarnation: Incarnation(0x0123_4567_89ab_cdef),
+        incarnation: IncarnationId::from_bytes(*b"incarnation-v1-1"),
         since_ms: 1_700_000_000_131,
         program: "0.1.0".to_owned(),
     }
+}
+
+fn node_token() -> NodeToken {
+    NodeToken { version: 1, token: "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100".to_owned() }
 }
 
 fn edge_token() -> EdgeToken {
@@ -202,5 +212,6 @@ pub fn all() -> Vec<Golden> {
         golden!("node-name", node_name),
         golden!("alive", alive),
         golden!("edge-token", edge_token),
+        golden!("node-token", node_token),
     ]
 }

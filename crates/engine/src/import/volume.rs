@@ -214,6 +214,7 @@ fn record_of(import: &PoolImport<'_>, shown: &Manifest, hidden: &[Found], ended:
         deleted,
         timelines,
         owner: None,
+        mirror: None,
         holder: None,
         ends: Vec::new(),
     }

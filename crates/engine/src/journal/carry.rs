@@ -226,7 +226,7 @@ impl Journal {
     }
 
     /// Hands copies over now and then.
-    async fn commit_batch(self: &Rc<Self>, batch: &mut u64, len: u64) -> Result<()> {
+    pub(super) async fn commit_batch(self: &Rc<Self>, batch: &mut u64, len: u64) -> Result<()> {
         *batch += len;
         if *batch >= BATCH {
             *batch = 0;

@@ -13,7 +13,7 @@ use crate::closed::edit_closed;
 use crate::manifests::{PoolStore, put_manifest, reference, remove_manifest};
 use crate::rewind::RewindPoint;
 use crate::timeline::Data;
-use crate::volume::Volume;
+use crate::volume::{Claim, Volume};
 use crate::{EngineError, Result};
 use std::rc::Rc;
 use varve_coord::{
@@ -94,6 +94,7 @@ impl Shard {
             deleted: None,
             timelines: vec![TimelineRecord { id: timeline, state: RecordState::Shown, manifest: None, parent: None }],
             owner: self.context.node.get(),
+            mirror: None,
             holder: None,
             ends: Vec::new(),
         }
@@ -298,7 +299,7 @@ impl Shard {
 
     /// Brings a volume back in one step, and only once it can be served: a try that fails leaves it deleted, to be tried again.
     async fn bring_back(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
-        let volume = self.open_unlisted(id, None).await?;
+        let volume = self.open_unlisted(id, Claim::Own).await?;
         let edit = |m: &mut Manifest, _: &mut Data| m.state = TimelineState::Shown;
         let also = |record: &mut VolumeRecord| {
             record.deleted = None;

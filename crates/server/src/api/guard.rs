@@ -49,9 +49,19 @@ impl Token {
 
     /// Under another name first, so that a crash never leaves a file without a token. One process owns the directory.
     fn create(path: &Path) -> std::io::Result<Self> {
+        Self::write(path, Self::fresh()?)
+    }
+
+    /// The text of a new one.
+    pub(crate) fn fresh() -> std::io::Result<String> {
         let mut bytes = [0u8; TOKEN_BYTES];
         getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
-        Self::write(path, bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The one of this text.
+    pub(crate) fn of(text: &str) -> Self {
+        Self(text.into())
     }
 
     fn write(path: &Path, text: String) -> std::io::Result<Self> {

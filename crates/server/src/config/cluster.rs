@@ -18,6 +18,8 @@ const MOST_TEXT: usize = 256;
 const ALIVE_TTL_MS: u64 = 2_000;
 /// Longest such time: whoever wants more does not want to know.
 const MOST_ALIVE_TTL_MS: u64 = 600_000;
+/// RAM for copies of other nodes' tails.
+const MIRROR_RAM: u64 = 1 << 30;
 
 /// A node of a cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +32,12 @@ pub struct ClusterConfig {
     pub site: Option<String>,
     /// Where edges reach it, `HOST:PORT` each; the address that it listens on where there are none.
     pub edge_advertise: Vec<String>,
+    /// Where other nodes send it copies of their volumes' tails, if it takes any.
+    pub mirror_listen: Option<SocketAddr>,
+    /// Where they reach that; the address that it listens on where nothing is said.
+    pub mirror_advertise: Option<String>,
+    /// RAM for such copies, in bytes.
+    pub mirror_ram_bytes: u64,
     /// For how long it counts as alive without news of it.
     pub alive_ttl_ms: u64,
 }
@@ -87,6 +95,8 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
     };
     let (rack, site) = (given!(rack), given!(site));
     let (edge_advertise, alive_ttl) = (given!(edge_advertise), given!(alive_ttl));
+    let (mirror_listen, mirror_advertise) = (given!(mirror_listen), given!(mirror_advertise));
+    let mirror_ram = given!(mirror_ram);
     if keys.endpoints.is_empty() {
         let without = EtcdKeys::default();
         let set = [
@@ -99,6 +109,9 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
             ("rack", rack.is_some()),
             ("site", site.is_some()),
             ("edge-advertise", edge_advertise.is_some()),
+            ("mirror-listen", mirror_listen.is_some()),
+            ("mirror-advertise", mirror_advertise.is_some()),
+            ("mirror-ram", mirror_ram.is_some()),
             ("alive-ttl", alive_ttl.is_some()),
         ];
         return match set.into_iter().find(|(_, is_set)| *is_set) {
@@ -111,6 +124,9 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
         rack,
         site,
         edge_advertise: edge_advertise.unwrap_or_default(),
+        mirror_listen: mirror_listen.and_then(|listen| listen.0),
+        mirror_advertise,
+        mirror_ram_bytes: mirror_ram.map_or(MIRROR_RAM, |bytes| bytes.0),
         alive_ttl_ms: alive_ttl.map_or(ALIVE_TTL_MS, |ttl| ttl.0),
     };
     config.check()?;
@@ -131,9 +147,26 @@ impl ClusterConfig {
         if self.edge_advertise.len() > MAX_ADDRESSES {
             return Err(ConfigError::new(format!("edge-advertise: more than {MAX_ADDRESSES}")));
         }
-        match self.edge_advertise.iter().find(|address| !is_address(address)) {
-            Some(wrong) => Err(ConfigError::new(format!("edge-advertise: {wrong:?} is not HOST:PORT"))),
-            None => Ok(()),
+        if let Some(wrong) = self.edge_advertise.iter().find(|address| !is_address(address)) {
+            return Err(ConfigError::new(format!("edge-advertise: {wrong:?} is not HOST:PORT")));
+        }
+        self.check_mirror()
+    }
+
+    fn check_mirror(&self) -> Result<(), ConfigError> {
+        if let Some(wrong) = self.mirror_advertise.iter().find(|address| !is_address(address)) {
+            return Err(ConfigError::new(format!("mirror-advertise: {wrong:?} is not HOST:PORT")));
+        }
+        match self.mirror_listen {
+            Some(address) if address.ip().is_unspecified() && self.mirror_advertise.is_none() => {
+                Err(ConfigError::new(format!(
+                    "mirror-listen is {address}, which other nodes can not connect to: say in mirror-advertise where they reach this node"
+                )))
+            }
+            None if self.mirror_advertise.is_some() => {
+                Err(ConfigError::new("mirror-advertise needs mirror-listen: other nodes are not listened to"))
+            }
+            _ => Ok(()),
         }
     }
 

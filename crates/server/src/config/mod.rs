@@ -78,6 +78,12 @@ pub struct FileConfig {
     pub site: Option<String>,
     /// Where edges reach it.
     pub edge_advertise: Option<Vec<String>>,
+    /// Where other nodes send it copies of their volumes' tails.
+    pub mirror_listen: Option<Listen>,
+    /// Where other nodes reach that.
+    pub mirror_advertise: Option<String>,
+    /// RAM for such copies.
+    pub mirror_ram: Option<Bytes>,
     /// For how long it counts as alive without news of it.
     pub alive_ttl: Option<Duration>,
     /// Journals, in the place of the one in the data directory.

@@ -42,12 +42,15 @@ impl Greeter for EdgeGreeter {
     }
 
     async fn greet(&self, socket: &mut Socket, peer: &Peer) -> Result<Option<(Asked, BytesMut)>> {
-        let asked = match tokio::time::timeout(TIME, read(socket)).await {
+        let read = read_greeting(socket, Kind::Attach, Attach::decode);
+        let asked = match tokio::time::timeout(TIME, read).await {
             Ok(asked) => asked?,
             Err(_) => return Err(ServeError::TooSlow(TIME)),
         };
         let (kind, text) = match asked {
-            Ok(asked) if self.may(peer, &asked.attach) => return Ok(Some((asked, BytesMut::new()))),
+            Ok((attach, version)) if self.may(peer, &attach) => {
+                return Ok(Some((Asked { attach, version }, BytesMut::new())));
+            }
             Ok(_) => (ErrorKind::Invalid, "the token is not that of this node's edges".to_owned()),
             Err(error) => (error.kind(), error.to_string()),
         };
@@ -63,15 +66,19 @@ impl EdgeGreeter {
     }
 }
 
-/// Reads the request to attach: the outer result is about the connection, the inner one about what was sent.
-async fn read(socket: &mut Socket) -> Result<std::result::Result<Asked, WireError>> {
+/// Reads a greeting of one kind, and the version that both speak: the outer result is about the connection, the inner one about what was sent.
+pub(crate) async fn read_greeting<T>(
+    socket: &mut Socket,
+    wanted: Kind,
+    decode: impl Fn(&[u8]) -> varve_wire::Result<T>,
+) -> Result<varve_wire::Result<(T, u16)>> {
     let mut head = [0; HEADER_BYTES];
     exactly(socket, &mut head).await?;
     let known = Header::decode(&head).and_then(|header| Ok((header, header.version()?, header.kind()?)));
     let (header, version) = match known {
-        Ok((header, version, Kind::Attach)) => (header, version),
+        Ok((header, version, kind)) if kind == wanted => (header, version),
         Ok((_, _, kind)) => {
-            let reason = format!("{kind:?} is nothing that an edge begins with");
+            let reason = format!("{kind:?} is nothing that is begun with here");
             return Ok(Err(WireError::Senseless { what: "greeting", reason }));
         }
         Err(error) => return Ok(Err(error)),
@@ -79,8 +86,8 @@ async fn read(socket: &mut Socket) -> Result<std::result::Result<Asked, WireErro
     // The length was bounded with the header.
     let mut body = vec![0; header.length as usize];
     exactly(socket, &mut body).await?;
-    let attach = header.verify(&body).and_then(|()| Attach::decode(&body));
-    Ok(attach.map(|attach| Asked { attach, version }))
+    let read = header.verify(&body).and_then(|()| decode(&body));
+    Ok(read.map(|read| (read, version)))
 }
 
 async fn exactly(stream: &mut Socket, bytes: &mut [u8]) -> Result<()> {

@@ -12,4 +12,4 @@ mod dialect;
 mod greeter;
 
 pub(crate) use dialect::{EdgeDialect, WINDOW};
-pub(crate) use greeter::{Accepted, Asked, EdgeGreeter, refuse};
+pub(crate) use greeter::{Accepted, Asked, EdgeGreeter, read_greeting, refuse};

@@ -24,7 +24,7 @@ use varve_block::BlockDevice;
 use varve_engine::{Device, EngineError, SessionRequest, SessionStart, Volume};
 use varve_serve::{Closed, Peer, Socket, Tuning};
 use varve_types::{ErrorKind, SessionId, VolumeId};
-use varve_wire::attach::{Attached, Holder, Mode, Refused};
+use varve_wire::attach::{Attach, Attached, Holder, Mode, Refused};
 use varve_wire::transmission::{Reply, Told, payload_crc};
 
 /// How long an edge may take to take what it is told.
@@ -37,7 +37,7 @@ pub(super) struct Attaching {
 }
 
 impl Attaching {
-    fn turn(&self, volume: VolumeId) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn turn(&self, volume: VolumeId) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.turns.borrow_mut();
         turns.retain(|id, turn| *id == volume || Arc::strong_count(turn) > 1);
         Arc::clone(turns.entry(volume).or_default())
@@ -72,7 +72,7 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
     let Asked { attach, version } = &connection.negotiated;
     let (edge, name) = (attach.edge.clone(), attach.volume.clone());
     let answered: Result<_, Refused> = async {
-        let (target, volume) = find(&local, &name).await?;
+        let (target, volume) = find(&local, attach).await?;
         let turn = local.attaching.turn(volume.id()).lock_owned().await;
         let session = open(&local, &volume, &target, &connection.negotiated, &peer).await;
         let session = session.map_err(|error| Refused { holder: holder(&volume), ..refused(&error) })?;
@@ -100,9 +100,9 @@ pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
 }
 
 /// The volume of this node that an edge asks for; of those of other nodes it is told whom to ask.
-async fn find(local: &Rc<Local>, name: &str) -> Result<(Target, Rc<Volume>), Refused> {
-    let none = |_| Refused::new(ErrorKind::NotFound, format!("there is no volume {name:?}"));
-    let target: Target = name.parse().map_err(none)?;
+async fn find(local: &Rc<Local>, attach: &Attach) -> Result<(Target, Rc<Volume>), Refused> {
+    let none = |_| Refused::new(ErrorKind::NotFound, format!("there is no volume {:?}", attach.volume));
+    let target: Target = attach.volume.parse().map_err(none)?;
     let error = match local.find_here(&target.volume) {
         Ok(volume) => return Ok((target, volume)),
         Err(error) => error,
@@ -111,7 +111,7 @@ async fn find(local: &Rc<Local>, name: &str) -> Result<(Target, Rc<Volume>), Ref
         return Err(refused(&error));
     }
     match local.find_foreign(&target.volume).await {
-        Ok(Some(foreign)) => takeover::answer(local, &foreign).await.map(|volume| (target, volume)),
+        Ok(Some(foreign)) => takeover::answer(local, &foreign, attach).await.map(|volume| (target, volume)),
         Ok(None) => Err(refused(&error)),
         Err(unknown) => Err(refused(&unknown)),
     }

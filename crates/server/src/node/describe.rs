@@ -10,13 +10,13 @@ use super::local::Local;
 use super::ownership::Roster;
 use crate::api::ControlError;
 use crate::api::model::{
-    Client, Holder, IoCounters, Origin, Owner, Setting, Snapshot, Space, StoreState, Timeline, TimelineState, Volume,
-    VolumeState, VolumeStatus,
+    Client, Holder, IoCounters, Mirror, MirrorState, Origin, Owner, Setting, Snapshot, Space, StoreState, Timeline,
+    TimelineState, Volume, VolumeState, VolumeStatus,
 };
 use std::rc::Rc;
 use varve_coord::{CoordError, Deleted, TimelineState as Kept, VolumeRecord};
-use varve_engine::{Attachment, SnapshotInfo, Volume as Open};
-use varve_types::{BLOCK, Name, Overrides, Settings};
+use varve_engine::{Attachment, MirrorPhase, SnapshotInfo, Volume as Open};
+use varve_types::{BLOCK, MirrorMode, Name, Overrides, Settings};
 
 /// A snapshot; `hidden` says whether a rollback hid it.
 pub(super) fn snapshot(info: SnapshotInfo, hidden: bool) -> Snapshot {
@@ -101,6 +101,20 @@ fn holder(local: &Local, open: &Open) -> Option<Holder> {
     Some(Holder { edge: holder.edge, session: holder.session.to_string(), since_ms: holder.since_ms, connected })
 }
 
+/// How its mirror is.
+fn mirror(open: &Open) -> Mirror {
+    let now = open.mirror();
+    let wanted = Settings::resolve(&open.record().settings, &open.pool_settings()).mirror != MirrorMode::None;
+    let state = match now.phase {
+        MirrorPhase::Alone if !wanted => MirrorState::Off,
+        MirrorPhase::Alone => MirrorState::Alone,
+        MirrorPhase::Joining => MirrorState::Joining,
+        MirrorPhase::InSync => MirrorState::InSync,
+        MirrorPhase::Parting => MirrorState::Parting,
+    };
+    Mirror { state, node: now.node, bytes: now.bytes }
+}
+
 /// An open volume.
 pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, ControlError> {
     let record = open.record();
@@ -117,6 +131,7 @@ pub(super) async fn volume(local: &Local, open: &Rc<Open>) -> Result<Volume, Con
         template: record.template,
         attached: clients(open.attachments()),
         holder: holder(local, open),
+        mirror: Some(mirror(open)),
         owner: this_node(local),
         settings: Setting::rows(settings),
         timelines: timelines(&record),
@@ -182,6 +197,7 @@ pub(super) async fn closed(local: &Local, record: VolumeRecord, roster: &Roster)
         undelete_until_ms: record.deleted.filter(|deleted| !deleted.is_for_good()).map(|deleted| deleted.until_ms),
         template: record.template,
         attached: Vec::new(),
+        mirror: record.mirror.map(|mirror| Mirror { state: MirrorState::InSync, node: Some(mirror.node), bytes: 0 }),
         holder: record.holder.as_ref().map(|holder| Holder {
             edge: holder.edge.clone(),
             session: holder.session.to_string(),

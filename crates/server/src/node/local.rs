@@ -11,6 +11,7 @@ use super::cluster::patiently;
 use super::connections::Connections;
 use super::journal::NodeJournals;
 use super::membership::Membership;
+use super::mirroring::Mirroring;
 use super::ownership::Foreign;
 use super::pools::Pools;
 use super::sessions::{self, Sessions};
@@ -54,6 +55,8 @@ pub(super) struct Local {
     pub(super) attaching: Attaching,
     /// Its part in a cluster; none where the node is by itself.
     pub(super) member: Option<Arc<Membership>>,
+    /// Its part in mirrors, in a cluster.
+    pub(super) mirroring: Option<Rc<Mirroring>>,
     unopened: RefCell<BTreeMap<VolumeId, Unopened>>,
     /// Volumes that are open and that other nodes run by now: nobody is let in.
     lost: RefCell<BTreeMap<VolumeId, EngineError>>,
@@ -68,6 +71,7 @@ impl Local {
         pools: Arc<Pools>,
         nbd_socket: PathBuf,
         member: Option<Arc<Membership>>,
+        mirroring: Option<Mirroring>,
     ) -> Rc<Self> {
         Rc::new(Self {
             shard,
@@ -80,6 +84,7 @@ impl Local {
             sessions: Sessions::default(),
             attaching: Attaching::default(),
             member,
+            mirroring: mirroring.map(Rc::new),
             unopened: RefCell::default(),
             lost: RefCell::default(),
         })

@@ -19,11 +19,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use varve_coord::{
-    AliveRecord, ClusterRecord, Coord, EdgeToken, Embedded, Incarnation, LeaseId, NodeRecord, Record, Records,
+    AliveRecord, ClusterRecord, Coord, EdgeToken, Embedded, LeaseId, NodeRecord, NodeToken, Record, Records,
 };
 use varve_etcd::{Etcd, EtcdConfig};
 use varve_store::StoreUrl;
-use varve_types::{ClusterId, ErrorKind, Name, NodeId};
+use varve_types::{ClusterId, ErrorKind, IncarnationId, Name, NodeId};
 
 /// How long a node that stops waits for etcd to hear of it.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
@@ -42,6 +42,7 @@ pub(super) struct Joined {
 pub(super) struct Reached {
     pub(super) edge_listen: Option<SocketAddr>,
     pub(super) api_listen: Option<SocketAddr>,
+    pub(super) mirror_listen: Option<SocketAddr>,
 }
 
 /// See the module.
@@ -152,7 +153,9 @@ impl Membership {
             name: identity.name,
             edge,
             api: reached.api_listen.map(|address| address.to_string()),
-            mirror: None,
+            mirror: reached
+                .mirror_listen
+                .map(|address| cluster.mirror_advertise.clone().unwrap_or_else(|| address.to_string())),
             rack: cluster.rack.clone(),
             site: cluster.site.clone(),
             joined_ms: now_ms(),
@@ -167,7 +170,7 @@ impl Membership {
         let alive = AliveRecord {
             version: AliveRecord::VERSION,
             node: node.id,
-            incarnation: Incarnation(u64::from_le_bytes(random()?)),
+            incarnation: IncarnationId::from_random(random()?),
             since_ms: now_ms(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
         };
@@ -199,9 +202,21 @@ impl Membership {
     /// The token of the cluster's edges; that of the file becomes it where there is none, else the file gets it.
     pub(super) async fn edge_token(&self, file: PathBuf) -> Answer<Token> {
         let own = Token::open(&file)?;
-        let fresh = EdgeToken { version: EdgeToken::VERSION, token: own.text().to_owned() };
-        let kept = Records::new(&*self.coord).edge_token_or_create(fresh).await.map_err(coord_error)?;
+        let fresh = EdgeToken::new(own.text().to_owned());
+        let kept = Records::new(&*self.coord).token_or_create(fresh).await.map_err(coord_error)?;
         if own.is(&kept.token) { Ok(own) } else { Token::replace(&file, &kept.token) }
+    }
+
+    /// What nodes of the cluster prove themselves by to each other.
+    pub(super) async fn node_token(&self) -> Answer<Token> {
+        let fresh = NodeToken::new(Token::fresh().map_err(|error| super::directory::io_error("a token", &error))?);
+        let kept = Records::new(&*self.coord).token_or_create(fresh).await.map_err(coord_error)?;
+        Ok(Token::of(&kept.token))
+    }
+
+    /// The process that this is.
+    pub(super) const fn incarnation(&self) -> IncarnationId {
+        self.alive.incarnation
     }
 
     /// Begins to tell the cluster that this node lives; that ends with what this gives.

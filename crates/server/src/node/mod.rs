@@ -35,6 +35,7 @@ mod journal_list;
 mod local;
 mod membership;
 mod metrics;
+mod mirroring;
 mod offline;
 mod ownership;
 mod pool_control;

@@ -16,6 +16,7 @@ use super::exports::ShardExports;
 use super::journal::JournalPlan;
 use super::local::Local;
 use super::membership::{self, Joined, Membership, Reached, Telling};
+use super::mirroring::{self, Mirroring};
 use super::pools::{Opened, Pools, now_ms};
 use super::thread::{self, ShardHandle, ShardThread};
 use super::volume_control::default_pool as default_pool_name;
@@ -23,6 +24,7 @@ use super::{Beat, Hooks, Serving, coord_error, ownership, pool_control};
 use crate::api::{ApiConfig, ApiServer, ControlError, Token};
 use crate::config::{CacheSpec, UpConfig, VolumeSpec};
 use crate::edge::EdgeGreeter;
+use crate::mirror::MirrorGreeter;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,7 +35,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use varve_coord::{Coord, CoordError, PoolRecord};
-use varve_engine::{EngineError, Limits, PoolStore};
+use varve_engine::{EngineError, Limits, MirrorNodes, PoolStore};
 use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
 use varve_env::{Env, LocalFuture, ObjectStore, SendFuture};
 use varve_format::region::RegionHead;
@@ -75,21 +77,31 @@ struct Sockets {
     edge: Vec<Listener>,
     edge_listen: Option<SocketAddr>,
     edge_token: Option<Token>,
+    mirror: Option<Listener>,
+    mirror_token: Option<Token>,
     api: ApiServer,
+}
+
+fn listen_error(error: varve_serve::ServeError) -> ControlError {
+    ControlError::new(error.kind(), error.to_string())
 }
 
 /// Listens at a socket file and, where that is wanted, on a port; gives the address of that.
 async fn listen(file: PathBuf, port: Option<SocketAddr>) -> Answer<(Vec<Listener>, Option<SocketAddr>)> {
-    let told = |error: varve_serve::ServeError| ControlError::new(error.kind(), error.to_string());
-    let mut listeners = vec![Listener::open(&Endpoint::Unix(file)).await.map_err(told)?];
+    let mut listeners = vec![Listener::open(&Endpoint::Unix(file)).await.map_err(listen_error)?];
     if let Some(address) = port {
-        listeners.push(Listener::open(&Endpoint::Tcp(address)).await.map_err(told)?);
+        listeners.push(Listener::open(&Endpoint::Tcp(address)).await.map_err(listen_error)?);
     }
-    let address = listeners.iter().find_map(|listener| match listener.endpoint() {
+    let address = listeners.iter().find_map(tcp_address);
+    Ok((listeners, address))
+}
+
+/// The address of a listener that has one.
+fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
+    match listener.endpoint() {
         Endpoint::Tcp(address) => Some(*address),
         Endpoint::Unix(_) => None,
-    });
-    Ok((listeners, address))
+    }
 }
 
 async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
@@ -104,7 +116,11 @@ async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
         }
         error
     })?;
-    Ok(Sockets { nbd, nbd_listen, edge, edge_listen, edge_token, api })
+    let mirror = match config.cluster.as_ref().and_then(|cluster| cluster.mirror_listen) {
+        Some(address) => Some(Listener::open(&Endpoint::Tcp(address)).await.map_err(listen_error)?),
+        None => None,
+    };
+    Ok(Sockets { nbd, nbd_listen, edge, edge_listen, edge_token, mirror, mirror_token: None, api })
 }
 
 /// Starts the thread of the shard, on its journals.
@@ -115,7 +131,7 @@ async fn start_shard(
     limits: Limits,
     caches: Vec<CacheSpec>,
     nbd_socket: PathBuf,
-    member: Option<Arc<Membership>>,
+    part: Option<(Arc<Membership>, mirroring::Plan)>,
 ) -> Answer<(ShardHandle, ShardThread)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
     let options = PoolOptions { name: "varve-job".to_owned(), threads, queue: JOBS, nice: true };
@@ -126,11 +142,15 @@ async fn start_shard(
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
             let (shard, journals) = journals.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
-            if let Some(member) = &member {
+            let (member, plan) = part.unzip();
+            let mirroring = plan.map(Mirroring::new);
+            if let (Some(member), Some(mirroring)) = (&member, &mirroring) {
                 shard.serve_as(member.id());
+                let members: Rc<dyn MirrorNodes> = Rc::<crate::mirror::Members>::clone(&mirroring.members);
+                shard.mirror_on(members, Rc::clone(&mirroring.copies));
             }
             caches.iter().for_each(|cache| add_cache(&shard, cache));
-            let local = Local::new(shard, journals, env, coord, pools, nbd_socket, member);
+            let local = Local::new(shard, journals, env, coord, pools, nbd_socket, member, mirroring);
             local.start_chores(RETRY_TIME);
             Ok(local)
         })
@@ -226,6 +246,8 @@ struct Core {
     member: Option<Arc<Membership>>,
     /// Tells the cluster that the node lives.
     telling: Option<Telling>,
+    /// What nodes that want copies kept prove themselves by.
+    mirror_token: Option<Token>,
     pools: Arc<Pools>,
     default: (PoolRecord, Answer<Opened>),
     shard: ShardHandle,
@@ -250,8 +272,15 @@ async fn core(config: &UpConfig, directory: &Directory, journals: JournalPlan, r
         ..Limits::default()
     };
     let (caches, nbd_socket) = (config.caches.clone(), directory.nbd_socket());
-    let (shard, thread) = start_shard(journals, &coord, &pools, limits, caches, nbd_socket, member.clone()).await?;
-    Ok(Core { member, telling, pools, default, shard, thread, limits })
+    let part = match (&member, &config.cluster) {
+        (Some(member), Some(cluster)) => {
+            Some((Arc::clone(member), mirroring::Plan::new(member, cluster, pools.cluster()).await?))
+        }
+        _ => None,
+    };
+    let mirror_token = part.as_ref().map(|(_, plan)| Token::of(&plan.hello.token));
+    let (shard, thread) = start_shard(journals, &coord, &pools, limits, caches, nbd_socket, part).await?;
+    Ok(Core { member, telling, mirror_token, pools, default, shard, thread, limits })
 }
 
 /// A node that nobody is served by: its shard, with all volumes open.
@@ -273,8 +302,9 @@ pub(super) async fn run(config: UpConfig, mut directory: Directory, hooks: Hooks
     let _files = SocketFiles([directory.nbd_socket(), directory.edge_socket(), directory.api_socket()]);
     let mut sockets = bind(&config, &directory).await?;
     let plan = JournalPlan::new(&directory, &config)?;
-    let reached = Reached { edge_listen: sockets.edge_listen, api_listen: sockets.api.tcp_address() };
-    let Core { member, telling, pools, default, shard, mut thread, limits } =
+    let mirror_listen = sockets.mirror.as_ref().and_then(tcp_address);
+    let reached = Reached { edge_listen: sockets.edge_listen, api_listen: sockets.api.tcp_address(), mirror_listen };
+    let Core { member, telling, mirror_token, pools, default, shard, mut thread, limits } =
         core(&config, &directory, plan, reached).await?;
     let opened = async {
         if let (Some(member), Some(_)) = (&member, sockets.edge_listen) {
@@ -303,6 +333,7 @@ pub(super) async fn run(config: UpConfig, mut directory: Directory, hooks: Hooks
     };
     let node = Arc::new(Node { shard: shard.clone(), pools, place, member: member.clone() });
     let serving = serving(&node, &directory).await?;
+    sockets.mirror_token = mirror_token;
     let (stopping, servers) = serve(&node, sockets, beat);
     // Begun before: whoever reads that it serves may tell it to stop at once, and is heard.
     let told = poll_fn(|context| Poll::Ready(stop.as_mut().poll(context).is_ready())).await;
@@ -420,6 +451,12 @@ fn serve(node: &Arc<Node>, sockets: Sockets, beat: Option<Beat>) -> (watch::Send
         let (edge, slots, stop) = (Arc::clone(&edge), slots.clone(), until_stop());
         servers.spawn(async move { ended(listener.run(edge, slots, deliver, stop).await) });
     }
+    if let (Some(listener), Some(token)) = (sockets.mirror, sockets.mirror_token) {
+        let greeter = Arc::new(MirrorGreeter { cluster: node.pools.cluster(), token });
+        let deliver = to_shard(&node.shard, |local, accepted| Box::pin(mirroring::serve(local, accepted)));
+        let (slots, stop) = (slots.clone(), until_stop());
+        servers.spawn(async move { ended(listener.run(greeter, slots, deliver, stop).await) });
+    }
     let control: Arc<dyn crate::api::Control> = Arc::clone(node) as _;
     servers.spawn(sockets.api.run(control, until_stop()));
     let (node, stop) = (Arc::clone(node), until_stop());
@@ -429,6 +466,7 @@ fn serve(node: &Arc<Node>, sockets: Sockets, beat: Option<Beat>) -> (watch::Send
             () = chores(&node) => {}
             () = look_for_silence(&node) => {}
             () = ownership::mind(&node) => {}
+            () = mirroring::mind(&node) => {}
             () = tell_beats(&node, beat) => {}
         }
     });

@@ -4,9 +4,12 @@
 //! What a person forces is told first, with what may be lost by it: everything that the old owner acknowledged and that is not in the store. Nothing here finds
 //! out whether the old owner is really dead; that is asked.
 //!
-//! Always holds: no volume is taken over without a person's word. (An owner that is dead while its mirror is in sync will be the exception: [`answer`] is where
-//! that is decided, when an edge asks.)
+//! A volume whose mirror this node is, and in sync, is taken over when an edge asks for it and its owner does not answer: nothing is lost by that, and an owner
+//! that lives all the same is fenced by the copy and by the epoch.
+//!
+//! Always holds: no volume is taken over without a person's word but by the copy that coordination names.
 
+use super::cluster::patiently;
 use super::control::Node;
 use super::local::Local;
 use super::ownership::{self, Foreign};
@@ -17,8 +20,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::Volume as Open;
-use varve_types::{Epoch, ErrorKind, Name, Settings};
-use varve_wire::attach::Refused;
+use varve_types::{ErrorKind, Name, Settings};
+use varve_wire::attach::{Attach, Refused};
 
 /// How long a take-over waits until this node has let go of what it ran itself before.
 const LET_GO_TIME: Duration = Duration::from_secs(30);
@@ -27,15 +30,38 @@ const LOOK_TIME: Duration = Duration::from_millis(20);
 
 type Answer<T> = Result<T, ControlError>;
 
-/// What becomes of an edge that asks this node for a volume of another one: it is sent on to the owner, where that is alive.
+/// What becomes of an edge that asks this node for a volume of another one: it is sent on to the owner, where that is alive, or to the mirror; or it gets the
+/// volume, which this node has taken over.
 ///
 /// # Errors
-/// What the edge is told. (A volume that this node has taken over for it would be the answer.)
-pub(super) async fn answer(_local: &Rc<Local>, foreign: &Foreign) -> Result<Rc<Open>, Refused> {
+/// What the edge is told.
+pub(super) async fn answer(local: &Rc<Local>, foreign: &Foreign, attach: &Attach) -> Result<Rc<Open>, Refused> {
+    let Some(mirroring) = local.mirroring.clone() else { return Err(sent_on(local, foreign).await) };
+    if !mirroring.has_copy(&foreign.volume) || !mirroring.is_owner_gone(foreign, attach).await {
+        return Err(sent_on(local, foreign).await);
+    }
+    let id = foreign.volume.id;
+    let _turn = local.attaching.turn(id).lock_owned().await;
+    if let Some(open) = local.shard.volumes().into_iter().find(|open| open.id() == id && open.stopped().is_none()) {
+        // For another edge, a moment ago.
+        return Ok(open);
+    }
+    let taken = take_here(local, foreign, local.shard.take_over_as_mirror(id), "its owner does not answer").await;
+    taken.map_err(|error| Refused::new(ErrorKind::Unavailable, error.message))
+}
+
+/// Whom an edge has to ask instead: the owner; where that is dead, the node that may take the volume over.
+async fn sent_on(local: &Local, foreign: &Foreign) -> Refused {
     let message = foreign.error().to_string();
-    let is_alive = foreign.alive.is_some();
-    let elsewhere = foreign.node.as_ref().filter(|_| is_alive).and_then(|node| node.edge.first().cloned());
-    Err(Refused { elsewhere, ..Refused::new(ErrorKind::Unavailable, message) })
+    let owner = foreign.node.clone().filter(|_| foreign.alive.is_some());
+    let node = match (owner, foreign.volume.mirror) {
+        (Some(owner), _) => Some(owner),
+        (None, Some(mirror)) => patiently(local.records().load_node(mirror.node)).await.ok().map(|(node, _)| node),
+        (None, None) => None,
+    };
+    let own = local.member.as_ref().map(|member| member.id());
+    let elsewhere = node.filter(|node| Some(node.id) != own).and_then(|node| node.edge.first().cloned());
+    Refused { elsewhere, ..Refused::new(ErrorKind::Unavailable, message) }
 }
 
 /// How long what is written may wait until it is put into the store, as people write it.
@@ -88,7 +114,14 @@ pub(super) async fn take(node: &Node, name: Name, force: bool) -> Answer<Volume>
     }
     // Its pool may be so new that this node has not heard of it.
     ownership::take_pools(node, &mut BTreeMap::new()).await?;
-    node.on_shard(move |local| Box::pin(async move { take_here(&local, &foreign).await })).await
+    let taken = node.on_shard(move |local| {
+        Box::pin(async move {
+            let take = local.shard.take_over(foreign.volume.id, foreign.volume.epoch);
+            let open = take_here(&local, &foreign, take, "a person says so").await?;
+            describe::volume(&local, &open).await
+        })
+    });
+    taken.await
 }
 
 /// A volume that this node is the owner of already.
@@ -97,7 +130,13 @@ async fn ours(local: &Rc<Local>, name: &Name) -> Answer<Volume> {
     describe::volume(local, &open).await
 }
 
-async fn take_here(local: &Rc<Local>, foreign: &Foreign) -> Answer<Volume> {
+/// Has a volume taken over by `take`.
+async fn take_here(
+    local: &Rc<Local>,
+    foreign: &Foreign,
+    take: impl Future<Output = varve_engine::Result<Rc<Open>>>,
+    why: &str,
+) -> Answer<Rc<Open>> {
     let record = &foreign.volume;
     local.check_pool(&record.pool)?;
     // Of a volume that this node ran once, what is left must be gone before.
@@ -111,14 +150,15 @@ async fn take_here(local: &Rc<Local>, foreign: &Foreign) -> Answer<Volume> {
         let message = format!("volume {}: this node has not yet let go of what it ran of it before", record.name);
         return Err(ControlError::new(ErrorKind::Busy, message));
     }
-    let (owner, epoch): (String, Epoch) = (foreign.owner(), record.epoch);
-    tracing::warn!(volume = %record.name, %owner, %epoch, "a volume is taken over by force");
-    match local.shard.take_over(record.id, epoch).await {
+    let (owner, epoch) = (foreign.owner(), record.epoch);
+    tracing::warn!(volume = %record.name, %owner, %epoch, why, "a volume is taken over");
+    match take.await {
         Ok(open) => {
             tracing::info!(volume = %record.name, epoch = %open.record().epoch, "this node runs the volume now");
-            describe::volume(local, &open).await
+            Ok(open)
         }
         Err(error) => {
+            tracing::warn!(volume = %record.name, %error, "a volume could not be taken over");
             // It may be ours by now, and open later.
             local.look_after(record.id).await;
             Err(error.into())

@@ -183,6 +183,7 @@ impl State {
             nbd_uri: (!v.deleted).then(|| format!("nbd+unix:///{volume}?socket=/data/nbd.sock")),
             attached: attached(volume),
             holder: None,
+            mirror: None,
             owner: self.nodes.get(usize::from(volume.as_str() == "theirs")).map(|node| Owner {
                 id: node.id,
                 name: Some(node.name.clone()),

@@ -79,5 +79,12 @@ pub struct RunReport {
 /// When anything is not as it must be.
 #[must_use]
 pub fn run_seed(seed: u64, options: &RunOptions) -> RunReport {
-    run::Run::new(seed, options).go(options)
+    let report = run::Run::new(seed, options).go(options);
+    if seed.is_multiple_of(PAIR_EVERY) {
+        let _ = crate::pair::run(seed);
+    }
+    report
 }
+
+/// Of so many seeds one runs a pair of nodes too.
+const PAIR_EVERY: u64 = 4;

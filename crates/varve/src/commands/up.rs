@@ -34,6 +34,9 @@ pub struct Up {
     /// Serve edges (`varve-edge`) on this address too; they need the token in DIR/edge-token [default: the socket DIR/edge.sock alone]
     #[arg(long, value_name = "ADDR")]
     edge_listen: Option<Listen>,
+    /// Take copies of other nodes' volumes on this address, as a node of a cluster [default: none]
+    #[arg(long, value_name = "ADDR")]
+    mirror_listen: Option<Listen>,
     /// Serve the API on this loopback address beside DIR/api.sock, or on `none` [default: 127.0.0.1:7420]
     #[arg(long, value_name = "ADDR")]
     api_listen: Option<Listen>,
@@ -61,6 +64,7 @@ pub fn run(args: Up, json: bool) -> Result<()> {
         volumes: (!args.volumes.is_empty()).then_some(args.volumes),
         nbd_listen: args.nbd_listen,
         edge_listen: args.edge_listen,
+        mirror_listen: args.mirror_listen,
         api_listen: args.api_listen,
         etcd: (!args.etcd.is_empty()).then_some(args.etcd),
         etcd_prefix: args.etcd_prefix,

@@ -15,8 +15,8 @@ use clap::Subcommand;
 use hyper::Method;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
-    CloneVolume, Job, JobResult, NewVolume, Origin, Owner, Rename, Resize, SetSettings, TakeVolume, Target,
-    TimelineState, Volume, VolumeState,
+    CloneVolume, Job, JobResult, MirrorState, NewVolume, Origin, Owner, Rename, Resize, SetSettings, TakeVolume,
+    Target, TimelineState, Volume, VolumeState,
 };
 use varve_types::{ErrorKind, Name, format_size};
 

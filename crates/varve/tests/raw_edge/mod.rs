@@ -75,7 +75,7 @@ impl RawEdge {
         Ok(match header.kind().unwrap() {
             Kind::Attached => Ok(Attached::decode(&body).unwrap()),
             Kind::Refused => Err(Refused::decode(&body).unwrap()),
-            Kind::Attach => panic!("a node asks for nothing"),
+            other => panic!("{other:?} is no answer"),
         })
     }
 

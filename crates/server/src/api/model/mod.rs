@@ -37,8 +37,8 @@ pub use rewind::{Rewind, RewindPoints, RewindQuery, Rewound};
 pub use scrub::{Finding, Scrub, ScrubPass, SetScrub};
 pub use status::{Ending, Fill, IoCounters, Journal, PoolStatus, Status, StoreState, Version, VolumeStatus};
 pub use volume::{
-    Client, CloneVolume, Holder, NewSnapshot, NewVolume, Origin, Rename, Resize, Rollback, RollbackReport, SetSettings,
-    Setting, Snapshot, Space, Timeline, TimelineState, Volume, VolumeState,
+    Client, CloneVolume, Holder, Mirror, MirrorState, NewSnapshot, NewVolume, Origin, Rename, Resize, Rollback,
+    RollbackReport, SetSettings, Setting, Snapshot, Space, Timeline, TimelineState, Volume, VolumeState,
 };
 
 use serde::{Deserialize, Serialize};

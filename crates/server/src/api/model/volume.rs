@@ -9,7 +9,7 @@ use super::Owner;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
-use varve_types::{Name, SnapshotId, Source, TimelineId, VolumeId};
+use varve_types::{Name, NodeId, SnapshotId, Source, TimelineId, VolumeId};
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -42,6 +42,8 @@ pub struct Volume {
     /// The node of the cluster that runs it; `null` where the node is by itself, and for a volume that nobody runs.
     #[serde(default)]
     pub owner: Option<Owner>,
+    /// How its mirror is, where the volume is run by this node.
+    pub mirror: Option<Mirror>,
     /// Every setting, with its value and where that comes from.
     pub settings: Vec<Setting>,
     /// Its histories: the one shown, and those hidden that can still be brought back or are needed by others.
@@ -72,6 +74,34 @@ pub enum VolumeState {
     Failed,
     /// It is deleted, and can be brought back for a while.
     Deleted,
+}
+
+/// How the mirror of a volume is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Mirror {
+    /// Where it stands.
+    pub state: MirrorState,
+    /// The node that it is on, where there is one.
+    #[schema(value_type = Option<String>)]
+    pub node: Option<NodeId>,
+    /// Bytes that it has, and the store does not.
+    pub bytes: u64,
+}
+
+/// Where the mirror of a volume stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MirrorState {
+    /// The volume wants none.
+    Off,
+    /// There is none: what is written is on this node alone until it is in the store.
+    Alone,
+    /// One is being brought in sync.
+    Joining,
+    /// It has all that was answered.
+    InSync,
+    /// It was lost: answers wait until that is recorded.
+    Parting,
 }
 
 /// An edge that has a volume for itself.

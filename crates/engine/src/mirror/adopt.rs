@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a mirror has of a timeline comes into the own journal, before the timeline is opened from it.
+//!
+//! Always holds when it ends well: the own journal has, on stable media, every change that the copy has and it did not.
+
+use super::{Copies, TailRecord, in_time};
+use crate::context::Context;
+use crate::journal::Replayed;
+use crate::{EngineError, Result};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use varve_coord::{MirrorRecord, VolumeRecord};
+use varve_format::crc::crc;
+use varve_format::journal::Body;
+use varve_types::branch::{Branch, reached, reached_if};
+use varve_types::mutant::{Mutant, planted};
+use varve_types::{BLOCK, Epoch, ErrorKind, TimelineId};
+
+/// The mirror that counts for what a volume shows.
+pub(crate) fn counting(record: &VolumeRecord) -> Option<MirrorRecord> {
+    record.mirror.filter(|mirror| mirror.timeline == record.shown)
+}
+
+impl Context {
+    /// Takes what this node's own copy has of a volume, which it is about to take over, and lets nothing more come of its owner.
+    ///
+    /// # Errors
+    /// `Conflict` where it has no copy that counts.
+    pub async fn adopt_own(&self, record: &VolumeRecord) -> Result<()> {
+        let (node, copies) = (self.node.get(), self.copies.borrow().clone());
+        let is_this = |(mirror, copies): &(MirrorRecord, Rc<Copies>)| {
+            let is_process = mirror.incarnation == copies.incarnation() || planted(Mutant::TakeWithAnyCopy);
+            Some(mirror.node) == node && is_process
+        };
+        let counts = counting(record).zip(copies).filter(is_this);
+        let Some((_, copies)) = counts else {
+            let text = format!("volume {}: this node has no copy of it that is in sync", record.name);
+            return Err(EngineError::new(ErrorKind::Conflict, text));
+        };
+        let fetched = copies.fetch(record.shown, record.epoch.next())?;
+        if planted(Mutant::TakeWithoutCopy) {
+            return Ok(());
+        }
+        self.adopt(record.shown, fetched.records).await
+    }
+
+    /// Takes what the mirror of a volume, which this node opens anew, has of it. A mirror whose process is another by now has lost it.
+    ///
+    /// # Errors
+    /// `Unavailable` while the mirror does not answer: it may have what this node has lost.
+    pub async fn adopt_from_mirror(&self, record: &VolumeRecord, epoch: Epoch) -> Result<()> {
+        let Some(mirror) = counting(record).filter(|_| !planted(Mutant::ReopenAlone)) else { return Ok(()) };
+        if Some(mirror.node) == self.node.get() {
+            // It took the volume over itself, and had the copy in its journal before that.
+            return Ok(());
+        }
+        let peer = self.mirrors.borrow().as_ref().and_then(|nodes| nodes.find(mirror.node));
+        let waits = |why: &str| {
+            reached(Branch::MirrorAwaited);
+            let text = format!(
+                "volume {} waits for its mirror, node {}, which may have more of it: {why}",
+                record.name, mirror.node
+            );
+            EngineError::new(ErrorKind::Unavailable, text)
+        };
+        let Some(peer) = peer else { return Err(waits("it is not there")) };
+        let fetched =
+            in_time(&*self.env, peer.fetch(record.shown, epoch)).await.map_err(|error| match error.kind() {
+                ErrorKind::Fenced => error,
+                _ => waits(&error.to_string()),
+            })?;
+        if fetched.incarnation != mirror.incarnation {
+            reached(Branch::MirrorForgot);
+            tracing::warn!(volume = %record.name, node = %mirror.node, "the mirror has lost its copy: the journal is all that there is");
+            return Ok(());
+        }
+        reached_if(!fetched.records.is_empty(), Branch::MirrorKnewMore);
+        self.adopt(record.shown, fetched.records).await
+    }
+
+    async fn adopt(&self, timeline: TimelineId, records: Vec<TailRecord>) -> Result<()> {
+        let journal = self.journals.choose(timeline);
+        let tails = self.journals.tails(&journal);
+        let has: BTreeSet<_> = tails.of(timeline).iter().map(|it| (it.record.epoch, it.record.sequence)).collect();
+        let mut lacking = Vec::new();
+        for record in records {
+            check(timeline, &record)?;
+            if !has.contains(&(record.epoch, record.sequence)) {
+                lacking.push(record);
+            }
+        }
+        if planted(Mutant::AdoptLosesLast) {
+            lacking.pop();
+        }
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let add = |added: Vec<Replayed>| tails.add(&journal, timeline, added);
+        journal.adopt(timeline, lacking, add).await
+    }
+}
+
+/// Proves a change that another node has kept.
+fn check(timeline: TimelineId, record: &TailRecord) -> Result<()> {
+    let is_whole = match &record.body {
+        Body::Write { crcs, .. } => {
+            let (blocks, rest) = record.data.as_chunks::<{ BLOCK as usize }>();
+            rest.is_empty()
+                && blocks.len() == crcs.len()
+                && blocks.iter().zip(crcs).all(|(block, sum)| crc(block) == *sum)
+        }
+        Body::Hole { .. } | Body::Mark(_) => record.data.is_empty(),
+        Body::Pad | Body::Counted => false,
+    };
+    if is_whole {
+        return Ok(());
+    }
+    let text = format!("timeline {timeline}: the mirror's copy of change {} is damaged", record.sequence);
+    Err(EngineError::corrupt(text))
+}

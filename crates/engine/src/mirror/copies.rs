@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The copies that this node keeps of tails of other nodes' volumes, in RAM.
+//!
+//! Always holds: the changes of a copy have no gap, from its base to its last; whoever has fenced a timeline at an epoch finds in it all that was ever answered
+//! to lower ones, and nothing of them is taken any more. All copies together have at most so many bytes; what an owner may send is bounded by the
+//! credits that it is given at the begin.
+//!
+//! The process' end loses all of them. The next one has another incarnation, and knows nothing of any.
+
+use super::{BeginCopy, Begun, Delivery, Fetched, TailRecord};
+use crate::{EngineError, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use varve_types::branch::{Branch, reached};
+use varve_types::mutant::{Mutant, planted};
+use varve_types::{Epoch, ErrorKind, IncarnationId, Sequence, TimelineId};
+
+/// Bytes that one copy may have, at most.
+const MOST_CREDITS: u64 = 256 << 20;
+/// Bytes that it is worth to begin a copy with.
+const LEAST_CREDITS: u64 = 8 << 20;
+
+struct Copy {
+    epoch: Epoch,
+    /// Changes behind this one are in it.
+    base: Sequence,
+    last: Sequence,
+    records: BTreeMap<Sequence, TailRecord>,
+    bytes: u64,
+    credits: u64,
+}
+
+/// See the module.
+pub struct Copies {
+    incarnation: IncarnationId,
+    /// Bytes of all of them, at most.
+    quota: Cell<u64>,
+    copies: RefCell<BTreeMap<TimelineId, Copy>>,
+    /// The epoch of timelines below which nothing is taken.
+    floors: RefCell<BTreeMap<TimelineId, Epoch>>,
+}
+
+fn fenced(timeline: TimelineId, epoch: Epoch) -> EngineError {
+    EngineError::new(ErrorKind::Fenced, format!("timeline {timeline} has another owner, in epoch {epoch}"))
+}
+
+impl Copies {
+    /// None yet, of this process, with at most so many bytes.
+    #[must_use]
+    pub fn new(incarnation: IncarnationId, quota: u64) -> Self {
+        Self { incarnation, quota: Cell::new(quota), copies: RefCell::default(), floors: RefCell::default() }
+    }
+
+    /// The process that keeps them.
+    pub fn incarnation(&self) -> IncarnationId {
+        self.incarnation
+    }
+
+    /// How many there are, and their bytes.
+    pub fn counts(&self) -> (usize, u64) {
+        let copies = self.copies.borrow();
+        (copies.len(), copies.values().map(|copy| copy.bytes).sum())
+    }
+
+    /// Begins a copy in the place of the one before it.
+    ///
+    /// # Errors
+    /// `Fenced` where a higher epoch is known, `NoSpace` where there is no room for another copy.
+    pub fn begin(&self, begin: BeginCopy) -> Result<Begun> {
+        self.check(begin.timeline, begin.epoch)?;
+        let mut copies = self.copies.borrow_mut();
+        copies.remove(&begin.timeline);
+        let given: u64 = copies.values().map(|copy| copy.credits).sum();
+        let credits = self.quota.get().saturating_sub(given).min(MOST_CREDITS);
+        // Half of what is left, so that others find some too.
+        let credits = if credits / 2 >= LEAST_CREDITS { credits / 2 } else { credits };
+        if credits < LEAST_CREDITS.min(self.quota.get()) {
+            return Err(EngineError::new(ErrorKind::NoSpace, "there is no room for another copy"));
+        }
+        let (epoch, base) = (begin.epoch, begin.base);
+        let copy = Copy { epoch, base, last: base, records: BTreeMap::new(), bytes: 0, credits };
+        copies.insert(begin.timeline, copy);
+        Ok(Begun { incarnation: self.incarnation, credits })
+    }
+
+    /// Takes changes in.
+    ///
+    /// # Errors
+    /// `Fenced` where a higher epoch is known, `Conflict` where they do not follow on what is there, `NoSpace` beyond the credits.
+    pub fn deliver(&self, delivery: Delivery) -> Result<()> {
+        self.check(delivery.timeline, delivery.epoch)?;
+        let mut copies = self.copies.borrow_mut();
+        let copy = copies.get_mut(&delivery.timeline).filter(|copy| copy.epoch == delivery.epoch);
+        let Some(copy) = copy else {
+            let text = format!("no copy of timeline {} was begun in epoch {}", delivery.timeline, delivery.epoch);
+            return Err(EngineError::new(ErrorKind::Conflict, text));
+        };
+        let mut last = copy.last;
+        let in_row = delivery
+            .records
+            .iter()
+            .all(|record| std::mem::replace(&mut last, record.sequence).next() == record.sequence);
+        if delivery.previous != copy.last || !in_row {
+            let text = format!("changes behind {} do not follow on {}", delivery.previous, copy.last);
+            return Err(EngineError::new(ErrorKind::Conflict, text));
+        }
+        let bytes: u64 = delivery.records.iter().map(TailRecord::cost).sum();
+        if copy.bytes > 0 && copy.bytes + bytes > copy.credits {
+            return Err(EngineError::new(ErrorKind::NoSpace, "more was sent than there are credits for"));
+        }
+        copy.bytes += bytes;
+        copy.last = last;
+        copy.records.extend(delivery.records.into_iter().map(|record| (record.sequence, record)));
+        Ok(())
+    }
+
+    /// Lets go of what the store has.
+    pub fn release(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) {
+        let mut copies = self.copies.borrow_mut();
+        let Some(copy) = copies.get_mut(&timeline).filter(|copy| copy.epoch == epoch) else { return };
+        let through = if planted(Mutant::ReleaseTooMuch) { through.next() } else { through };
+        let kept = copy.records.split_off(&through.next());
+        let gone = std::mem::replace(&mut copy.records, kept);
+        copy.bytes -= gone.values().map(TailRecord::cost).sum::<u64>();
+        copy.base = copy.base.max(through.min(copy.last));
+    }
+
+    /// Gives what there is of a timeline, and takes nothing of epochs below `epoch` from then on.
+    ///
+    /// # Errors
+    /// `Fenced` where a higher one is known.
+    pub fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> Result<Fetched> {
+        self.check(timeline, epoch)?;
+        if !planted(Mutant::FetchWithoutFence) {
+            self.floors.borrow_mut().insert(timeline, epoch);
+        }
+        let copies = self.copies.borrow();
+        let records = copies.get(&timeline).map(|copy| copy.records.values().cloned().collect()).unwrap_or_default();
+        Ok(Fetched { incarnation: self.incarnation, records })
+    }
+
+    /// Lets go of the copies that `is_used` does not name, by timeline and epoch.
+    pub fn retain(&self, is_used: impl Fn(TimelineId, Epoch) -> bool) {
+        let mut copies = self.copies.borrow_mut();
+        copies.retain(|timeline, copy| is_used(*timeline, copy.epoch));
+        self.floors.borrow_mut().retain(|timeline, epoch| copies.contains_key(timeline) || is_used(*timeline, *epoch));
+    }
+
+    /// Lets go of a copy: its owner needs it no more, or this node is the owner now.
+    pub fn forget(&self, timeline: TimelineId) {
+        self.copies.borrow_mut().remove(&timeline);
+    }
+
+    fn check(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
+        let floor = self.floors.borrow().get(&timeline).copied();
+        let known = self.copies.borrow().get(&timeline).map(|copy| copy.epoch);
+        match floor.max(known) {
+            Some(highest) if highest > epoch => {
+                reached(Branch::CopyFenced);
+                Err(fenced(timeline, highest))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "copies_tests.rs"]
+mod tests;

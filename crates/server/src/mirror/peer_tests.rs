@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Two ends of a connection: what is asked is done in its order and answered; one that breaks says so to everybody, and a stranger is told.
+
+use super::*;
+use crate::api::Token;
+use crate::mirror::{Links, Member, Members, MirrorGreeter, serve};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use varve_engine::{Copies, MirrorNodes};
+use varve_format::crc::crc;
+use varve_format::journal::Body;
+use varve_serve::{Endpoint, Listener, Slots};
+use varve_types::{ClusterId, VolumeId};
+
+const OWNER: NodeId = NodeId::from_bytes([1; 16]);
+const MIRROR: NodeId = NodeId::from_bytes([2; 16]);
+const CLUSTER: ClusterId = ClusterId::from_bytes([3; 16]);
+const TIMELINE: TimelineId = TimelineId::from_bytes([4; 16]);
+
+fn record(sequence: u64) -> TailRecord {
+    let data = Bytes::from(vec![sequence as u8; 4096]);
+    let body = Body::Write { start: sequence, crcs: vec![crc(&data)] };
+    TailRecord { epoch: Epoch(1), sequence: Sequence(sequence), flushed_through: Sequence(0), body, data }
+}
+
+fn begin(epoch: u64) -> BeginCopy {
+    BeginCopy { volume: VolumeId::from_bytes([5; 16]), timeline: TIMELINE, epoch: Epoch(epoch), base: Sequence(0) }
+}
+
+fn delivery(previous: u64, count: u64) -> Delivery {
+    let records = (previous + 1..=previous + count).map(record).collect();
+    Delivery { timeline: TIMELINE, epoch: Epoch(1), previous: Sequence(previous), records }
+}
+
+/// Runs a mirror on a port, and `test` with its address and the token of its cluster.
+fn with_mirror<F: Future<Output = ()>>(test: impl FnOnce(Rc<Copies>, Rc<Links>, String, String) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        let token = Token::open(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap().trim().to_owned();
+        let listener = Listener::open(&Endpoint::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+        let address = listener.endpoint().to_string();
+        let copies = Rc::new(Copies::new(IncarnationId::from_bytes([9; 16]), 1 << 30));
+        let links = Rc::new(Links::default());
+        let (sender, mut accepted) = mpsc::channel(8);
+        let deliver = move |accepted| {
+            let sender = sender.clone();
+            async move { sender.send(accepted).await.unwrap() }
+        };
+        let greeter = Arc::new(MirrorGreeter { cluster: CLUSTER, token });
+        let listening = listener.run(greeter, Slots::default(), deliver, std::future::pending());
+        let (kept, linked) = (Rc::clone(&copies), Rc::clone(&links));
+        let serving = async move {
+            while let Some(accepted) = accepted.recv().await {
+                drop(tokio::task::spawn_local(serve(MIRROR, Rc::clone(&kept), Rc::clone(&linked), accepted)));
+            }
+        };
+        tokio::select! {
+            _ = listening => panic!("it listens until the test is over"),
+            () = serving => panic!("it serves until the test is over"),
+            () = test(copies, links, address, text) => {}
+        }
+    });
+}
+
+fn hello(token: &str) -> MirrorHello {
+    MirrorHello { token: token.to_owned(), cluster: CLUSTER, node: OWNER }
+}
+
+#[test]
+fn changes_come_there_and_back() {
+    with_mirror(|copies, links, address, token| async move {
+        let peer = TcpPeer::connect(MIRROR, address, &hello(&token));
+        let begun = peer.begin(begin(1)).await.unwrap();
+        assert_eq!(begun.incarnation, copies.incarnation());
+        assert!(links.has(OWNER));
+        // Many at once, large and small, answered in their order.
+        let all: Vec<_> = (0..40).map(|round| peer.deliver(delivery(round * 100, 100))).collect();
+        for sent in all {
+            sent.await.unwrap();
+        }
+        let gap = peer.deliver(delivery(9000, 1)).await.unwrap_err();
+        assert_eq!(gap.kind(), ErrorKind::Conflict);
+        peer.release(TIMELINE, Epoch(1), Sequence(1000));
+        let fetched = peer.fetch(TIMELINE, Epoch(2)).await.unwrap();
+        assert_eq!((fetched.incarnation, fetched.records.len()), (copies.incarnation(), 3000));
+        assert_eq!(fetched.records, (1001..=4000).map(record).collect::<Vec<_>>());
+        assert_eq!(peer.deliver(delivery(4000, 1)).await.unwrap_err().kind(), ErrorKind::Fenced);
+    });
+}
+
+#[test]
+fn strangers_are_told_why() {
+    with_mirror(|_, links, address, token| async move {
+        let other = MirrorHello { cluster: ClusterId::from_bytes([8; 16]), ..hello(&token) };
+        for (said, why) in [(hello("no"), "token"), (other, "another cluster")] {
+            let peer = TcpPeer::connect(MIRROR, address.clone(), &said);
+            let error = peer.begin(begin(1)).await.unwrap_err();
+            assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains(why), "{error}");
+            assert!(peer.is_broken() && !links.has(OWNER));
+        }
+        let wrong = TcpPeer::connect(OWNER, address, &hello(&token));
+        assert!(wrong.begin(begin(1)).await.unwrap_err().to_string().contains("answers there"));
+    });
+}
+
+#[test]
+fn a_broken_connection_tells_everybody_and_another_is_made() {
+    with_mirror(|copies, _, address, token| async move {
+        let members = Members::new(hello(&token), None, None);
+        assert!(members.choose(begin(1).volume).is_none() && members.find(MIRROR).is_none());
+        let member = |address: &str| Member { address: address.to_owned(), rack: None, site: None, alive: true };
+        members.set(BTreeMap::from([(MIRROR, member("127.0.0.1:1"))]));
+        let nobody = members.choose(begin(1).volume).expect("coordination says that it is alive");
+        assert_eq!(nobody.begin(begin(1)).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(nobody.deliver(delivery(0, 1)).await.unwrap_err().kind(), ErrorKind::Unavailable);
+        assert!(members.choose(begin(1).volume).is_none(), "it is left alone for a while");
+        members.set(BTreeMap::from([(MIRROR, member(&address))]));
+        let peer = members.find(MIRROR).expect("who needs just this one may ask it");
+        peer.begin(begin(1)).await.unwrap();
+        peer.deliver(delivery(0, 1)).await.unwrap();
+        assert_eq!(copies.counts().0, 1);
+    });
+}

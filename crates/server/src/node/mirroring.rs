@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The node's part in mirrors: the copies that it keeps for others, and the nodes that keep copies for it.
+//!
+//! Who the others are is looked up in coordination every second. That a node is alive there makes it worth a try, and no more: what counts is what it answers.
+//!
+//! Lives on the shard's thread; a crash loses the copies, as the records of their volumes know by the process that they name.
+
+use super::control::Node;
+use super::local::Local;
+use super::membership::Membership;
+use super::ownership::{Foreign, Roster};
+use crate::api::ControlError;
+use crate::config::ClusterConfig;
+use crate::mirror::{self, Accepted, Links, Member, Members};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use varve_coord::VolumeRecord;
+use varve_engine::Copies;
+use varve_types::{ClusterId, IncarnationId, NodeId, SessionId};
+use varve_wire::attach::Attach;
+use varve_wire::mirror::MirrorHello;
+
+/// Between two looks who the others are.
+const LOOK_TIME: Duration = Duration::from_secs(1);
+/// Between two looks which copies are of use to anybody.
+const TIDY_LOOKS: u32 = 30;
+/// An edge that asks again within this time has not got what it was sent to.
+const INSISTS_WITHIN: Duration = Duration::from_secs(10);
+/// Edges that are remembered to have asked.
+const MOST_ASKED: usize = 4096;
+/// For how long a node is waited for that may be dead.
+const PROBE_TIME: Duration = Duration::from_millis(300);
+
+/// What is needed to begin.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) hello: MirrorHello,
+    pub(super) incarnation: IncarnationId,
+    /// Bytes of copies, at most.
+    pub(super) ram: u64,
+    pub(super) rack: Option<String>,
+    pub(super) site: Option<String>,
+}
+
+impl Plan {
+    /// That of a node of a cluster.
+    ///
+    /// # Errors
+    /// What coordination says, which keeps the token of nodes.
+    pub(super) async fn new(
+        member: &Membership,
+        config: &ClusterConfig,
+        cluster: ClusterId,
+    ) -> Result<Self, ControlError> {
+        let token = member.node_token().await?.text().to_owned();
+        Ok(Self {
+            hello: MirrorHello { token, cluster, node: member.id() },
+            incarnation: member.incarnation(),
+            ram: config.mirror_ram_bytes,
+            rack: config.rack.clone(),
+            site: config.site.clone(),
+        })
+    }
+}
+
+/// See the module.
+pub(super) struct Mirroring {
+    hello: MirrorHello,
+    pub(super) copies: Rc<Copies>,
+    pub(super) members: Rc<Members>,
+    links: Rc<Links>,
+    /// When sessions were sent on to the owner of their volume.
+    asked: RefCell<BTreeMap<SessionId, Instant>>,
+}
+
+impl Mirroring {
+    pub(super) fn new(plan: Plan) -> Self {
+        let Plan { hello, incarnation, ram, rack, site } = plan;
+        Self {
+            copies: Rc::new(Copies::new(incarnation, ram)),
+            members: Members::new(hello.clone(), rack, site),
+            hello,
+            links: Rc::default(),
+            asked: RefCell::default(),
+        }
+    }
+
+    /// Whether this process has all of a volume's tail, as coordination knows.
+    pub(super) fn has_copy(&self, volume: &VolumeRecord) -> bool {
+        let is_here = |mirror: varve_coord::MirrorRecord| {
+            mirror.node == self.hello.node
+                && mirror.incarnation == self.copies.incarnation()
+                && mirror.timeline == volume.shown
+        };
+        volume.mirror.is_some_and(is_here)
+    }
+
+    /// Whether the owner of a volume, of which this node has a copy, is to be taken for gone by what an edge asks. To be wrong costs a move of the volume and
+    /// nothing else.
+    pub(super) async fn is_owner_gone(&self, foreign: &Foreign, attach: &Attach) -> bool {
+        let Some(owner) = foreign.volume.owner else { return true };
+        if foreign.alive.is_none() || !self.links.has(owner) {
+            return true;
+        }
+        // It was served by this very owner, and is not any more.
+        let was_served = attach.promises.iter().any(|promise| promise.epoch == foreign.volume.epoch);
+        was_served && (self.insists(attach.session) || !self.answers(owner, foreign).await)
+    }
+
+    /// Whether a session was sent to the owner a moment ago, and is here again.
+    fn insists(&self, session: SessionId) -> bool {
+        let mut asked = self.asked.borrow_mut();
+        asked.retain(|_, since| since.elapsed() < INSISTS_WITHIN);
+        if asked.len() >= MOST_ASKED {
+            asked.pop_first();
+        }
+        asked.insert(session, Instant::now()).is_some()
+    }
+
+    /// Whether a node answers a greeting, at once.
+    async fn answers(&self, owner: NodeId, foreign: &Foreign) -> bool {
+        let address = foreign.node.as_ref().and_then(|node| node.mirror.clone());
+        // One that takes no copies can not be asked this way.
+        let Some(address) = address else { return true };
+        let greeted = mirror::probe(owner, &address, &self.hello);
+        matches!(tokio::time::timeout(PROBE_TIME, greeted).await, Ok(Ok(())))
+    }
+
+    fn set(&self, roster: &Roster) {
+        let others = roster.nodes().into_iter().filter(|(node, _)| node.id != self.hello.node);
+        let member = |(node, alive): (&varve_coord::NodeRecord, Option<&varve_coord::AliveRecord>)| {
+            let (rack, site, alive) = (node.rack.clone(), node.site.clone(), alive.is_some());
+            Some((node.id, Member { address: node.mirror.clone()?, rack, site, alive }))
+        };
+        self.members.set(others.filter_map(member).collect());
+    }
+}
+
+/// Keeps copies for a node, as a task of this thread, until it hangs up.
+pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
+    let Some(mirroring) = &local.mirroring else { return };
+    let (own, copies, links) = (mirroring.hello.node, Rc::clone(&mirroring.copies), Rc::clone(&mirroring.links));
+    drop(tokio::task::spawn_local(mirror::serve(own, copies, links, accepted)));
+}
+
+/// Follows who the others are, for ever. A node by itself has none.
+pub(super) async fn mind(node: &Node) {
+    let Some(member) = &node.member else { return std::future::pending().await };
+    let mut looks = 0_u32;
+    loop {
+        match Roster::load(node.pools.records(), Some(member)).await {
+            Ok(roster) => with(node, move |mirroring| mirroring.set(&roster)).await,
+            Err(error) => tracing::debug!(%error, "who may keep copies can not be looked up"),
+        }
+        looks += 1;
+        if looks.is_multiple_of(TIDY_LOOKS)
+            && let Ok(volumes) = node.pools.records().list_volumes().await
+        {
+            // A copy that is of an epoch that is over, or of what no volume shows, is of no use to anybody.
+            let used: BTreeMap<_, _> = volumes.into_iter().map(|(volume, _)| (volume.shown, volume.epoch)).collect();
+            with(node, move |mirroring| {
+                mirroring.copies.retain(|timeline, epoch| used.get(&timeline).is_some_and(|now| *now <= epoch));
+            })
+            .await;
+        }
+        tokio::time::sleep(LOOK_TIME).await;
+    }
+}
+
+async fn with(node: &Node, work: impl FnOnce(&Mirroring) + Send + 'static) {
+    let done = node.on_shard(move |local| {
+        Box::pin(async move {
+            if let Some(mirroring) = &local.mirroring {
+                work(mirroring);
+            }
+            Ok(())
+        })
+    });
+    if let Err(error) = done.await {
+        tracing::debug!(%error, "the shard does not answer");
+    }
+}

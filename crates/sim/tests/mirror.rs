@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A volume's mirror: nothing that was answered is lost while one of the two nodes lives, and nobody takes over what he does not have.
+
+use std::rc::Rc;
+use std::time::Duration;
+use varve_engine::{BlockDevice, EngineError, MirrorPhase};
+use varve_sim::node::name;
+use varve_sim::pair::{JOINED, SIZE, pair};
+use varve_sim::{Chaos, CrashMode};
+use varve_types::ErrorKind;
+
+#[test]
+fn what_was_answered_is_at_the_mirror() {
+    for seed in 0..20 {
+        let (first, second) = pair(seed, false);
+        let device = first.node.device("v");
+        for step in 0..40_u64 {
+            first.write(&device, step % 16, step as u8 + 1).expect("a write");
+            if step == seed * 2 {
+                let volume = first.node.volume("v");
+                first.node.must("seal", async move { volume.seal().await });
+            }
+        }
+        assert_eq!(device.position().safe, device.position().sequence, "all of it is safe");
+        let volume = first.node.volume("v");
+        first.node.world.pause(&first.node.env);
+        second.take_over(&volume).expect("it takes over");
+        let taken = second.node.device("v");
+        for block in 0..16_u64 {
+            let last = (0..40).rev().find(|step| step % 16 == block).expect("it was written");
+            assert_eq!(second.read(&taken, block), last as u8 + 1, "seed {seed}, block {block}");
+        }
+        // Whoever was taken over answers nothing any more.
+        first.node.world.resume(&first.node.env);
+        let late = first.write(&device, 0, 99).expect_err("it is fenced");
+        assert_eq!(late.kind(), ErrorKind::Fenced);
+        assert_ne!(second.read(&taken, 0), 99);
+    }
+}
+
+#[test]
+fn a_mirror_that_is_lost_is_recorded_before_anything_is_answered_without_it() {
+    let (first, mut second) = pair(3, false);
+    let device = first.node.device("v");
+    first.write(&device, 0, 1).expect("a write");
+    second.crash(CrashMode::Kill);
+    first.write(&device, 1, 2).expect("it goes on alone");
+    let volume = first.node.volume("v");
+    let (coord, id) = (Rc::new(Arc(first.node.coord.clone())), volume.id());
+    let record = first.node.must("look", async move { coord.load(id).await });
+    assert_eq!((first.phase(), record.mirror), (MirrorPhase::Alone, None));
+    // The one that comes back empty takes nothing over, and joins again.
+    assert!(second.start().is_empty());
+    assert_eq!(second.take_over(&volume).map(drop).expect_err("it has nothing").kind(), ErrorKind::Conflict);
+    first.node.world.run_for(JOINED).expect("the world runs");
+    assert_eq!(first.phase(), MirrorPhase::InSync);
+    first.write(&device, 2, 3).expect("a write");
+    first.node.world.pause(&first.node.env);
+    second.take_over(&volume).expect("it has all");
+    let taken = second.node.device("v");
+    assert_eq!([0, 1, 2].map(|block| second.read(&taken, block)), [1, 2, 3]);
+}
+
+#[test]
+fn a_mirror_that_is_cut_off_may_not_be_taken_for_one() {
+    let (first, second) = pair(4, false);
+    let device = first.node.device("v");
+    first.write(&device, 0, 1).expect("a write");
+    second.far.cut(true);
+    first.write(&device, 1, 2).expect("it goes on alone");
+    let volume = first.node.volume("v");
+    let refused = second.take_over(&volume).map(drop).expect_err("it lacks the second write");
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    first.write(&device, 2, 3).expect("the owner goes on");
+}
+
+#[test]
+fn a_strict_volume_waits_for_its_mirror() {
+    let (first, mut second) = pair(5, true);
+    let device = first.node.device("v");
+    second.crash(CrashMode::Kill);
+    let waits = Rc::clone(&device);
+    let answered = Rc::new(std::cell::Cell::new(false));
+    let told = Rc::clone(&answered);
+    varve_env::Env::spawn(
+        &*first.node.env,
+        Box::pin(async move {
+            varve_sim::node::finish(&waits, waits.write(0, vec![7; 4096].into(), false)).await.expect("a write");
+            told.set(true);
+        }),
+    );
+    // Its segment is put when it is old enough, and in the store it is safe; until then it waits.
+    first.node.world.run_for(Duration::from_secs(5)).expect("the world runs");
+    assert!(!answered.get());
+    assert!(second.start().is_empty());
+    first.node.world.run_for(JOINED).expect("the world runs");
+    assert!(answered.get() && first.phase() == MirrorPhase::InSync);
+}
+
+#[test]
+fn an_owner_whose_power_failed_finds_at_its_mirror_what_it_has_lost() {
+    for seed in 0..20 {
+        let (mut first, second) = pair(seed, false);
+        let device = first.node.device("v");
+        for step in 0..12_u64 {
+            first.write(&device, step, step as u8 + 1).expect("a write");
+        }
+        drop(device);
+        first.crash(CrashMode::Lost);
+        // Until it has asked it does not serve: the mirror may know more.
+        second.far.cut(true);
+        let failed = first.start();
+        assert_eq!(failed.first().map(|(_, error)| error.kind()), Some(ErrorKind::Unavailable), "{failed:?}");
+        second.far.cut(false);
+        let shard = first.node.shard();
+        let failed = first.node.must("open", async move { shard.open_all().await });
+        assert!(failed.is_empty(), "{failed:?}");
+        let device = first.node.device("v");
+        for step in 0..12_u64 {
+            assert_eq!(first.read(&device, step), step as u8 + 1, "seed {seed}");
+        }
+        drop(second);
+    }
+}
+
+#[test]
+fn both_lose_power_and_the_mirror_boots_first() {
+    let (mut first, mut second) = pair(6, false);
+    let device = first.node.device("v");
+    first.write(&device, 0, 1).expect("a write");
+    first.node.flush(&device).expect("alive").expect("a flush");
+    let volume = first.node.volume("v");
+    drop(device);
+    first.crash(CrashMode::Lost);
+    second.crash(CrashMode::Lost);
+    assert!(second.start().is_empty());
+    assert_eq!(second.take_over(&volume).map(drop).expect_err("it is empty").kind(), ErrorKind::Conflict);
+    drop(volume);
+    let failed = first.start();
+    assert!(failed.is_empty(), "{failed:?}");
+    let device = first.node.device("v");
+    assert_eq!(first.read(&device, 0), 1, "what was flushed is in its journal");
+}
+
+#[test]
+fn marks_holes_and_sizes_are_copied_too() {
+    let (first, second) = pair(7, false);
+    let device = first.node.device("v");
+    // Nothing comes to the store: all that the other node will know is the copy.
+    first.node.server.set_chaos(Chaos { error_per_mille: 1000, ..Chaos::default() });
+    (0..8).for_each(|block| first.write(&device, block, block as u8 + 1).expect("a write"));
+    first.node.discard(&device, 4096, 8192, false).expect("alive").expect("a discard");
+    let volume = first.node.volume("v");
+    first.node.must("resize", async move { volume.resize(2 * SIZE, false).await });
+    let volume = first.node.volume("v");
+    first.node.must("snapshot", async move { volume.snapshot(name("s")).await.map(drop) });
+    first.write(&device, 0, 77).expect("a write");
+    let volume = first.node.volume("v");
+    first.node.world.pause(&first.node.env);
+    first.node.server.set_chaos(Chaos::default());
+    let taken = second.take_over(&volume).expect("it takes over");
+    assert_eq!(taken.size(), 2 * SIZE);
+    let found = second.node.device("v");
+    assert_eq!([0, 1, 2, 3].map(|block| second.read(&found, block)), [77, 0, 0, 4]);
+    let snapshots = second.node.must("list", async move { taken.snapshots().await });
+    assert_eq!(snapshots.iter().map(|s| s.name.to_string()).collect::<Vec<_>>(), ["s"]);
+}
+
+/// Coordination, read from outside.
+struct Arc(std::sync::Arc<varve_coord::Memory>);
+
+impl Arc {
+    async fn load(&self, id: varve_types::VolumeId) -> Result<varve_coord::VolumeRecord, EngineError> {
+        Ok(varve_coord::Records::new(&*self.0).load_volume(id).await?.0)
+    }
+}
