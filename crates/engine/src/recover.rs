@@ -94,50 +94,7 @@ pub(crate) async fn open(opening: Opening, has_tail: bool) -> Result<Rc<Timeline
 /// A timeline as its manifest alone describes it.
 pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
     let Opening { context, journal, pool, volume, timeline, epoch, writer, settings, .. } = opening;
-    let tree = if manifest.root.is_absent() { Tree::empty() } else { Tree::cold(manifest.root) };
-    let next_ordinal = manifest.first_ordinal.max(manifest.boundary);
-    let data = Data {
-        settings,
-        size: manifest.size,
-        last: manifest.merged,
-        last_end: 0,
-        flushed: manifest.merged,
-        told_safe: Sequence(0),
-        awaited: None,
-        open: Layer::new(epoch),
-        open_epoch: epoch,
-        sealed: VecDeque::new(),
-        sealed_taken: 0,
-        next_ordinal,
-        counted: manifest.merged,
-        counted_end: next_ordinal,
-        counted_size: manifest.size,
-        overlay: Overlay::default(),
-        tree,
-        table: SegmentTable::new(timeline),
-        snapshots: manifest.snapshots.clone(),
-        pending: Vec::new(),
-        manifest_number: manifest.number,
-        last_root: manifest.last_root,
-        reconsider: has_kept_runs(&manifest),
-        to_ask: BTreeSet::new(),
-        rewind_ends: false,
-        touched: context.env.now(),
-        counted_bytes: 0,
-        stopped: None,
-        no_checkpoints: None,
-        busy: Vec::new(),
-        previous_manifest: None,
-        deleted: BTreeSet::new(),
-        deleting: false,
-        unclean: BTreeSet::new(),
-        clean_at: None,
-        victims: Victims::default(),
-        pins: Vec::new(),
-        fresh_maps: Vec::new(),
-        reclaiming: false,
-        manifest: manifest.clone(),
-    };
+    let data = data_of(&context, epoch, timeline, settings, &manifest);
     let open = Rc::clone(&context);
     let this = Rc::new(Timeline {
         id: timeline,
@@ -165,6 +122,54 @@ pub(crate) fn assemble(opening: Opening, manifest: Manifest) -> Rc<Timeline> {
     timelines.insert(timeline, Rc::downgrade(&this));
     drop(timelines);
     this
+}
+
+/// What a timeline is as its manifest alone describes it.
+fn data_of(context: &Context, epoch: Epoch, timeline: TimelineId, settings: Settings, manifest: &Manifest) -> Data {
+    let tree = if manifest.root.is_absent() { Tree::empty() } else { Tree::cold(manifest.root) };
+    let next_ordinal = manifest.first_ordinal.max(manifest.boundary);
+    Data {
+        settings,
+        size: manifest.size,
+        last: manifest.merged,
+        last_end: 0,
+        flushed: manifest.merged,
+        told_safe: Sequence(0),
+        awaited: None,
+        open: Layer::new(epoch),
+        open_epoch: epoch,
+        sealed: VecDeque::new(),
+        sealed_taken: 0,
+        next_ordinal,
+        counted: manifest.merged,
+        counted_end: next_ordinal,
+        counted_size: manifest.size,
+        overlay: Overlay::default(),
+        tree,
+        table: SegmentTable::new(timeline),
+        snapshots: manifest.snapshots.clone(),
+        pending: Vec::new(),
+        manifest_number: manifest.number,
+        last_root: manifest.last_root,
+        reconsider: has_kept_runs(manifest),
+        to_ask: BTreeSet::new(),
+        rewind_ends: false,
+        touched: context.env.now(),
+        counted_bytes: 0,
+        stopped: None,
+        no_checkpoints: None,
+        busy: Vec::new(),
+        previous_manifest: None,
+        deleted: BTreeSet::new(),
+        deleting: false,
+        unclean: BTreeSet::new(),
+        clean_at: None,
+        victims: Victims::default(),
+        pins: Vec::new(),
+        fresh_maps: Vec::new(),
+        reclaiming: false,
+        manifest: manifest.clone(),
+    }
 }
 
 /// Whether kills wait that a snapshot or a hold keeps: one may have gone before they were asked again.

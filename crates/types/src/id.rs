@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Ids. Each is a newtype, so that a timeline can not be taken for a volume, and has one text form.
+//!
+//! What has to be unique for ever, also between clusters that know nothing of each other, is a UUID that somebody drew at random: nodes, volumes, their
+//! timelines, sessions of edges. What is counted within one of these is a number: epochs, sequences, ordinals. Both have the bytes in stores and on wires
+//! that they have here, and their text form is that of logs, commands and the API.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -70,9 +70,9 @@ impl Local {
         coord: Arc<dyn Coord>,
         pools: Arc<Pools>,
         nbd_socket: PathBuf,
-        member: Option<Arc<Membership>>,
-        mirroring: Option<Mirroring>,
+        part: Option<(Arc<Membership>, Mirroring)>,
     ) -> Rc<Self> {
+        let (member, mirroring) = part.unzip();
         Rc::new(Self {
             shard,
             journals,

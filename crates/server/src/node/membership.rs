@@ -353,7 +353,7 @@ mod tests {
         let alive = AliveRecord {
             version: AliveRecord::VERSION,
             node: id,
-            incarnation: Incarnation(7),
+            incarnation: IncarnationId::from_bytes([7; 16]),
             since_ms: 2,
             program: "0".to_owned(),
         };
@@ -386,7 +386,7 @@ mod tests {
         assert!(!lives().await);
         until("it lives again", lives).await;
         assert_ne!(member.state().lease, first);
-        assert_eq!(records.list_alive().await.unwrap()[0].incarnation, Incarnation(7), "it is the same process");
+        assert_eq!(records.list_alive().await.unwrap()[0].incarnation, member.incarnation(), "it is the same process");
         coord.set_away(true);
         until("it is told", async || member.trouble().is_some()).await;
         coord.set_away(false);

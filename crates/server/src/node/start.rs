@@ -142,15 +142,14 @@ async fn start_shard(
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
             let (shard, journals) = journals.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
-            let (member, plan) = part.unzip();
-            let mirroring = plan.map(Mirroring::new);
-            if let (Some(member), Some(mirroring)) = (&member, &mirroring) {
+            let part = part.map(|(member, plan)| (member, Mirroring::new(plan)));
+            if let Some((member, mirroring)) = &part {
                 shard.serve_as(member.id());
                 let members: Rc<dyn MirrorNodes> = Rc::<crate::mirror::Members>::clone(&mirroring.members);
                 shard.mirror_on(members, Rc::clone(&mirroring.copies));
             }
             caches.iter().for_each(|cache| add_cache(&shard, cache));
-            let local = Local::new(shard, journals, env, coord, pools, nbd_socket, member, mirroring);
+            let local = Local::new(shard, journals, env, coord, pools, nbd_socket, part);
             local.start_chores(RETRY_TIME);
             Ok(local)
         })

@@ -338,6 +338,18 @@ fn show(volume: &Volume) -> String {
         let connections = out::count(u64::from(client.connections), "connection");
         table.pair("client", format!("{}, since {since}, {connections}", client.peer));
     }
+    if let Some(mirror) = volume.mirror.as_ref().filter(|mirror| mirror.state != MirrorState::Off) {
+        let state = match mirror.state {
+            MirrorState::Off | MirrorState::Alone => {
+                "none: what is written is on this node alone until it is in the store"
+            }
+            MirrorState::Joining => "being brought in sync",
+            MirrorState::InSync => "in sync",
+            MirrorState::Parting => "lost, writes wait until that is recorded",
+        };
+        let node = mirror.node.map_or(String::new(), |node| format!(", on node {node}"));
+        table.pair("mirror", format!("{state}{node}"));
+    }
     if let Some(holder) = &volume.holder {
         let is_elsewhere = volume.state == VolumeState::Elsewhere;
         let connected = if holder.connected || is_elsewhere { "" } else { ", not connected" };
