@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `cargo xtask cluster`: an etcd and some nodes on loopback, for trying things, until Ctrl-C.
+//! `cargo xtask cluster`: an etcd, some nodes and an edge on loopback, for trying things, until Ctrl-C.
 //!
 //! Everything is in one temporary directory: etcd's data, a directory for each node, and the store that they share. Each node is the daemon `varved` with a
 //! configuration file of its own, so that one that was killed can be started again by hand with the command that is shown.
@@ -58,10 +58,12 @@ pub fn run(options: &Options) -> Result<bool> {
     for number in 1..=options.nodes {
         nodes.push(start_node(&programs, &dir, &endpoint, number)?);
     }
+    let mut edge = start_edge(&programs, &dir)?;
     print!("{}", guide(&programs, &dir, &endpoint, &nodes));
     loop {
         std::thread::sleep(LOOK_TIME);
         etcd.must_live()?;
+        edge.must_live()?;
         for node in &mut nodes {
             if node.daemon.as_mut().is_some_and(|daemon| daemon.must_live().is_err()) {
                 let start = format!("{} --config {}", programs.join("varved").display(), node.config.display());
@@ -75,7 +77,7 @@ pub fn run(options: &Options) -> Result<bool> {
 /// Builds the programs; gives the directory that has them.
 fn build(release: bool) -> Result<PathBuf> {
     let mut command = repo::cargo();
-    command.args(["build", "--package", "varve", "--package", "varved"]);
+    command.args(["build", "--package", "varve", "--package", "varved", "--package", "varve-edge"]);
     if release {
         command.arg("--release");
     }
@@ -112,13 +114,13 @@ fn start_etcd(dir: &Path) -> Result<(String, Daemon)> {
 }
 
 fn start_node(programs: &Path, dir: &Path, endpoint: &str, number: u8) -> Result<Node> {
-    let (name, edge) = (format!("node-{number}"), free_port()?);
+    let (name, edge, mirror) = (format!("node-{number}"), free_port()?, free_port()?);
     let data = dir.join(&name);
     let config = dir.join(format!("{name}.toml"));
     let (data_text, store) = (data.display(), dir.join("store"));
     let text = format!(
         "data = '{data_text}'\nnode-name = '{name}'\netcd = ['{endpoint}']\nstore = 'file://{}'\napi-listen = 'none'\n\
-         edge-listen = '127.0.0.1:{edge}'\njournal-size = '256M'\nlayer-ram = '128M'\n",
+         edge-listen = '127.0.0.1:{edge}'\nmirror-listen = '127.0.0.1:{mirror}'\njournal-size = '256M'\nlayer-ram = '128M'\n",
         store.display()
     );
     std::fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
@@ -134,6 +136,19 @@ fn start_node(programs: &Path, dir: &Path, endpoint: &str, number: u8) -> Result
     Ok(Node { name, config, api, edge, daemon: Some(daemon) })
 }
 
+/// The daemon that shows volumes as NBD exports; it has none at first.
+fn start_edge(programs: &Path, dir: &Path) -> Result<Daemon> {
+    let control = dir.join("edge.sock");
+    let mut command = Command::new(programs.join("varve-edge"));
+    command.arg("serve").arg("--socket").arg(dir.join("nbd.sock")).arg("--control").arg(&control);
+    let mut daemon = Daemon::start(&mut command, &dir.join("edge.log"))?;
+    until("the edge to serve", || {
+        daemon.must_live()?;
+        Ok(control.exists())
+    })?;
+    Ok(daemon)
+}
+
 /// How to use it, for the person at the terminal.
 fn guide(programs: &Path, dir: &Path, endpoint: &str, nodes: &[Node]) -> String {
     let mut text = format!("A cluster in {}, with etcd at {endpoint}:\n", dir.display());
@@ -145,12 +160,20 @@ fn guide(programs: &Path, dir: &Path, endpoint: &str, nodes: &[Node]) -> String 
         ));
     }
     let Some((first, last)) = nodes.first().zip(nodes.last()) else { return text };
-    text.push_str(&format!("\n  export PATH={}:$PATH VARVE_API={}\n", programs.display(), first.api));
-    text.push_str("  varve cluster status\n  varve volume create disk1 --size 1G\n");
-    text.push_str(&format!("  varve --api {} volume list\n", last.api));
+    let edges: Vec<_> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.edge)).collect();
+    let (at, dir) = (programs.display(), dir.display());
+    text.push_str(&format!("\n  export PATH={at}:$PATH VARVE_API={} VARVE_EDGE_CONTROL={dir}/edge.sock\n", first.api));
+    text.push_str(
+        "  varve cluster status\n  varve volume create disk1 --size 1G\n  varve volume set disk1 mirror=sync\n",
+    );
+    let token = format!("{dir}/{}/edge-token", first.name);
+    text.push_str(&format!("  varve-edge attach disk1 --node {} --token-file {token}\n", edges.join(",")));
+    text.push_str(&format!("  qemu-io -f raw 'nbd+unix:///disk1?socket={dir}/nbd.sock' -c 'write -P 7 0 1M'\n"));
     if nodes.len() > 1 {
         let pid = first.daemon.as_ref().map_or(0, Daemon::pid);
-        text.push_str(&format!("  kill -9 {pid}\n  varve --api {} volume take disk1\n", last.api));
+        text.push_str(&format!("  kill -9 {pid}\n"));
+        text.push_str(&format!("  qemu-io -f raw 'nbd+unix:///disk1?socket={dir}/nbd.sock' -c 'read -P 7 0 1M'\n"));
+        text.push_str(&format!("  varve --api {} volume list\n", last.api));
     }
     text.push_str("\nCtrl-C ends all of it and removes the directory.\n");
     text

@@ -46,7 +46,7 @@ enum Chore {
     Sim(sim::Options),
     /// Runs a node on an S3 server with everything at once: load, snapshots, kills, faults of the store; for as long as one likes.
     Soak(soak::Options),
-    /// Starts an etcd and some nodes on loopback, for trying things, until Ctrl-C.
+    /// Starts an etcd, some nodes and an edge on loopback, for trying things, until Ctrl-C.
     Cluster(cluster::Options),
     /// Feeds every decoder with what a fuzzer makes up, for a set time.
     Fuzz(fuzz::Options),

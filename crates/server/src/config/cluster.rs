@@ -4,7 +4,7 @@
 //! A node without `etcd` is a cluster by itself: the other keys of clusters are refused there, save its name, so that one that was forgotten is not
 //! silently without effect.
 //!
-//! What others are told of the node (addresses, rack, site) is checked here too, before anybody believes it.
+//! How etcd's own keys go together is checked by its client (`varve_etcd`), which is given them as they are.
 
 use super::{ConfigError, FileConfig};
 use std::net::SocketAddr;

@@ -4,7 +4,7 @@
 //! What is told is what coordination knows at that moment. A node whose coordination does not answer says that, and no more; it is asked for a short
 //! while only, since a person waits.
 //!
-//! Removing a node changes nothing of volumes: one that owns any, or lives, is not removed.
+//! Always holds: a node that is removed owns nothing any more; what it had deleted goes to the node that removes it, in a new epoch.
 
 use super::control::Node;
 use super::coord_error;

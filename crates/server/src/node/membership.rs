@@ -329,3 +329,87 @@ pub(super) fn shared_store(given: Option<&StoreUrl>, own: &StoreUrl) -> Answer<S
 pub(super) fn parse_store(text: &str) -> Answer<StoreUrl> {
     StoreUrl::parse(text).map_err(store_error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use varve_coord::Memory;
+
+    const TTL: Duration = Duration::from_secs(3);
+
+    fn member(coord: &Arc<Memory>) -> Arc<Membership> {
+        let id = NodeId::from_bytes([1; 16]);
+        let node = NodeRecord {
+            version: NodeRecord::VERSION,
+            id,
+            name: "n1".parse().unwrap(),
+            edge: Vec::new(),
+            api: None,
+            mirror: None,
+            rack: None,
+            site: None,
+            joined_ms: 1,
+        };
+        let alive = AliveRecord {
+            version: AliveRecord::VERSION,
+            node: id,
+            incarnation: IncarnationId::from_bytes([7; 16]),
+            since_ms: 2,
+            program: "0".to_owned(),
+        };
+        let coord = Arc::clone(coord) as Arc<dyn Coord>;
+        let etcd = EtcdConfig::new(["http://127.0.0.1:1"]);
+        Arc::new(Membership { coord, etcd, node, alive, ttl: TTL, state: Mutex::default() })
+    }
+
+    async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        for _ in 0..100 {
+            if holds().await {
+                return;
+            }
+            tokio::time::sleep(TTL / 10).await;
+        }
+        panic!("{what}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_tells_that_it_lives_until_it_leaves() {
+        let coord = Arc::new(Memory::new());
+        let member = member(&coord);
+        let records = Records::new(&*coord);
+        let lives = async || records.alive(member.id()).await.is_ok_and(|alive| alive.is_some());
+        let telling = member.begin();
+        until("it lives", lives).await;
+        let first = member.state().lease;
+        // Its lease is over, as it is behind a stop of the process.
+        coord.advance_to(Duration::from_secs(100)).unwrap();
+        assert!(!lives().await);
+        until("it lives again", lives).await;
+        assert_ne!(member.state().lease, first);
+        assert_eq!(records.list_alive().await.unwrap()[0].incarnation, member.incarnation(), "it is the same process");
+        coord.set_away(true);
+        until("it is told", async || member.trouble().is_some()).await;
+        coord.set_away(false);
+        until("all is well", async || member.trouble().is_none()).await;
+        member.leave(telling).await;
+        assert!(!lives().await, "at once");
+    }
+
+    #[test]
+    fn the_store_of_a_cluster_is_not_in_a_data_directory() {
+        let [own, shared] = ["file:///data/store", "file:///srv/store"].map(|url| parse_store(url).unwrap());
+        assert_eq!(shared_store(Some(&shared), &own).unwrap(), shared);
+        for given in [None, Some(&own)] {
+            let error = shared_store(given, &own).unwrap_err();
+            assert!(error.kind == ErrorKind::Invalid && error.message.contains("--store"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_told_as_it_is_typed() {
+        let mut etcd = EtcdConfig::new(["http://a:1", "http://b:2"]);
+        assert_eq!(arguments(&etcd), "--etcd http://a:1 --etcd http://b:2");
+        etcd.prefix = "/v/".to_owned();
+        assert_eq!(arguments(&etcd), "--etcd http://a:1 --etcd http://b:2 --etcd-prefix /v/");
+    }
+}

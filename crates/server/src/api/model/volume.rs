@@ -23,7 +23,7 @@ pub struct Volume {
     /// The pool that keeps it.
     #[schema(value_type = String)]
     pub pool: Name,
-    /// Its size as clients see it.
+    /// Its size as clients see it; where another node runs it, as of its newest checkpoint, as are its numbers.
     pub size_bytes: u64,
     /// Whether it serves.
     pub state: VolumeState,

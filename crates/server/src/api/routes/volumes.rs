@@ -3,8 +3,8 @@
 //!
 //! Sizes, names and settings are checked here, so that the node is asked nothing that can not be.
 //!
-//! What a volume then is comes back as its whole document;
-//! what takes longer than a request may (flatten) is a job. A change that was begun is done, also where who asked does not wait for it.
+//! A change of a volume that another node of the cluster runs is refused by the node as `fenced`, with whom to ask; a take-over is refused as a conflict until
+//! it is forced, with what may be lost by it.
 
 use super::super::control::ControlError;
 use super::super::extract::{ApiResult, JsonBody, Path};
