@@ -337,8 +337,11 @@ impl Shard {
         self.context.node.set(Some(node));
     }
 
-    /// Says which nodes may keep copies of the tails of its volumes, and what it keeps itself of others.
+    /// Says which nodes may keep copies of the tails of its volumes, and what it keeps itself of others: as much as its journals could take over.
     pub fn mirror_on(&self, nodes: Rc<dyn MirrorNodes>, copies: Rc<Copies>) {
+        let journals = self.journals();
+        let stay = || journals.iter().filter(|journal| !journal.leaving).map(|journal| journal.bytes);
+        copies.fit(stay().min().unwrap_or(0), stay().sum());
         self.context.mirrors.replace(Some(nodes));
         self.context.copies.replace(Some(copies));
     }

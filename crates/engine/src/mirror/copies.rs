@@ -15,10 +15,16 @@ use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, IncarnationId, Sequence, TimelineId};
 
-/// Bytes that one copy may have, at most.
+/// Bytes that one copy may have, at most, however large the journals are.
 const MOST_CREDITS: u64 = 256 << 20;
+/// A copy has to find room in a journal when it is taken over with: so much of the smallest one it may be, and so much of all of them all copies together.
+const JOURNAL_PART: u64 = 4;
 /// Bytes that it is worth to begin a copy with.
 const LEAST_CREDITS: u64 = 8 << 20;
+/// One copy is given so much of all there is.
+const SHARES: u64 = 16;
+/// How often what there is is given: few volumes have much that is not in the store at the same time.
+const OVERCOMMIT: u64 = 8;
 
 struct Copy {
     epoch: Epoch,
@@ -35,6 +41,8 @@ pub struct Copies {
     incarnation: IncarnationId,
     /// Bytes of all of them, at most.
     quota: Cell<u64>,
+    /// Bytes of one, at most.
+    most: Cell<u64>,
     copies: RefCell<BTreeMap<TimelineId, Copy>>,
     /// The epoch of timelines below which nothing is taken.
     floors: RefCell<BTreeMap<TimelineId, Epoch>>,
@@ -48,7 +56,19 @@ impl Copies {
     /// None yet, of this process, with at most so many bytes.
     #[must_use]
     pub fn new(incarnation: IncarnationId, quota: u64) -> Self {
-        Self { incarnation, quota: Cell::new(quota), copies: RefCell::default(), floors: RefCell::default() }
+        Self {
+            incarnation,
+            quota: Cell::new(quota),
+            most: Cell::new(MOST_CREDITS),
+            copies: RefCell::default(),
+            floors: RefCell::default(),
+        }
+    }
+
+    /// Bounds them by the journals that they may have to go to: bytes of the smallest, and of all.
+    pub(crate) fn fit(&self, smallest: u64, all: u64) {
+        self.most.set(MOST_CREDITS.min(smallest / JOURNAL_PART));
+        self.quota.set(self.quota.get().min(all / JOURNAL_PART));
     }
 
     /// The process that keeps them.
@@ -71,10 +91,9 @@ impl Copies {
         let mut copies = self.copies.borrow_mut();
         copies.remove(&begin.timeline);
         let given: u64 = copies.values().map(|copy| copy.credits).sum();
-        let credits = self.quota.get().saturating_sub(given).min(MOST_CREDITS);
-        // Half of what is left, so that others find some too.
-        let credits = if credits / 2 >= LEAST_CREDITS { credits / 2 } else { credits };
-        if credits < LEAST_CREDITS.min(self.quota.get()) {
+        let quota = self.quota.get();
+        let credits = (quota / SHARES).max(LEAST_CREDITS).min(self.most.get()).min(quota);
+        if given + credits > OVERCOMMIT * quota {
             return Err(EngineError::new(ErrorKind::NoSpace, "there is no room for another copy"));
         }
         let (epoch, base) = (begin.epoch, begin.base);
@@ -86,10 +105,12 @@ impl Copies {
     /// Takes changes in.
     ///
     /// # Errors
-    /// `Fenced` where a higher epoch is known, `Conflict` where they do not follow on what is there, `NoSpace` beyond the credits.
+    /// `Fenced` where a higher epoch is known, `Conflict` where they do not follow on what is there, `NoSpace` beyond the credits, or where all copies together
+    /// have no room left.
     pub fn deliver(&self, delivery: Delivery) -> Result<()> {
         self.check(delivery.timeline, delivery.epoch)?;
         let mut copies = self.copies.borrow_mut();
+        let all: u64 = copies.values().map(|copy| copy.bytes).sum();
         let copy = copies.get_mut(&delivery.timeline).filter(|copy| copy.epoch == delivery.epoch);
         let Some(copy) = copy else {
             let text = format!("no copy of timeline {} was begun in epoch {}", delivery.timeline, delivery.epoch);
@@ -105,7 +126,8 @@ impl Copies {
             return Err(EngineError::new(ErrorKind::Conflict, text));
         }
         let bytes: u64 = delivery.records.iter().map(TailRecord::cost).sum();
-        if copy.bytes > 0 && copy.bytes + bytes > copy.credits {
+        let is_full = all + bytes > self.quota.get().max(copy.credits);
+        if copy.bytes > 0 && (copy.bytes + bytes > copy.credits || is_full) {
             return Err(EngineError::new(ErrorKind::NoSpace, "more was sent than there are credits for"));
         }
         copy.bytes += bytes;

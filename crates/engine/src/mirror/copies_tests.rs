@@ -73,18 +73,22 @@ fn who_was_fenced_changes_nothing_any_more() {
 
 #[test]
 fn nobody_sends_more_than_there_is_room_for() {
-    let copies = copies(64 << 20);
-    let first = copies.begin(begin(1, 0)).unwrap();
-    assert_eq!(first.credits, 32 << 20);
+    let copies = copies(16 << 20);
     let other = |number| BeginCopy { timeline: timeline(number), ..begin(1, 0) };
-    let given: Vec<u64> = (2..4).map(|number| copies.begin(other(number)).unwrap().credits).collect();
-    assert_eq!(given, [16 << 20, 8 << 20]);
-    copies.begin(other(4)).unwrap();
-    assert_eq!(kind(copies.begin(other(5))), ErrorKind::NoSpace);
-    copies.begin(begin(1, 0)).unwrap();
-    let large = |previous, bytes| Delivery { records: vec![record(previous + 1, bytes)], ..delivery(1, previous, &[]) };
-    copies.deliver(large(0, 20 << 20)).unwrap();
-    assert_eq!(kind(copies.deliver(large(1, 20 << 20))), ErrorKind::NoSpace);
+    let given: Vec<u64> = (1..=16).map(|number| copies.begin(other(number)).unwrap().credits).collect();
+    assert_eq!(given, [8 << 20; 16], "more than there is, for few use all of it");
+    assert_eq!(kind(copies.begin(other(17))), ErrorKind::NoSpace);
+    let large = |number, previous, bytes| Delivery {
+        timeline: timeline(number),
+        records: vec![record(previous + 1, bytes)],
+        ..delivery(1, previous, &[])
+    };
+    copies.deliver(large(1, 0, 7 << 20)).unwrap();
+    assert_eq!(kind(copies.deliver(large(1, 1, 7 << 20))), ErrorKind::NoSpace, "beyond its credits");
+    copies.deliver(large(2, 0, 7 << 20)).unwrap();
+    copies.deliver(large(3, 0, 1 << 20)).unwrap();
+    assert_eq!(kind(copies.deliver(large(3, 1, 3 << 20))), ErrorKind::NoSpace, "beyond what there is");
     copies.release(timeline(1), Epoch(1), Sequence(1));
-    copies.deliver(large(1, 20 << 20)).unwrap();
+    copies.deliver(large(3, 1, 3 << 20)).unwrap();
+    copies.deliver(large(1, 1, 5 << 20)).unwrap();
 }
