@@ -13,6 +13,7 @@
 //!   one.
 //! - Whatever a trim passes is in the store, and the journal says so behind the trim: each timeline that has put segments which no manifest names
 //!   yet has a record of how far they go. A segment that the store loses is so missed at the next opening. Or it stands once more behind the trim.
+//! - A batch, which is written as one, lies within one lap.
 //! - Writers leave a part of the ring to [`carry`].
 //! - After a failed write or sync nothing is appended any more. A second sync would prove nothing, so none is
 //!   tried.
@@ -24,6 +25,8 @@ mod adopt;
 mod carry;
 mod replay;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use carry::{Moved, Needed};
 pub(crate) use replay::{Replayed, replay};
@@ -331,7 +334,11 @@ impl Journal {
         }
         assert!(state.head + len <= state.superblock.trim + self.ring, "the caller waited for room");
         let left = self.ring - state.head % self.ring;
-        if left < len {
+        if left == self.ring && state.batch_start < state.head {
+            // The last record has filled the ring to its very end: a batch is written as one, and does not go on beyond it.
+            reached(Branch::JournalFullLap);
+            self.hand_over(state)?;
+        } else if left < len {
             reached_if(left < BLOCK, Branch::JournalTightLap);
             if left >= BLOCK {
                 reached(Branch::JournalPad);

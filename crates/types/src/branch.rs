@@ -74,6 +74,8 @@ crate::catalogue::catalogue! {
     JournalPad = "journal-pad",
     /// What is left of the lap is less than the pad itself may need: nothing is written there, and the reader finds the next lap without a pad.
     JournalTightLap = "journal-tight-lap",
+    /// A record ends where the lap ends, inside a batch: the batch ends there too.
+    JournalFullLap = "journal-full-lap",
     /// The disk refuses the records of a batch: the journal has failed, and is appended to no more.
     JournalWriteFails = "journal-write-fails",
     /// A sync of the journal fails: nobody knows what is on stable media, so the journal has failed and no second sync is tried.
