@@ -334,33 +334,33 @@ crate::catalogue::catalogue! {
     AnswerBeforeCopy = "answer-before-copy",
     /// Answers go on as soon as a mirror is lost, before coordination names it no more: it takes over without them.
     PartSilently = "part-silently",
-    /// A mirror is named though the store does not have what came before its copy.
+    /// A mirror is named though the store does not have what came before its copy: whoever takes over lacks it.
     JoinUnput = "join-unput",
-    /// What was promised because the mirror had it is not made stable when that is lost.
+    /// What was promised because the mirror had it is not made stable when that is lost: a power cut takes it.
     PartUnflushed = "part-unflushed",
     /// Whoever fetches a copy does not fence its owner: it goes on to be answered.
     FetchWithoutFence = "fetch-without-fence",
-    /// A node takes over with whatever copy it has, also an empty one of another process.
+    /// A node takes over with whatever copy it has, also an empty one of another process: what was acknowledged is gone.
     TakeWithAnyCopy = "take-with-any-copy",
-    /// A node takes a volume over though its mirror was recorded as lost meanwhile.
+    /// A node takes a volume over though its mirror was recorded as lost meanwhile: what came since is gone.
     TakeBlindly = "take-blindly",
-    /// A node takes a volume over and forgets to take its copy in.
+    /// A node takes a volume over and forgets to take its copy in: what the store lacks is gone.
     TakeWithoutCopy = "take-without-copy",
-    /// A node opens what another one owns by now.
+    /// A node opens what another one owns by now: it is taken away from its owner.
     OpenOthers = "open-others",
-    /// An owner that comes back does not ask its mirror, which may know more.
+    /// An owner that comes back does not ask its mirror, which may know more: what a power cut took is gone.
     ReopenAlone = "reopen-alone",
-    /// What was adopted from a copy is not made stable.
+    /// What was adopted from a copy is not made stable: a power cut after the take-over takes it.
     AdoptUnsynced = "adopt-unsynced",
-    /// The last change of a copy is not adopted.
+    /// The last change of a copy is not adopted: it was acknowledged, and is gone.
     AdoptLosesLast = "adopt-loses-last",
-    /// A mirror is still named after the volume was opened anew, though its copy is of the past.
+    /// A mirror is still named after the volume was opened anew, though its copy is of the past: it takes over with that.
     OpenKeepsMirror = "open-keeps-mirror",
-    /// A mirror lets go of more than the store has.
+    /// A mirror lets go of more than the store has: whoever takes over lacks it.
     ReleaseTooMuch = "release-too-much",
-    /// Every answer of a mirror is taken for one about all that was sent.
+    /// Every answer of a mirror is taken for one about all that was sent: changes are answered before it has them.
     AckAhead = "ack-ahead",
-    /// What is told to be safe is what was made, not what is stable.
+    /// What is told to be safe is what was made, not what is stable: an edge forgets what is then lost.
     SafeBeforeSync = "safe-before-sync",
     /// The end of an epoch is noted one change too late: an edge forgets one that is lost.
     EndTooLate = "end-too-late",
