@@ -82,7 +82,7 @@ fn build(release: bool) -> Result<PathBuf> {
         command.arg("--release");
     }
     output(&mut command, BUILD_TIME)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repo::root().join("target"), PathBuf::from);
+    let target = repo::metadata()?.target_directory;
     Ok(target.join(if release { "release" } else { "debug" }))
 }
 

@@ -5,10 +5,11 @@
 //! The message names the command that writes the document anew.
 
 use super::Finding;
-use crate::process::{Echo, command_line, run};
-use crate::repo::{cargo, root};
+use crate::process::{Echo, output, run};
+use crate::repo::{cargo, metadata, root};
 use anyhow::Result;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 /// Documents and the arguments of `varve` that print them.
@@ -24,12 +25,17 @@ const DEADLINE: Duration = Duration::from_secs(900);
 
 /// Compares every document of the table that exists.
 pub fn check(findings: &mut Vec<Finding>) -> Result<()> {
+    let mut build = cargo();
+    // With a test beside it, and of the whole workspace: so it has the features that the tests' build has, and is there already after that.
+    build.args(["build", "--quiet", "--workspace", "--bin", "varve", "--test", "commands"]);
+    output(&mut build, DEADLINE)?;
+    let program = metadata()?.target_directory.join("debug/varve");
     for (path, arguments) in DOCUMENTS {
         let Ok(written) = std::fs::read_to_string(root().join(path)) else { continue };
-        let mut command = cargo();
-        command.args(["run", "--quiet", "--package", "varve", "--bin", "varve", "--"]).args(arguments);
+        let mut command = Command::new(&program);
+        command.args(arguments);
         let finished = run(&mut command, DEADLINE, Echo::No)?;
-        let line = command_line(&command);
+        let line = format!("cargo run --package varve -- {}", arguments.join(" "));
         if !finished.ok() {
             let message = format!("`{line}` failed: {}", finished.stderr.trim_end());
             findings.push(Finding::error(Path::new(path), 1, message));
