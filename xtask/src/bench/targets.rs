@@ -7,7 +7,7 @@
 //! What a server prints goes to a log in its directory, which is shown when it does not start.
 
 use super::ground::{Ground, settle};
-use super::nbd;
+use super::{fio, nbd};
 use crate::process::Daemon;
 use anyhow::{Context, Result};
 use std::io::{Read as _, Write as _};
@@ -159,9 +159,7 @@ impl Running {
     /// Options of fio that say where to load it.
     pub fn fio_place(&self, volume: &str) -> Vec<String> {
         match &self.place {
-            Place::Socket(socket) => {
-                vec!["--ioengine=nbd".to_owned(), format!("--uri=nbd+unix:///{volume}?socket={}", socket.display())]
-            }
+            Place::Socket(socket) => fio::export(socket, volume),
             Place::File(file) => vec!["--direct=1".to_owned(), format!("--filename={}", file.display())],
         }
     }
