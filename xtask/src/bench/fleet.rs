@@ -6,7 +6,7 @@
 //!
 //! A node that is stopped answers nobody, so nobody asks it: it is told of ([`Fleet::stop`]) and left out until it goes on.
 
-use super::ground::Ground;
+use super::ground::{Ground, cpu_seconds, settle};
 use super::network::{Network, ROUTER, host};
 use super::targets::Kind;
 use crate::process::{Daemon, Signal, output, until};
@@ -229,6 +229,32 @@ impl Fleet {
     /// They are not any more.
     pub fn heal(&self, number: usize) -> Result<()> {
         self.network.heal(number)
+    }
+
+    fn processes(&self) -> impl Iterator<Item = u32> {
+        self.edge.iter().chain(self.nodes.iter().filter_map(|node| node.daemon.as_ref())).map(Daemon::pid)
+    }
+
+    /// Waits until edge and nodes have nothing left to do.
+    pub fn settle(&self) -> Result<()> {
+        self.processes().try_for_each(|pid| settle(pid, RECOVERY))
+    }
+
+    /// CPU time of edge and nodes.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        self.processes().map(cpu_seconds).sum()
+    }
+
+    /// RAM of the edge, now and the most so far, in MiB.
+    pub fn edge_mib(&self) -> Result<(f64, f64)> {
+        let pid = self.edge.as_ref().context("there is no edge")?.pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the edge's /proc/PID/status")?;
+        let mib = |name: &str| -> Result<f64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).with_context(|| format!("no {name}"))?;
+            Ok(kib.parse::<f64>()? / 1024.0)
+        };
+        Ok((mib("VmRSS:")?, mib("VmHWM:")?))
     }
 
     /// What the programs said last, for a run that failed.

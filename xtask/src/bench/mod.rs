@@ -10,6 +10,7 @@
 //! [`svg`] show it.
 
 mod clean;
+pub mod echo;
 mod engine;
 mod failover;
 mod fio;
@@ -19,6 +20,7 @@ mod ground;
 mod groups;
 mod nbd;
 mod network;
+mod path;
 mod report;
 mod stats;
 mod svg;
