@@ -6,13 +6,13 @@
 //!
 //! Nothing is left behind: the watcher ([`crate::guard`]) ends the processes and removes the directory however this program ends.
 
-use crate::process::{Daemon, output};
+use crate::process::{Daemon, output, until};
 use crate::{guard, provision, repo};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Long enough to build the programs.
 const BUILD_TIME: Duration = Duration::from_secs(1800);
@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<bool> {
     guard::add_directory(&dir)?;
     let (endpoint, mut etcd) = start_etcd(&dir)?;
     let init = ["cluster", "init", "--etcd", &endpoint];
-    until("etcd to answer", || {
+    until(START_TIME, "etcd to answer", || {
         etcd.must_live()?;
         Ok(output(Command::new(programs.join("varve")).args(init), COMMAND_TIME).is_ok())
     })?;
@@ -91,17 +91,6 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).context("a free port")?.port())
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + START_TIME;
-    while !holds()? {
-        if Instant::now() >= deadline {
-            bail!("waited {} s for {what}", START_TIME.as_secs());
-        }
-        std::thread::sleep(LOOK_TIME);
-    }
-    Ok(())
-}
-
 fn start_etcd(dir: &Path) -> Result<(String, Daemon)> {
     let [client, peer] = [free_port()?, free_port()?].map(|port| format!("http://127.0.0.1:{port}"));
     let mut command = Command::new("etcd");
@@ -128,7 +117,7 @@ fn start_node(programs: &Path, dir: &Path, endpoint: &str, number: u8) -> Result
     command.arg("--config").arg(&config);
     let mut daemon = Daemon::start(&mut command, &dir.join(format!("{name}.log")))?;
     let api = format!("unix:{}", data.join("api.sock").display());
-    until(&format!("{name} to serve"), || {
+    until(START_TIME, &format!("{name} to serve"), || {
         daemon.must_live()?;
         let mut status = Command::new(programs.join("varve"));
         Ok(output(status.args(["--api", &api, "status"]), COMMAND_TIME).is_ok())
@@ -142,7 +131,7 @@ fn start_edge(programs: &Path, dir: &Path) -> Result<Daemon> {
     let mut command = Command::new(programs.join("varve-edge"));
     command.arg("serve").arg("--socket").arg(dir.join("nbd.sock")).arg("--control").arg(&control);
     let mut daemon = Daemon::start(&mut command, &dir.join("edge.log"))?;
-    until("the edge to serve", || {
+    until(START_TIME, "the edge to serve", || {
         daemon.must_live()?;
         Ok(control.exists())
     })?;

@@ -54,6 +54,9 @@ enum Chore {
     Bench(bench::Options),
     /// Installs the programs that tests and benchmarks run, and nothing else.
     Provision,
+    /// One of the processes that the bench compares the way of a write with.
+    #[command(name = bench::echo::SUBCOMMAND, hide = true)]
+    Echo(bench::echo::Options),
     /// Ends what the parent has started once the parent is gone.
     #[command(name = guard::SUBCOMMAND, hide = true)]
     Guard,
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Chore::Cluster(options) => cluster::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Provision => provision::run(),
+        Chore::Echo(options) => bench::echo::serve(&options),
         Chore::Guard => guard::watch().map(|()| true),
     };
     match outcome {

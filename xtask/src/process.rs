@@ -7,13 +7,15 @@
 
 use crate::guard;
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, kill_process_group};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
+
+pub use rustix::process::Signal;
 
 /// How long a group may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(15);
@@ -187,6 +189,18 @@ fn drain(receiver: &Receiver<(Stream, String)>, stdout: &mut String, stderr: &mu
     }
 }
 
+/// Asks for a condition until it holds; an error at the deadline, or when the condition itself fails.
+pub fn until(deadline: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + deadline;
+    while !holds().with_context(|| format!("while waiting for {what}"))? {
+        if Instant::now() >= end {
+            bail!("waited {} s for {what}", deadline.as_secs());
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
 /// A process that runs until it is told to stop, or dropped.
 pub struct Daemon {
     child: Child,
@@ -215,6 +229,11 @@ impl Daemon {
             None => Ok(()),
             Some(status) => bail!("`{}` ended by itself ({status})", self.name),
         }
+    }
+
+    /// Sends a signal to the process and what it has started.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process_group(self.group, signal).with_context(|| format!("sending {signal:?} to `{}`", self.name))
     }
 
     /// `kill -9`, and the end of it.

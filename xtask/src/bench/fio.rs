@@ -10,6 +10,7 @@ use super::targets::Running;
 use crate::process::{command_line, output};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -64,14 +65,27 @@ pub struct Measured {
     pub ios: f64,
     /// 99th percentile of the time of a request, microseconds; a flush behind a write is not in it.
     pub p99_us: f64,
+    /// The longest time of a request, likewise.
+    pub max_us: f64,
+}
+
+/// Options of fio that say which export of a socket to load.
+pub fn export(socket: &Path, volume: &str) -> Vec<String> {
+    vec!["--ioengine=nbd".to_owned(), format!("--uri=nbd+unix:///{volume}?socket={}", socket.display())]
 }
 
 /// Runs a load on a target.
 pub fn run(load: &Load, target: &Running, volumes: &[String]) -> Result<Measured> {
+    let places: Vec<_> = volumes.iter().map(|volume| target.fio_place(volume)).collect();
+    run_on(load, target.is_served(), &places)
+}
+
+/// Runs a load on several places at once, each said by options of fio; a server or the bare disk is behind all of them.
+pub fn run_on(load: &Load, served: bool, places: &[Vec<String>]) -> Result<Measured> {
     let mut command = Command::new("fio");
-    command.args(arguments(load, target.is_served()));
-    for (number, volume) in volumes.iter().enumerate() {
-        command.arg(format!("--name=job{number}")).args(target.fio_place(volume));
+    command.args(arguments(load, served));
+    for (number, place) in places.iter().enumerate() {
+        command.arg(format!("--name=job{number}")).args(place);
     }
     let seconds = u64::from(load.seconds.unwrap_or(600) + load.ramp_seconds);
     let text = output(&mut command, Duration::from_secs(seconds + 120))?;
@@ -148,6 +162,7 @@ struct Direction {
 
 #[derive(Deserialize)]
 struct Latency {
+    max: f64,
     #[serde(default)]
     percentile: std::collections::BTreeMap<String, f64>,
 }
@@ -166,6 +181,7 @@ fn parse(text: &str, load: &Load) -> Result<Measured> {
         mib_s: direction.bw_bytes / f64::from(1 << 20),
         ios: direction.total_ios,
         p99_us: p99 / 1000.0,
+        max_us: direction.clat_ns.max / 1000.0,
     })
 }
 
@@ -188,14 +204,13 @@ mod tests {
 
     #[test]
     fn the_report_is_read_behind_the_greeting() {
-        let direction =
-            r#"{"iops": 10.5, "bw_bytes": 2097152, "total_ios": 30, "clat_ns": {"percentile": {"99.000000": 5000}}}"#;
-        let none = r#"{"iops": 0, "bw_bytes": 0, "total_ios": 0, "clat_ns": {}}"#;
+        let direction = r#"{"iops": 10.5, "bw_bytes": 2097152, "total_ios": 30, "clat_ns": {"max": 7000, "percentile": {"99.000000": 5000}}}"#;
+        let none = r#"{"iops": 0, "bw_bytes": 0, "total_ios": 0, "clat_ns": {"max": 0}}"#;
         let text = format!(
             "fio: connected to NBD server\n{{\"jobs\": [{{\"error\": 0, \"read\": {none}, \"write\": {direction}}}]}}"
         );
         let measured = parse(&text, &LOAD).unwrap();
-        assert_eq!(measured, Measured { iops: 10.5, mib_s: 2.0, ios: 30.0, p99_us: 5.0 });
+        assert_eq!(measured, Measured { iops: 10.5, mib_s: 2.0, ios: 30.0, p99_us: 5.0, max_us: 7.0 });
         assert!(parse(&text, &Load { access: Access::Read, ..LOAD }).is_err());
         assert!(parse(&text.replace("\"error\": 0", "\"error\": 5"), &LOAD).is_err());
         assert!(parse("", &LOAD).is_err());

@@ -51,7 +51,7 @@ const fn absolute(key: &'static str, row: &'static str, limit: f64) -> Goal {
 }
 
 /// Every goal.
-pub const GOALS: [Goal; 24] = [
+pub const GOALS: [Goal; 27] = [
     ratio("write_qd1_by_memory", "write_qd1", ("write_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("read_hit_qd1_by_memory", "read_hit_qd1", ("read_hit_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("write_qd32_by_memory", "write_qd32", ("write_qd32", MEMORY), Bound::AtLeast, 1.0),
@@ -76,6 +76,9 @@ pub const GOALS: [Goal; 24] = [
     absolute("delete_snapshot_ms", "delete_snapshot", 50.0),
     absolute("discard_ms", "discard", 50.0),
     absolute("delete_volume_ms", "delete_volume", 50.0),
+    absolute("failover.kill.stall_max_ms", "failover.kill.stall_max_ms", 1000.0),
+    absolute("failover.cut.stall_max_ms", "failover.cut.stall_max_ms", 3000.0),
+    absolute("failover.stop.stall_max_ms", "failover.stop.stall_max_ms", 3000.0),
 ];
 
 /// What came of a goal.

@@ -27,7 +27,7 @@ const fn row(key: &'static str, title: &'static str, unit: &'static str, more_is
 }
 
 /// Every row.
-pub const ROWS: [Row; 41] = [
+pub const ROWS: [Row; 60] = [
     row("write_qd1", "4 KiB random write, QD1", "IOPS", true),
     row("write_qd1_p99", "4 KiB random write, QD1, 99th percentile", "µs", false),
     row("read_hit_qd1", "4 KiB random read from RAM, QD1", "IOPS", true),
@@ -69,6 +69,25 @@ pub const ROWS: [Row; 41] = [
     row("delete_stall", "longest time without a look at requests beside all that", "ms", false),
     row("delete_ram", "RAM that the work behind these took more, at most", "MiB", false),
     row("map_stall", "longest time without a look at requests, random overwrite of 1 TiB", "ms", false),
+    row("path_write_qd1", "4 KiB random write through edge, node and mirror, QD1", "IOPS", true),
+    row("path_write_qd32", "4 KiB random write through edge, node and mirror, QD32", "IOPS", true),
+    row("path_read_qd32", "4 KiB random read from RAM through edge and node, QD32", "IOPS", true),
+    row("path_cpu_write_qd32", "CPU of edge and nodes a write, QD32, background work included", "µs", false),
+    row("path_cpu_read_qd32", "CPU of edge and nodes a read from RAM, QD32", "µs", false),
+    row("edge_rss_idle", "RAM of varve-edge, a volume attached, no load yet", "MiB", false),
+    row("edge_rss_loaded", "RAM of varve-edge, the most under these loads", "MiB", false),
+    row("failover.kill.stall_max_ms", "longest write of a guest, owner killed", "ms", false),
+    row("failover.kill.runs", "runs of it", "runs", true),
+    row("failover.kill.stall_qd1_ms", "longest write of a run, owner killed, QD1", "ms", false),
+    row("failover.kill.stall_qd32_ms", "longest write of a run, owner killed, QD32", "ms", false),
+    row("failover.cut.stall_max_ms", "longest write of a guest, owner cut off", "ms", false),
+    row("failover.cut.runs", "runs of it", "runs", true),
+    row("failover.cut.stall_qd1_ms", "longest write of a run, owner cut off, QD1", "ms", false),
+    row("failover.cut.stall_qd32_ms", "longest write of a run, owner cut off, QD32", "ms", false),
+    row("failover.stop.stall_max_ms", "longest write of a guest, owner stopped", "ms", false),
+    row("failover.stop.runs", "runs of it", "runs", true),
+    row("failover.stop.stall_qd1_ms", "longest write of a run, owner stopped, QD1", "ms", false),
+    row("failover.stop.stall_qd32_ms", "longest write of a run, owner stopped, QD32", "ms", false),
 ];
 
 /// Values of one turn: key of the row, value.
@@ -80,34 +99,46 @@ pub struct Group {
     pub name: &'static str,
     /// Who has turns.
     pub targets: &'static [Kind],
+    /// How many rounds, unless a person says another number.
+    pub rounds: u32,
     /// One turn.
     pub measure: fn(&Ground, Kind, u32) -> Result<Values>,
 }
 
+/// Rounds of most groups.
+const ROUNDS: u32 = 5;
 const SERVERS: &[Kind] = &[Kind::Varve, Kind::NbdkitMemory, Kind::NbdkitFile, Kind::QemuStorageDaemon];
 
 /// Every group.
-pub const GROUPS: [Group; 11] = [
-    Group { name: "qd1", targets: SERVERS, measure: qd1 },
-    Group { name: "qd32", targets: SERVERS, measure: qd32 },
+pub const GROUPS: [Group; 13] = [
+    Group { name: "qd1", targets: SERVERS, rounds: ROUNDS, measure: qd1 },
+    Group { name: "qd32", targets: SERVERS, rounds: ROUNDS, measure: qd32 },
     Group {
         name: "flush",
         targets: &[Kind::Varve, Kind::NbdkitFile, Kind::QemuStorageDaemon, Kind::Disk],
+        rounds: ROUNDS,
         measure: flush,
     },
-    Group { name: "volumes", targets: &[Kind::Varve], measure: volumes },
-    Group { name: "ssd", targets: &[Kind::Varve, Kind::Disk], measure: ssd },
-    Group { name: "sequential", targets: &[Kind::Varve, Kind::Disk], measure: sequential },
-    Group { name: "restart", targets: &[Kind::Varve], measure: restart },
-    Group { name: "clean", targets: &[Kind::Varve], measure: super::clean::measure },
+    Group { name: "volumes", targets: &[Kind::Varve], rounds: ROUNDS, measure: volumes },
+    Group { name: "ssd", targets: &[Kind::Varve, Kind::Disk], rounds: ROUNDS, measure: ssd },
+    Group { name: "sequential", targets: &[Kind::Varve, Kind::Disk], rounds: ROUNDS, measure: sequential },
+    Group { name: "restart", targets: &[Kind::Varve], rounds: ROUNDS, measure: restart },
+    Group { name: "clean", targets: &[Kind::Varve], rounds: ROUNDS, measure: super::clean::measure },
+    Group { name: "failover", targets: &[Kind::Varve], rounds: 20, measure: super::failover::measure },
+    Group {
+        name: "path",
+        targets: &[Kind::Varve, Kind::NbdkitMemory, Kind::EchoChain],
+        rounds: ROUNDS,
+        measure: super::path::measure,
+    },
     // Their rows come from a program of the engine's; see [`super::engine`].
-    Group { name: "map", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
-    Group { name: "map-budget", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
-    Group { name: "delete", targets: &[], measure: |_, _, _| Ok(Vec::new()) },
+    Group { name: "map", targets: &[], rounds: ROUNDS, measure: |_, _, _| Ok(Vec::new()) },
+    Group { name: "map-budget", targets: &[], rounds: ROUNDS, measure: |_, _, _| Ok(Vec::new()) },
+    Group { name: "delete", targets: &[], rounds: ROUNDS, measure: |_, _, _| Ok(Vec::new()) },
 ];
 
 /// What the reads that hit RAM read: smaller than any cache here.
-const HIT_BYTES: u64 = 128 << 20;
+pub const HIT_BYTES: u64 = 128 << 20;
 /// What the reads that hit the cache on SSD read: far more than the cache in RAM has then. And what is written behind it, so that all of it is in the store.
 const SSD_BYTES: u64 = 2 << 30;
 const BEHIND_BYTES: u64 = 256 << 20;
@@ -119,7 +150,8 @@ fn names(count: u32) -> Vec<String> {
     (0..count).map(|number| format!("bench{number}")).collect()
 }
 
-fn load(ground: &Ground, access: Access, depth: u32, round: u32) -> Load {
+/// A load of 4 KiB blocks all over a volume.
+pub fn load(ground: &Ground, access: Access, depth: u32, round: u32) -> Load {
     Load {
         access,
         block_bytes: 4096,

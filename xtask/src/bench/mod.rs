@@ -6,16 +6,21 @@
 //! begins rotates. A target is started anew for each turn, alone on the machine, after the disk is quiet, and what it left is
 //! removed. `docs/benchmarks.md` documents every row and goal by its key.
 //!
-//! [`targets`] starts things, [`fio`] loads them, [`groups`] says what is measured, [`goals`] what it should be, [`report`] and
+//! [`targets`] starts things, and [`fleet`] a cluster of them, [`fio`] loads them, [`groups`] says what is measured, [`goals`] what it should be, [`report`] and
 //! [`svg`] show it.
 
 mod clean;
+pub mod echo;
 mod engine;
+mod failover;
 mod fio;
+mod fleet;
 mod goals;
 mod ground;
 mod groups;
 mod nbd;
+mod network;
+mod path;
 mod report;
 mod stats;
 mod svg;
@@ -40,9 +45,9 @@ pub struct Options {
     /// Measure these targets only, with commas between them; ratios to the others are left out.
     #[arg(long, value_delimiter = ',')]
     targets: Vec<String>,
-    /// Rounds; each target has one turn a round.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
+    /// Rounds; each target has one turn a round [default: 5, of `failover` 20]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
     /// Seconds a measurement.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
@@ -65,7 +70,10 @@ pub fn run(options: &Options) -> Result<bool> {
     if kinds.contains(&Kind::Varve) {
         println!("building the release");
         let mut command = repo::cargo();
-        output(command.args(["build", "--release", "--package", "varve"]), Duration::from_secs(3600))?;
+        output(
+            command.args(["build", "--release", "--package", "varve", "--package", "varve-edge"]),
+            Duration::from_secs(3600),
+        )?;
     }
     let reports = metadata.target_directory.join("bench");
     std::fs::create_dir_all(&reports).with_context(|| format!("making {}", reports.display()))?;
@@ -76,16 +84,19 @@ pub fn run(options: &Options) -> Result<bool> {
     let start = Instant::now();
     let mut samples = Samples::default();
     for group in &groups {
-        for round in 0..options.rounds {
-            run_round(group, &kinds, round, options.rounds, &ground, &mut samples)?;
+        let rounds = options.rounds.unwrap_or(group.rounds);
+        for round in 0..rounds {
+            run_round(group, &kinds, round, rounds, &ground, &mut samples)?;
         }
     }
+    failover::conclude(&mut samples);
     for group in &groups {
         engine::measure(group.name, &metadata, ground.directory(), &mut samples)?;
     }
     drop(ground);
 
-    let report = report::Report::new(&samples, options.rounds, options.seconds, options.gib);
+    let fewest = groups.iter().map(|group| group.rounds).min().unwrap_or_default();
+    let report = report::Report::new(&samples, options.rounds.unwrap_or(fewest), options.seconds, options.gib);
     let text = report.markdown();
     println!("\n{text}");
     println!("measured in {}", minutes(start.elapsed()));

@@ -7,9 +7,9 @@
 //! What a server prints goes to a log in its directory, which is shown when it does not start.
 
 use super::ground::{Ground, settle};
-use super::nbd;
+use super::{fio, nbd};
 use crate::process::Daemon;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ pub enum Kind {
     QemuStorageDaemon,
     /// The raw file itself, direct, without a server.
     Disk,
+    /// Three processes that pass requests on: see [`super::echo`].
+    EchoChain,
 }
 
 const START: Duration = Duration::from_secs(60);
@@ -38,7 +40,8 @@ const SETTLE: Duration = Duration::from_secs(120);
 
 impl Kind {
     /// Every target, in the order of the reports.
-    pub const ALL: [Self; 5] = [Self::Varve, Self::NbdkitMemory, Self::NbdkitFile, Self::QemuStorageDaemon, Self::Disk];
+    pub const ALL: [Self; 6] =
+        [Self::Varve, Self::NbdkitMemory, Self::NbdkitFile, Self::QemuStorageDaemon, Self::Disk, Self::EchoChain];
 
     /// The name in options and reports.
     pub const fn name(self) -> &'static str {
@@ -48,6 +51,7 @@ impl Kind {
             Self::NbdkitFile => "nbdkit-file",
             Self::QemuStorageDaemon => "qemu-storage-daemon",
             Self::Disk => "disk",
+            Self::EchoChain => "echo-chain",
         }
     }
 
@@ -68,6 +72,7 @@ impl Kind {
             Self::Varve => varve(ground, &directory, volumes),
             Self::NbdkitMemory => nbdkit(&socket, &["memory".to_owned(), ground.size.to_string()]),
             Self::NbdkitFile => nbdkit(&socket, &["file".to_owned(), ground.raw_file()?.display().to_string()]),
+            Self::EchoChain => bail!("its group starts the chain itself"),
             Self::QemuStorageDaemon => qemu_storage_daemon(&socket, &ground.raw_file()?, &volumes[0]),
             Self::Disk => {
                 return Ok(Running {
@@ -159,9 +164,7 @@ impl Running {
     /// Options of fio that say where to load it.
     pub fn fio_place(&self, volume: &str) -> Vec<String> {
         match &self.place {
-            Place::Socket(socket) => {
-                vec!["--ioengine=nbd".to_owned(), format!("--uri=nbd+unix:///{volume}?socket={}", socket.display())]
-            }
+            Place::Socket(socket) => fio::export(socket, volume),
             Place::File(file) => vec!["--direct=1".to_owned(), format!("--filename={}", file.display())],
         }
     }

@@ -12,13 +12,14 @@ use std::process::Command;
 use std::time::Duration;
 
 /// What is needed.
-const PACKAGES: [&str; 15] = [
+const PACKAGES: [&str; 16] = [
     "busybox-static",
     "cpio",
     "e2fsprogs",
     "etcd-client",
     "etcd-server",
     "fio",
+    "iproute2",
     "libnbd-bin",
     "nbd-client",
     "nbdkit",
