@@ -385,6 +385,11 @@ impl VolumeRecord {
     pub fn timeline_mut(&mut self, id: TimelineId) -> Option<&mut TimelineRecord> {
         self.timelines.iter_mut().find(|timeline| timeline.id == id)
     }
+    /// The mirror that has a copy of what the volume shows now.
+    #[must_use]
+    pub fn counting_mirror(&self) -> Option<MirrorRecord> {
+        self.mirror.filter(|mirror| mirror.timeline == self.shown)
+    }
 }
 
 impl NameRecord {

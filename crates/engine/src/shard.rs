@@ -84,6 +84,8 @@ pub struct Shard {
     pub(crate) context: Rc<Context>,
     pools: RefCell<BTreeMap<Name, Pool>>,
     volumes: RefCell<BTreeMap<VolumeId, Rc<Volume>>>,
+    /// Whose turn it is to open a volume.
+    opening: RefCell<BTreeMap<VolumeId, Rc<Turn>>>,
     /// Who makes, ends or imports volumes at the moment.
     births: births::Births,
     /// Whoever brings back, ends or edits what is deleted: it is in nobody's list of volumes, and still each of its manifests follows from the one before.
@@ -168,6 +170,7 @@ impl Shard {
             context,
             pools: RefCell::new(BTreeMap::new()),
             volumes: RefCell::new(BTreeMap::new()),
+            opening: RefCell::default(),
             births: births::Births::default(),
             deleted: Turn::default(),
             gone: gone::Gone::default(),
@@ -298,21 +301,16 @@ impl Shard {
     /// # Errors
     /// `Corrupt` when it can not be recovered whole; those of store and coordination.
     pub async fn open_volume(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
-        if let Some(volume) = self.volumes.borrow().get(&id) {
-            return Ok(Rc::clone(volume));
-        }
-        let volume = self.open_unlisted(id, Claim::Own).await?;
-        self.volumes.borrow_mut().insert(id, Rc::clone(&volume));
-        Ok(volume)
+        self.opened(id, Claim::Own).await
     }
 
-    /// Makes this node the owner of a volume that another one has run up to epoch `since`, and opens it. Whoever runs it is fenced with that. What only the other
-    /// one had is lost: for a person to force.
+    /// Makes this node the owner of a volume that a node has run up to epoch `since`, and opens it with what this one has. Whoever runs it is fenced with that.
+    /// What only that one or its mirror had is lost: for a person to force.
     ///
     /// # Errors
     /// `Fenced` where its epoch is another by now; those of [`open_volume`](Self::open_volume), with which the volume is this node's all the same.
     pub async fn take_over(self: &Rc<Self>, id: VolumeId, since: Epoch) -> Result<Rc<Volume>> {
-        self.taken(id, Claim::Forced(since)).await
+        self.opened(id, Claim::Forced(since)).await
     }
 
     /// The same on the mirror of the volume, with the copy that it has: nothing is lost.
@@ -320,10 +318,17 @@ impl Shard {
     /// # Errors
     /// `Conflict` where this node has no copy that is in sync; those of [`take_over`](Self::take_over).
     pub async fn take_over_as_mirror(self: &Rc<Self>, id: VolumeId) -> Result<Rc<Volume>> {
-        self.taken(id, Claim::Mirror).await
+        self.opened(id, Claim::Mirror).await
     }
 
-    async fn taken(self: &Rc<Self>, id: VolumeId, claim: Claim) -> Result<Rc<Volume>> {
+    async fn opened(self: &Rc<Self>, id: VolumeId, claim: Claim) -> Result<Rc<Volume>> {
+        // One by one: each opening ends the epoch of the one before.
+        let turn = {
+            let mut opening = self.opening.borrow_mut();
+            opening.retain(|_, turn| Rc::strong_count(turn) > 1);
+            Rc::clone(opening.entry(id).or_default())
+        };
+        let _turn = turn.take().await;
         if let Some(volume) = self.volumes.borrow().get(&id) {
             return Ok(Rc::clone(volume));
         }

@@ -161,3 +161,24 @@ fn an_owner_that_stalls_is_overtaken_and_lets_go() {
     rig.until_in_sync();
     drop(rig.fleet);
 }
+
+#[test]
+fn an_owner_whose_mirror_is_gone_for_good_is_opened_when_a_person_says_so() {
+    let mut rig = Rig::start(2);
+    let owner = rig.owner();
+    assert_eq!(disturbed(&mut rig, |_, _| {}), owner);
+    let until_put = |rig: &Rig| rig.nodes[owner].until_put("disk");
+    until_put(&rig);
+    for node in [1 - owner, owner] {
+        rig.nodes[node].node.kill();
+    }
+    rig.nodes[owner].node.up();
+    let one = &rig.nodes[owner];
+    assert!(one.json(&["volume", "show", "disk"])["state"] != "ready");
+    let told = one.run(&["volume", "take", "disk"]).fails(2);
+    assert!(told.contains("waits for its mirror") && told.contains("unless an edge still has it"), "{told}");
+    one.run(&["volume", "take", "disk", "--yes"]).ok();
+    assert_eq!(one.json(&["volume", "show", "disk"])["state"], "ready");
+    // The edge comes back by itself, and all that it wrote is there.
+    assert_eq!(disturbed(&mut rig, |_, _| {}), owner);
+}

@@ -14,7 +14,8 @@ pub struct Terms {
     pub attach_timeout: Option<Duration>,
     /// How long a connection may take to come about.
     pub connect: Duration,
-    /// How long a node may take to answer an attach. It may have to take the volume over first.
+    /// How long a node may take to answer an attach. One that has to take the volume over goes on with that when it is left, and answers at once when it is asked
+    /// again; one that was stopped never answers, and this is how long the guest waits for that.
     pub greeting: Duration,
     /// Between two pings while anything is under way.
     pub ping_busy: Duration,
@@ -36,7 +37,7 @@ impl Default for Terms {
             io_timeout: None,
             attach_timeout: Some(Duration::from_secs(30)),
             connect: Duration::from_secs(1),
-            greeting: Duration::from_secs(5),
+            greeting: Duration::from_secs(2),
             ping_busy: Duration::from_millis(300),
             ping_idle: Duration::from_secs(5),
             silence: Duration::from_secs(1),

@@ -16,11 +16,6 @@ use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, TimelineId};
 
-/// The mirror that counts for what a volume shows.
-pub(crate) fn counting(record: &VolumeRecord) -> Option<MirrorRecord> {
-    record.mirror.filter(|mirror| mirror.timeline == record.shown)
-}
-
 impl Context {
     /// Takes what this node's own copy has of a volume, which it is about to take over, and lets nothing more come of its owner.
     ///
@@ -32,7 +27,7 @@ impl Context {
             let is_process = mirror.incarnation == copies.incarnation() || planted(Mutant::TakeWithAnyCopy);
             Some(mirror.node) == node && is_process
         };
-        let counts = counting(record).zip(copies).filter(is_this);
+        let counts = record.counting_mirror().zip(copies).filter(is_this);
         let Some((_, copies)) = counts else {
             let text = format!("volume {}: this node has no copy of it that is in sync", record.name);
             return Err(EngineError::new(ErrorKind::Conflict, text));
@@ -49,7 +44,7 @@ impl Context {
     /// # Errors
     /// `Unavailable` while the mirror does not answer: it may have what this node has lost.
     pub async fn adopt_from_mirror(&self, record: &VolumeRecord, epoch: Epoch) -> Result<()> {
-        let Some(mirror) = counting(record).filter(|_| !planted(Mutant::ReopenAlone)) else { return Ok(()) };
+        let Some(mirror) = record.counting_mirror().filter(|_| !planted(Mutant::ReopenAlone)) else { return Ok(()) };
         if Some(mirror.node) == self.node.get() {
             // It took the volume over itself, and had the copy in its journal before that.
             return Ok(());

@@ -19,6 +19,7 @@ use crate::api::model::Volume;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+use varve_coord::{NodeRecord, VolumeRecord};
 use varve_engine::Volume as Open;
 use varve_types::{ErrorKind, Name, Settings};
 use varve_wire::attach::{Attach, Refused};
@@ -27,6 +28,8 @@ use varve_wire::attach::{Attach, Refused};
 const LET_GO_TIME: Duration = Duration::from_secs(30);
 /// Between two looks at that.
 const LOOK_TIME: Duration = Duration::from_millis(20);
+/// How often a volume is opened without its mirror while this node tries to open it with it.
+const FORCE_TRIES: u32 = 3;
 
 type Answer<T> = Result<T, ControlError>;
 
@@ -36,9 +39,9 @@ type Answer<T> = Result<T, ControlError>;
 /// # Errors
 /// What the edge is told.
 pub(super) async fn answer(local: &Rc<Local>, foreign: &Foreign, attach: &Attach) -> Result<Rc<Open>, Refused> {
-    let Some(mirroring) = local.mirroring.clone() else { return Err(sent_on(local, foreign).await) };
+    let Some(mirroring) = local.mirroring.clone() else { return Err(sent_on(local, foreign, attach).await) };
     if !mirroring.has_copy(&foreign.volume) || !mirroring.is_owner_gone(foreign, attach).await {
-        return Err(sent_on(local, foreign).await);
+        return Err(sent_on(local, foreign, attach).await);
     }
     let id = foreign.volume.id;
     let _turn = local.attaching.turn(id).lock_owned().await;
@@ -50,18 +53,24 @@ pub(super) async fn answer(local: &Rc<Local>, foreign: &Foreign, attach: &Attach
     taken.map_err(|error| Refused::new(ErrorKind::Unavailable, error.message))
 }
 
-/// Whom an edge has to ask instead: the owner; where that is dead, the node that may take the volume over.
-async fn sent_on(local: &Local, foreign: &Foreign) -> Refused {
+/// Whom an edge has to ask instead: the owner. Its mirror, where the owner is dead; or where the edge was served before and is not any more: the mirror finds out
+/// what is with the owner, and sends the edge on if that is well.
+async fn sent_on(local: &Local, foreign: &Foreign, attach: &Attach) -> Refused {
     let message = foreign.error().to_string();
     let owner = foreign.node.clone().filter(|_| foreign.alive.is_some());
-    let node = match (owner, foreign.volume.mirror) {
-        (Some(owner), _) => Some(owner),
-        (None, Some(mirror)) => patiently(local.records().load_node(mirror.node)).await.ok().map(|(node, _)| node),
-        (None, None) => None,
-    };
-    let own = local.member.as_ref().map(|member| member.id());
-    let elsewhere = node.filter(|node| Some(node.id) != own).and_then(|node| node.edge.first().cloned());
+    let was_served = attach.promises.iter().any(|promise| promise.epoch == foreign.volume.epoch);
+    let mirror = if was_served || owner.is_none() { mirror_elsewhere(local, foreign).await } else { None };
+    let elsewhere = mirror.or(owner).and_then(|node| node.edge.first().cloned());
     Refused { elsewhere, ..Refused::new(ErrorKind::Unavailable, message) }
+}
+
+/// The mirror of a volume, if it is another node, and alive.
+async fn mirror_elsewhere(local: &Local, foreign: &Foreign) -> Option<NodeRecord> {
+    let own = local.member.as_ref().map(|member| member.id());
+    let mirror = foreign.volume.counting_mirror().filter(|mirror| Some(mirror.node) != own)?;
+    let records = local.records();
+    let known = async { Ok((records.alive(mirror.node).await?, records.load_node(mirror.node).await?.0)) };
+    patiently(known).await.ok().and_then(|(alive, node)| alive.map(|_| node))
 }
 
 /// How long what is written may wait until it is put into the store, as people write it.
@@ -107,7 +116,7 @@ pub(super) async fn take(node: &Node, name: Name, force: bool) -> Answer<Volume>
     let records = node.pools.records();
     let foreign = Foreign::find(records, member.id(), &name).await.map_err(coord_error)?;
     let Some(foreign) = foreign else {
-        return node.on_shard(move |local| Box::pin(async move { ours(&local, &name).await })).await;
+        return node.on_shard(move |local| Box::pin(async move { ours(&local, &name, force).await })).await;
     };
     if !force {
         return Err(ControlError::conflict(losses(&foreign, &seal_age(node, &foreign).await?)));
@@ -124,10 +133,48 @@ pub(super) async fn take(node: &Node, name: Name, force: bool) -> Answer<Volume>
     taken.await
 }
 
-/// A volume that this node is the owner of already.
-async fn ours(local: &Rc<Local>, name: &Name) -> Answer<Volume> {
-    let open = local.find(name).await?;
+/// A volume that this node is the owner of already. One that waits for its mirror is opened without it, if that is forced.
+async fn ours(local: &Rc<Local>, name: &Name, force: bool) -> Answer<Volume> {
+    let refused = match local.find(name).await {
+        Ok(open) => return describe::volume(local, &open).await,
+        Err(error) => error,
+    };
+    let record = patiently(local.records().find_by_name(name)).await.map_err(coord_error)?.0;
+    let me = local.member.as_ref().map(|member| member.id());
+    if record.counting_mirror().is_none_or(|mirror| Some(mirror.node) == me) {
+        return Err(refused.into());
+    }
+    if !force {
+        let message = format!(
+            "{refused}. It opens as soon as that node is back. If it is opened without it, what this node acknowledged and had not on stable media when it \
+             ended is lost, unless an edge still has it"
+        );
+        return Err(ControlError::conflict(message));
+    }
+    let open = open_alone(local, record).await?;
     describe::volume(local, &open).await
+}
+
+/// Opens a volume of this node without its mirror.
+async fn open_alone(local: &Rc<Local>, mut record: VolumeRecord) -> Answer<Rc<Open>> {
+    tracing::warn!(volume = %record.name, epoch = %record.epoch, "a volume is opened without its mirror, as a person says so");
+    for _ in 0..FORCE_TRIES {
+        match local.shard.take_over(record.id, record.epoch).await {
+            Ok(open) => {
+                local.forget_unopened(record.id);
+                return Ok(open);
+            }
+            // This node has just tried it by itself once more, in an epoch of its own.
+            Err(error) if error.kind() == ErrorKind::Fenced => {
+                record = patiently(local.records().load_volume(record.id)).await.map_err(coord_error)?.0;
+                if !local.is_ours(&record) {
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(ControlError::new(ErrorKind::Busy, format!("volume {}: this node is opening it at the moment", record.name)))
 }
 
 /// Has a volume taken over by `take`.
