@@ -8,8 +8,8 @@
 use crate::journal::JOURNAL;
 use crate::owner;
 use varve_coord::{
-    ClusterRecord, Deleted, EpochEnd, HolderRecord, ManifestRef, MirrorRecord, NameRecord, PoolRecord, Record as _, TimelineOwner, TimelineRecord,
-    TimelineState as Seen, VolumeRecord,
+    ClusterRecord, Deleted, EpochEnd, HolderRecord, ManifestRef, MirrorRecord, NameRecord, PoolRecord, Record as _,
+    TimelineOwner, TimelineRecord, TimelineState as Seen, VolumeRecord,
 };
 use varve_format::bundle::{BUNDLE_HEADER, BundleFacts, History, Share, encode_head};
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS, Record, Superblock};
@@ -21,7 +21,8 @@ use varve_format::mark::Mark;
 use varve_format::segment::{self, Codec, IndexExtent, SegmentFacts, SegmentIndex};
 use varve_format::{BlockSet, Lineage, NodePointer, ObjectKind, ObjectName};
 use varve_types::{
-    ClusterId, Epoch, IncarnationId, Name, NodeId, Ordinal, Overrides, RootNumber, Sequence, SessionId, SnapshotId, TimelineId, VolumeId, WriterId,
+    ClusterId, Epoch, IncarnationId, Name, NodeId, Ordinal, Overrides, RootNumber, Sequence, SessionId, SnapshotId,
+    TimelineId, VolumeId, WriterId,
 };
 
 fn a_name(text: &str) -> Name {
@@ -209,7 +210,11 @@ pub fn records() -> Vec<(String, Vec<u8>)> {
         deleted: Some(Deleted { at_ms: 1, until_ms: 2 }),
         timelines: vec![shown, hidden],
         owner: Some(NodeId::from_bytes([6; 16])),
-        mirror: Some(MirrorRecord { node: NodeId::from_bytes([7; 16]), incarnation: IncarnationId::from_bytes([7; 16]), timeline }),
+        mirror: Some(MirrorRecord {
+            node: NodeId::from_bytes([7; 16]),
+            incarnation: IncarnationId::from_bytes([7; 16]),
+            timeline,
+        }),
         holder: Some(HolderRecord { session: SessionId::from_bytes([8; 16]), edge: "host-1".to_owned(), since_ms: 9 }),
         ends: vec![EpochEnd { timeline, epoch, last: Sequence(77) }],
     };

@@ -125,7 +125,10 @@ fn with_handshake(setting: Setting, bytes: &[u8]) {
         }
         Ok(Outcome::Left) => replies::check_handshake(&output, None),
         Err(error) => {
-            assert!(!matches!(error, ServeError::TooSlow(_) | ServeError::Unix { .. } | ServeError::Tcp { .. }), "{error}");
+            assert!(
+                !matches!(error, ServeError::TooSlow(_) | ServeError::Unix { .. } | ServeError::Tcp { .. }),
+                "{error}"
+            );
             replies::check_handshake(&output, None);
         }
     }

@@ -36,6 +36,10 @@ struct Edge {
     safe: Sequence,
     kept: Vec<Kept>,
     unanswered: Option<(u64, u8)>,
+    /// How that ends, where its node lives to tell.
+    in_flight: Rc<Cell<Option<bool>>>,
+    /// The node that it is attached to.
+    at: usize,
     device: Option<Rc<Device>>,
     /// What each block was last acknowledged to be.
     blocks: Vec<u8>,
@@ -117,8 +121,20 @@ impl Edge {
             self.answered(block, byte);
             return true;
         }
-        self.unanswered = Some((block, byte));
+        (self.unanswered, self.in_flight) = (Some((block, byte)), done);
         false
+    }
+
+    /// Waits until its node has ended what was not answered, as it does before it lets the session go on; whether it has.
+    fn ended(&self, member: &Member) -> bool {
+        let is_over = || self.in_flight.get().is_some() || Rc::strong_count(&self.in_flight) == 1;
+        for _ in 0..20 {
+            if is_over() {
+                return true;
+            }
+            member.node.world.run_for(Duration::from_millis(50)).expect("the world runs");
+        }
+        is_over()
     }
 
     fn prove(&self, member: &Member, when: &str) {
@@ -227,10 +243,14 @@ fn go_on(pair: &mut Pair, volume: &Rc<Volume>, edge: &mut Edge, rng: &mut Rng) -
                 }
             };
             let Ok(open) = open else { continue };
+            if at == edge.at && !edge.ended(member) {
+                continue;
+            }
             let request = edge.request();
             let begun = member.node.run(async move { open.begin_session(request).await }).expect("the world runs");
             match begun {
                 Ok(start) => {
+                    edge.at = at;
                     edge.attached(member, start);
                     return at;
                 }
