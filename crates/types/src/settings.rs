@@ -469,7 +469,7 @@ mod tests {
     fn pairs_are_what_set_takes() {
         let mut all = Overrides::default();
         let values =
-            ["ram", "zstd", "8M", "1500ms", "2d", "3h", "35%", "500", "none", "0s", "write", "1G", "2G", "sync", "on"];
+            ["ram", "zstd", "8M", "1500ms", "2d", "3h", "35%", "500", "none", "0s", "write", "1G", "2G", "sync", "yes"];
         assert_eq!(values.len(), Overrides::KEYS.len());
         Overrides::KEYS.into_iter().zip(values).for_each(|(key, value)| all.set(key, value).unwrap());
         let mut copy = Overrides::default();
