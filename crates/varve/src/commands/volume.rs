@@ -78,7 +78,7 @@ pub enum VolumeCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Have a volume run on this node that another one runs: that is dead, say. What only the other one has is lost
+    /// Have a volume run on this node that another one runs: that is dead, say. What only the other one has is lost. One of this node opens without its mirror
     Take {
         /// The volume
         name: Name,
