@@ -11,6 +11,7 @@
 
 mod message;
 
+use crate::accepting;
 use anyhow::{Context, Result};
 use message::{Message, read_answer, read_request};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -239,25 +240,14 @@ impl Shared {
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    for client in listener.incoming() {
-        if shared.ending.load(Ordering::SeqCst) {
-            break;
-        }
-        threads.retain(|thread| !thread.is_finished());
-        let Ok(client) = client else { continue };
-        let Some(id) = shared.register(&client) else { continue };
-        let shared = Arc::clone(shared);
-        threads.push(std::thread::spawn(move || {
-            // However it ends, the client sees a closed connection, which is what there is to say.
-            drop(serve(&client, &shared));
-            drop(client.shutdown(Shutdown::Both));
-            shared.state().open.remove(&id);
-        }));
-    }
-    for thread in threads {
-        drop(thread.join());
-    }
+    let of_threads = Arc::clone(shared);
+    let serve = move |client: &TcpStream| {
+        let Some(id) = of_threads.register(client) else { return };
+        // However it ends, the client sees a closed connection, which is what there is to say.
+        drop(serve(client, &of_threads));
+        of_threads.state().open.remove(&id);
+    };
+    accepting::accept(listener, || shared.ending.load(Ordering::SeqCst), serve);
 }
 
 /// Serves the requests of a connection until one side closes it or a fault does.

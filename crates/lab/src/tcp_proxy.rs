@@ -6,6 +6,7 @@
 //!
 //! Everything is bounded: connections, and what is held of their bytes. A proxy that is dropped has closed its connections and joined its threads.
 
+use crate::accepting;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -156,23 +157,10 @@ impl Shared {
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    for client in listener.incoming() {
-        if shared.ending.load(Ordering::SeqCst) {
-            break;
-        }
-        threads.retain(|thread| !thread.is_finished());
-        let Ok(client) = client else { continue };
-        let shared = Arc::clone(shared);
-        threads.push(std::thread::spawn(move || {
-            // However it ends, both sides see a closed connection.
-            drop(serve(&client, &shared));
-            drop(client.shutdown(Shutdown::Both));
-        }));
-    }
-    for thread in threads {
-        drop(thread.join());
-    }
+    let of_threads = Arc::clone(shared);
+    // How one ended its client and its server saw.
+    let serve = move |client: &TcpStream| drop(serve(client, &of_threads));
+    accepting::accept(listener, || shared.ending.load(Ordering::SeqCst), serve);
 }
 
 fn serve(client: &TcpStream, shared: &Shared) -> Result<()> {

@@ -8,6 +8,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `listener`, `socket`, `peer` | accepting within limits, the hand-over between threads, who the client is |
+//! | `stopped` | how the process is told to stop |
 //! | `dialect` | what a protocol has to say |
 //! | `connection` | the turns of one connection |
 //! | `session` | what a request does, and its reply; the commit of a batch |
@@ -32,6 +33,7 @@ mod session;
 mod socket;
 mod spin;
 mod stats;
+mod stopped;
 
 pub use buffers::trim as trim_buffers;
 pub use connection::{Closed, Tuning, serve};
@@ -41,3 +43,4 @@ pub use listener::{Greeter, Listener, Slot, Slots, raise_open_file_limit};
 pub use peer::{Client, Peer};
 pub use socket::{Accepted, Endpoint, Local, Socket};
 pub use stats::{Counts, Operation, Stats};
+pub use stopped::stopped;

@@ -9,7 +9,6 @@ use super::out::{complain, show};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
@@ -42,7 +41,7 @@ pub async fn serve(arguments: Serve, control: PathBuf, filter: String) -> Result
     let mut serving = std::pin::pin!(front.run(until(stopped)));
     info!(socket = %arguments.socket.display(), control = %control.display(), "serving");
     tokio::select! {
-        () = asked_to_stop() => {}
+        () = varve_serve::stopped(|| complain(LEFT)) => {}
         ended = &mut listening => {
             return ended.map_err(|why| {
                 BlockError::new(ErrorKind::Unavailable, format!("control socket {}: {why}", control.display()))
@@ -57,6 +56,9 @@ pub async fn serve(arguments: Serve, control: PathBuf, filter: String) -> Result
     let _ = listening.await;
     detached
 }
+
+/// What is said to who does not wait.
+const LEFT: &str = "ended before all volumes were given up: what was not safe at their owners may be lost";
 
 async fn attach_for_ever(spec: Spec, registry: Rc<Registry>) {
     if let Err(why) = registry.attach(&spec, None).await {
@@ -78,7 +80,7 @@ pub async fn run(arguments: Run, filter: String, json: bool) -> Result<()> {
         Result::Ok(documents)
     };
     let mut serving = std::pin::pin!(front.run(until(stopped)));
-    let mut stopping = std::pin::pin!(asked_to_stop());
+    let mut stopping = std::pin::pin!(varve_serve::stopped(|| complain(LEFT)));
     let attached = tokio::select! {
         () = &mut stopping => None,
         attached = attach => Some(attached),
@@ -109,28 +111,6 @@ fn of_nbd(error: varve_serve::ServeError) -> BlockError {
 async fn until(mut stopped: watch::Receiver<bool>) {
     // Whoever says so may be gone: then it is over as well.
     let _ = stopped.wait_for(|stopped| *stopped).await;
-}
-
-/// Completes on SIGTERM, SIGINT or SIGHUP. Another one ends the process at once.
-async fn asked_to_stop() {
-    let catch = |kind| signal(kind).inspect_err(|why| error!(%why, "a signal can not be caught"));
-    let all = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(catch);
-    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = all else { return std::future::pending().await };
-    let mut any = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    };
-    any().await;
-    info!("stopping: volumes are flushed and given up; another signal ends it at once");
-    #[allow(clippy::disallowed_methods, reason = "a person may not want to wait")]
-    tokio::task::spawn_local(async move {
-        any().await;
-        complain("ended before all volumes were given up: what was not safe at their owners may be lost");
-        std::process::exit(1);
-    });
 }
 
 fn log(filter: &str) -> Result<()> {
