@@ -257,13 +257,34 @@ impl<'a> Records<'a> {
     pub async fn modify_volume<T, E: From<CoordError>>(
         &self,
         id: VolumeId,
+        change: impl FnMut(&mut VolumeRecord) -> std::result::Result<T, E>,
+    ) -> std::result::Result<(VolumeRecord, u64, T), E> {
+        self.change_volume(id, change, false).await
+    }
+
+    /// The same, but the record is written also where `change` left it as it was: whoever has read it before, and asks for a change of that later, is refused.
+    ///
+    /// # Errors
+    /// As [`modify_volume`](Self::modify_volume).
+    pub async fn rewrite_volume<T, E: From<CoordError>>(
+        &self,
+        id: VolumeId,
+        change: impl FnMut(&mut VolumeRecord) -> std::result::Result<T, E>,
+    ) -> std::result::Result<(VolumeRecord, u64, T), E> {
+        self.change_volume(id, change, true).await
+    }
+
+    async fn change_volume<T, E: From<CoordError>>(
+        &self,
+        id: VolumeId,
         mut change: impl FnMut(&mut VolumeRecord) -> std::result::Result<T, E>,
+        always: bool,
     ) -> std::result::Result<(VolumeRecord, u64, T), E> {
         for _ in 0..MAX_TRIES {
             let (old, revision) = self.load_volume(id).await?;
             let mut new = old.clone();
             let given = change(&mut new)?;
-            if new == old {
+            if new == old && !always {
                 return Ok((new, revision, given));
             }
             match self.update_volume(&old, revision, &new, Vec::new()).await {

@@ -22,6 +22,7 @@ mod join;
 
 pub use copies::Copies;
 
+use crate::context::Turn;
 use crate::timeline::{Data, Timeline};
 use crate::{EngineError, Later, Result};
 use bytes::Bytes;
@@ -104,8 +105,8 @@ pub struct Delivery {
 pub struct Fetched {
     /// The process that was asked.
     pub incarnation: IncarnationId,
-    /// The changes; nothing where it has no copy.
-    pub records: Vec<TailRecord>,
+    /// The changes of its copy, of which all may be in the store; `None` where it has no copy, which says nothing of what there was.
+    pub records: Option<Vec<TailRecord>>,
 }
 
 /// Another node, as the keeper of copies. What is asked in one order comes there in that order, or not at all.
@@ -186,15 +187,22 @@ pub(crate) struct Mirror {
     is_recorded: Cell<bool>,
     /// Somebody looks for one.
     joining: Cell<bool>,
+    /// Whose turn it is to have coordination name one, or none.
+    telling: Turn,
 }
 
 impl Link {
     /// The next changes to be sent, as many as one delivery takes.
     fn next_delivery(&mut self, timeline: TimelineId, epoch: Epoch) -> Option<Delivery> {
+        let credits = self.begun?.credits;
         let (mut bytes, mut count) = (0, 0);
         while bytes < MOST_DELIVERED && count < self.queued.len() {
             bytes += self.queued[count].cost();
             count += 1;
+        }
+        let there: u64 = self.unreleased.iter().map(|(_, bytes)| bytes).sum();
+        if there > 0 && there + bytes > credits {
+            return None;
         }
         let later = self.queued.split_off(count);
         let records = std::mem::replace(&mut self.queued, later);
@@ -212,22 +220,25 @@ impl Mirror {
         let Some(link) = link.as_ref() else { return true };
         match link.begun {
             // A change that is larger than all credits is let through alone.
-            Some(begun) if self.phase.get() == MirrorPhase::InSync => {
-                link.bytes == 0 || link.bytes + bytes <= begun.credits
-            }
-            _ => true,
+            Some(begun) => link.bytes == 0 || link.bytes + bytes <= begun.credits,
+            None => true,
         }
     }
 
-    /// Whether nothing is on its way to it.
-    pub fn link_is_idle(&self) -> bool {
-        self.link.borrow().is_none() && self.phase.get() != MirrorPhase::Parting
+    /// Whether coordination names it, or may.
+    fn may_be_named(&self) -> bool {
+        matches!(self.phase.get(), MirrorPhase::InSync | MirrorPhase::Parting)
     }
 
-    /// The last change that nobody can lose any more because of it.
-    pub fn safe(&self) -> Sequence {
-        let counts = self.phase.get() == MirrorPhase::InSync && self.is_recorded.get();
-        self.link.borrow().as_ref().filter(|_| counts).map_or(Sequence(0), |link| link.acked)
+    /// The last change that the next owner has, whoever that is, where this node's journal has all up to `here` on stable media: what the mirror has, while it is
+    /// named; what both have, while it may be; what the journal has, without one.
+    pub fn safe(&self, here: Sequence) -> Sequence {
+        if !self.may_be_named() {
+            return here;
+        }
+        // Of one that is being parted with nobody knows what it has.
+        let there = self.link.borrow().as_ref().map_or(Sequence(0), |link| link.acked);
+        if self.is_recorded.get() { there } else { there.min(here) }
     }
 
     fn state(&self) -> MirrorState {
@@ -267,16 +278,34 @@ impl Timeline {
                     }
                     return;
                 }
-                let Some(delivery) = link.next_delivery(self.id, self.epoch) else { return };
-                (link.number, link.sent, link.peer.deliver(delivery))
+                match link.next_delivery(self.id, self.epoch) {
+                    Some(delivery) => (link.number, link.sent, link.peer.deliver(delivery)),
+                    None if link.queued.is_empty() => return,
+                    None => break,
+                }
             };
             let this = Rc::clone(self);
             self.context.env.spawn(Box::pin(async move {
-                match in_time(&*this.context.env, sending).await {
+                match this.delivered(number, sending).await {
                     Ok(()) => this.mirror_acked(number, last),
                     Err(error) => this.mirror_part(number, error),
                 }
             }));
+        }
+        // It has as much as it may have: room comes with what the store has.
+        self.seal_now();
+    }
+
+    /// Waits for the answer to a delivery: for so long since it has answered anything.
+    async fn delivered(&self, number: u64, mut sending: LocalFuture<Result<()>>) -> Result<()> {
+        let acked = || self.mirror.link.borrow().as_ref().filter(|link| link.number == number).map(|link| link.acked);
+        loop {
+            let before = acked();
+            match futures_util::future::select(sending, self.context.env.sleep(ANSWER_TIME)).await {
+                futures_util::future::Either::Left((answer, _)) => return answer,
+                futures_util::future::Either::Right(_) if acked() == before => return Err(too_late()),
+                futures_util::future::Either::Right((_, rest)) => sending = rest,
+            }
         }
     }
 
@@ -289,7 +318,7 @@ impl Timeline {
     }
 
     /// The store has more: the copy of that may go.
-    pub fn mirror_release(&self, counted: Sequence) {
+    pub fn mirror_release(self: &Rc<Self>, counted: Sequence) {
         if let Some(link) = self.mirror.link.borrow_mut().as_mut() {
             while let Some((_, bytes)) = link.unreleased.pop_front_if(|(last, _)| *last <= counted) {
                 link.bytes -= bytes;
@@ -298,13 +327,19 @@ impl Timeline {
                 link.peer.release(self.id, self.epoch, counted);
             }
         }
+        self.mirror_send();
     }
 
     /// What an answer has to wait for, if it has to: of a change where `flush` is not set, else of a flush.
     pub fn mirror_wait(self: &Rc<Self>, through: Sequence, flush: bool) -> Option<Later<()>> {
         let mode = self.data.borrow().settings.mirror;
-        let is_left_out = planted(Mutant::AnswerBeforeCopy) || (mode == MirrorMode::Async && !flush);
-        if mode == MirrorMode::None || is_left_out {
+        // One that is not wanted any more may take over as long as it is named.
+        let is_left_out = match mode {
+            MirrorMode::None => !self.mirror.may_be_named(),
+            MirrorMode::Async => !flush,
+            MirrorMode::Sync => false,
+        };
+        if is_left_out || planted(Mutant::AnswerBeforeCopy) {
             return None;
         }
         if let Some(done) = self.mirrored(through) {
@@ -328,7 +363,8 @@ impl Timeline {
             MirrorPhase::InSync | MirrorPhase::Parting => None,
             // In the store it is safer than in any copy.
             MirrorPhase::Alone | MirrorPhase::Joining => {
-                (!data.settings.mirror_strict || data.counted >= through).then_some(Ok(()))
+                let waits = data.settings.mirror_strict && data.settings.mirror != MirrorMode::None;
+                (!waits || data.counted >= through).then_some(Ok(()))
             }
         }
     }
@@ -339,8 +375,10 @@ async fn in_time<T: 'static>(env: &dyn Env, answer: LocalFuture<Result<T>>) -> R
     let late = env.sleep(ANSWER_TIME);
     match futures_util::future::select(answer, late).await {
         futures_util::future::Either::Left((answer, _)) => answer,
-        futures_util::future::Either::Right(_) => {
-            Err(EngineError::new(ErrorKind::Unavailable, format!("it did not answer within {ANSWER_TIME:?}")))
-        }
+        futures_util::future::Either::Right(_) => Err(too_late()),
     }
+}
+
+fn too_late() -> EngineError {
+    EngineError::new(ErrorKind::Unavailable, format!("it did not answer within {ANSWER_TIME:?}"))
 }

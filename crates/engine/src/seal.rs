@@ -297,7 +297,8 @@ impl Timeline {
             self.journal.unpin(pin);
         }
         self.context.ram_changed(freed, 0);
-        self.mirror_release(self.data.borrow().counted);
+        let counted = self.data.borrow().counted;
+        self.mirror_release(counted);
         self.changed.ring();
     }
 

@@ -64,7 +64,7 @@ impl Timeline {
                 None => {}
             }
         }
-        let safe = data.flushed.max(data.counted).max(self.mirror.safe());
+        let safe = data.counted.max(self.mirror.safe(data.flushed));
         let safe = if planted(Mutant::SafeBeforeSync) { data.last } else { safe };
         // What was told holds, also while a mirror that has vouched for it is being parted with.
         data.told_safe = data.told_safe.max(safe);
@@ -82,7 +82,7 @@ impl Volume {
     /// Begins a session, or goes on with it. The caller has ended what the session, or those that it takes the volume from, have begun.
     ///
     /// # Errors
-    /// `Conflict` where somebody else has the volume; `Fenced` where the session was ended, or knows another timeline than the one shown; `Unavailable` where
+    /// `Conflict` where somebody else has the volume, or is attached to it without a session; `Fenced` where the session was ended, or knows another timeline than the one shown; `Unavailable` where
     /// another node runs the volume by now; `Corrupt` where a change that was told to be safe is lost.
     pub async fn begin_session(self: &Rc<Self>, request: SessionRequest) -> Result<SessionStart> {
         let _turn = self.changes.take().await;
@@ -93,6 +93,13 @@ impl Volume {
         let cuts = self.cuts(&request, &timeline)?;
         let holder = self.holder();
         let has_it = holder.as_ref().is_some_and(|holder| holder.session == request.session);
+        if request.exclusive
+            && !has_it
+            && let Some(other) = self.attachments().into_iter().next()
+        {
+            let text = format!("volume {} is in use by {}", self.name(), other.peer);
+            return Err(EngineError::new(ErrorKind::Conflict, text));
+        }
         if !has_it && (request.exclusive || holder.is_some()) {
             let (session, edge) = (request.session, request.edge.clone());
             let new = HolderRecord { session, edge, since_ms: self.context.now_ms() };

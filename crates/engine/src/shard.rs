@@ -362,9 +362,9 @@ impl Shard {
 
     /// Lets go of a volume that another node runs by now: it has stopped, and what is left of it here is of no use to anybody.
     pub fn forget(&self, id: VolumeId) {
-        let is_lost = |volume: &Rc<Volume>| volume.stopped().is_some_and(|error| error.kind() == ErrorKind::Fenced);
         let mut volumes = self.volumes.borrow_mut();
-        if volumes.get(&id).is_some_and(is_lost) {
+        // Whatever stopped it: it can not be opened again before it is gone.
+        if volumes.get(&id).is_some_and(|volume| volume.stopped().is_some()) {
             volumes.remove(&id);
         }
     }

@@ -148,7 +148,7 @@ async fn claimed(context: &Context, id: VolumeId, writer: WriterId, claim: Claim
     let known = Records::new(&*context.coord).load_volume(id).await?.0;
     if claim == Claim::Mirror {
         // In the journal first: nobody else has it once the owner is fenced.
-        context.adopt_own(&known).await?;
+        context.adopt_own(&known, known.epoch.next()).await?;
     }
     let raised = raise_epoch(context, &known, writer, claim).await;
     let record = raised.inspect_err(|_| {
@@ -389,7 +389,10 @@ impl Volume {
 
     fn apply_settings(&self) {
         let settings = Settings::resolve(&self.record.borrow().settings, &self.pool_settings.borrow());
-        self.shown().data.borrow_mut().settings = settings;
+        let shown = self.shown();
+        shown.data.borrow_mut().settings = settings;
+        // Some may wait for what is not asked for any more.
+        shown.changed.ring();
         self.rate.set(&settings);
     }
 

@@ -353,6 +353,8 @@ impl Timeline {
             timed.get_or_insert_with(|| self.context.timed(Stage::Room));
             self.context.make_room();
             if !self.mirror.has_room(journal_need(op)) {
+                // Room comes with what it has and the store has too.
+                self.mirror_send();
                 self.seal_now();
             }
             if self.context.is_ram_full() {
@@ -395,6 +397,7 @@ impl Timeline {
         let (last, failed) = (self.data.borrow().last, self.journal.failure().is_some());
         if failed {
             reached(Branch::WriteByPut);
+            self.mirror_send();
             self.seal_now();
             return self.until_counted(last).await;
         }
@@ -430,16 +433,17 @@ impl Timeline {
 
     /// See [`crate::BlockDevice::flush`].
     pub fn flush(self: &Rc<Self>) -> Submit<()> {
-        {
+        let (last, flushed) = {
             let data = self.data.borrow();
             if let Err(error) = data.check() {
                 return Submit::Done(Err(error));
             }
-            if data.flushed == data.last && self.mirror.link_is_idle() {
-                return Submit::Done(Ok(()));
-            }
-        }
+            (data.last, data.flushed)
+        };
         self.mirror_send();
+        if flushed == last {
+            return self.mirror_wait(last, true).map_or(Submit::Done(Ok(())), Submit::Later);
+        }
         let this = Rc::clone(self);
         Submit::Later(Box::pin(async move { this.flush_waiting().await }))
     }

@@ -50,6 +50,12 @@ impl SimFar {
         copies
     }
 
+    /// The copies of its process of now.
+    #[must_use]
+    pub fn copies(&self) -> Option<Rc<Copies>> {
+        self.copies.borrow().clone()
+    }
+
     /// Its process has ended.
     pub fn stop(&self) {
         self.copies.replace(None);

@@ -3,11 +3,11 @@
 
 use std::rc::Rc;
 use std::time::Duration;
-use varve_engine::{BlockDevice, EngineError, MirrorPhase};
+use varve_engine::{BlockDevice, EngineError, MirrorPhase, Volume};
 use varve_sim::node::name;
-use varve_sim::pair::{JOINED, SIZE, pair};
+use varve_sim::pair::{JOINED, Member, SIZE, pair};
 use varve_sim::{Chaos, CrashMode};
-use varve_types::ErrorKind;
+use varve_types::{ErrorKind, MirrorMode, Overrides};
 
 #[test]
 fn what_was_answered_is_at_the_mirror() {
@@ -46,9 +46,7 @@ fn a_mirror_that_is_lost_is_recorded_before_anything_is_answered_without_it() {
     second.crash(CrashMode::Kill);
     first.write(&device, 1, 2).expect("it goes on alone");
     let volume = first.node.volume("v");
-    let (coord, id) = (Rc::new(Arc(first.node.coord.clone())), volume.id());
-    let record = first.node.must("look", async move { coord.load(id).await });
-    assert_eq!((first.phase(), record.mirror), (MirrorPhase::Alone, None));
+    assert_eq!((first.phase(), named(&first, &volume)), (MirrorPhase::Alone, None));
     // The one that comes back empty takes nothing over, and joins again.
     assert!(second.start().is_empty());
     assert_eq!(second.take_over(&volume).map(drop).expect_err("it has nothing").kind(), ErrorKind::Conflict);
@@ -59,6 +57,87 @@ fn a_mirror_that_is_lost_is_recorded_before_anything_is_answered_without_it() {
     second.take_over(&volume).expect("it has all");
     let taken = second.node.device("v");
     assert_eq!([0, 1, 2].map(|block| second.read(&taken, block)), [1, 2, 3]);
+}
+
+/// What coordination says of the mirror of a member's volume.
+fn named(member: &Member, volume: &Rc<Volume>) -> Option<varve_coord::MirrorRecord> {
+    let (coord, id) = (Rc::new(Arc(member.node.coord.clone())), volume.id());
+    member.node.must("look", async move { coord.load(id).await }).mirror
+}
+
+#[test]
+fn a_mirror_that_is_lost_while_it_is_being_named_is_named_no_more_when_it_is_done_without() {
+    for step in 0..80 {
+        let (first, mut second) = pair(3, false);
+        let (device, volume) = (first.node.device("v"), first.node.volume("v"));
+        second.crash(CrashMode::Kill);
+        first.write(&device, 0, 1).expect("it goes on alone");
+        assert!(second.start().is_empty());
+        let tick = Duration::from_micros(100);
+        for _ in 0..400_000 {
+            if first.phase() == MirrorPhase::InSync {
+                break;
+            }
+            first.node.world.run_for(tick).expect("the world runs");
+        }
+        // Coordination is being told.
+        first.node.world.run_for(step * tick).expect("the world runs");
+        second.crash(CrashMode::Kill);
+        first.write(&device, 1, 2).expect("it goes on alone");
+        assert_eq!((first.phase(), named(&first, &volume)), (MirrorPhase::Alone, None), "step {step}");
+        first.node.world.run_for(Duration::from_millis(50)).expect("the world runs");
+        assert_eq!(named(&first, &volume), None, "step {step}, later");
+    }
+}
+
+#[test]
+fn a_mirror_that_is_not_wanted_any_more_counts_until_it_is_named_no_more() {
+    let (first, second) = pair(8, false);
+    let (device, volume) = (first.node.device("v"), first.node.volume("v"));
+    second.far.cut(true);
+    let settings = Overrides { mirror: Some(MirrorMode::None), ..Overrides::default() };
+    let set = Rc::clone(&volume);
+    first.node.must("set", async move { set.set(settings).await });
+    first.write(&device, 0, 1).expect("it goes on alone");
+    assert_eq!(named(&first, &volume), None);
+    first.node.flush(&device).expect("alive").expect("a flush");
+}
+
+#[test]
+fn an_edge_is_not_told_that_is_safe_what_only_the_owner_has_while_a_mirror_may_take_over() {
+    let (first, second) = pair(9, false);
+    let (device, volume) = (first.node.device("v"), first.node.volume("v"));
+    let settings = Overrides { mirror: Some(MirrorMode::Async), ..Overrides::default() };
+    let set = Rc::clone(&volume);
+    first.node.must("set", async move { set.set(settings).await });
+    second.far.cut(true);
+    first.write(&device, 0, 1).expect("it does not wait for the mirror");
+    let flushing = Rc::clone(&device);
+    varve_env::Env::spawn(
+        &*first.node.env,
+        Box::pin(async move { drop(varve_sim::node::finish(&flushing, flushing.flush()).await) }),
+    );
+    // The journal has it on stable media, and the mirror is still named.
+    first.node.world.run_for(Duration::from_millis(500)).expect("the world runs");
+    assert!(named(&first, &volume).is_some());
+    assert!(device.position().safe < device.position().sequence);
+    first.node.world.run_for(Duration::from_secs(5)).expect("the world runs");
+    assert_eq!((named(&first, &volume), first.phase()), (None, MirrorPhase::Alone));
+    assert_eq!(device.position().safe, device.position().sequence);
+}
+
+#[test]
+fn a_mirror_that_does_not_know_its_copy_any_more_is_not_taken_for_one_that_has_nothing() {
+    let (mut first, second) = pair(10, false);
+    let device = first.node.device("v");
+    first.write(&device, 0, 1).expect("a write");
+    let volume = first.node.volume("v");
+    drop(device);
+    first.crash(CrashMode::Lost);
+    second.far.copies().expect("it lives").retain(|_, _| false);
+    let failed = first.start();
+    assert_eq!(failed.first().map(|(_, error)| error.kind()), Some(ErrorKind::Unavailable), "{failed:?}");
+    assert_eq!(second.take_over(&volume).map(drop).expect_err("it has nothing").kind(), ErrorKind::Conflict);
 }
 
 #[test]

@@ -21,22 +21,25 @@ impl Context {
     ///
     /// # Errors
     /// `Conflict` where it has no copy that counts.
-    pub async fn adopt_own(&self, record: &VolumeRecord) -> Result<()> {
-        let (node, copies) = (self.node.get(), self.copies.borrow().clone());
-        let is_this = |(mirror, copies): &(MirrorRecord, Rc<Copies>)| {
-            let is_process = mirror.incarnation == copies.incarnation() || planted(Mutant::TakeWithAnyCopy);
-            Some(mirror.node) == node && is_process
-        };
-        let counts = record.counting_mirror().zip(copies).filter(is_this);
-        let Some((_, copies)) = counts else {
+    pub async fn adopt_own(&self, record: &VolumeRecord, epoch: Epoch) -> Result<()> {
+        let none = || {
             let text = format!("volume {}: this node has no copy of it that is in sync", record.name);
-            return Err(EngineError::new(ErrorKind::Conflict, text));
+            EngineError::new(ErrorKind::Conflict, text)
         };
-        let fetched = copies.fetch(record.shown, record.epoch.next())?;
+        let copies = record.counting_mirror().and_then(|mirror| self.copies_of(&mirror)).ok_or_else(none)?;
+        let fetched = copies.fetch(record.shown, epoch)?;
         if planted(Mutant::TakeWithoutCopy) {
             return Ok(());
         }
-        self.adopt(record.shown, fetched.records).await
+        let empty = planted(Mutant::TakeWithAnyCopy).then(Vec::new);
+        self.adopt(record.shown, fetched.records.or(empty).ok_or_else(none)?).await
+    }
+
+    /// The copies of this process, if it is the one that a record names.
+    fn copies_of(&self, mirror: &MirrorRecord) -> Option<Rc<Copies>> {
+        let copies = self.copies.borrow().clone().filter(|_| Some(mirror.node) == self.node.get())?;
+        let is_process = mirror.incarnation == copies.incarnation() || planted(Mutant::TakeWithAnyCopy);
+        is_process.then_some(copies)
     }
 
     /// Takes what the mirror of a volume, which this node opens anew, has of it. A mirror whose process is another by now has lost it.
@@ -46,8 +49,12 @@ impl Context {
     pub async fn adopt_from_mirror(&self, record: &VolumeRecord, epoch: Epoch) -> Result<()> {
         let Some(mirror) = record.counting_mirror().filter(|_| !planted(Mutant::ReopenAlone)) else { return Ok(()) };
         if Some(mirror.node) == self.node.get() {
-            // It took the volume over itself, and had the copy in its journal before that.
-            return Ok(());
+            // It has taken the volume over itself, and may not have heard that it was done: it took the copy in before it asked, and let go of that when it heard nothing.
+            return match self.copies_of(&mirror) {
+                Some(_) => self.adopt_own(record, epoch).await,
+                // A process before this one did: its journal has it.
+                None => Ok(()),
+            };
         }
         let peer = self.mirrors.borrow().as_ref().and_then(|nodes| nodes.find(mirror.node));
         let waits = |why: &str| {
@@ -69,8 +76,9 @@ impl Context {
             tracing::warn!(volume = %record.name, node = %mirror.node, "the mirror has lost its copy: the journal is all that there is");
             return Ok(());
         }
-        reached_if(!fetched.records.is_empty(), Branch::MirrorKnewMore);
-        self.adopt(record.shown, fetched.records).await
+        let Some(records) = fetched.records else { return Err(waits("it does not know its copy")) };
+        reached_if(!records.is_empty(), Branch::MirrorKnewMore);
+        self.adopt(record.shown, records).await
     }
 
     async fn adopt(&self, timeline: TimelineId, records: Vec<TailRecord>) -> Result<()> {

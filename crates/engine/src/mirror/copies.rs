@@ -157,20 +157,15 @@ impl Copies {
             self.floors.borrow_mut().insert(timeline, epoch);
         }
         let copies = self.copies.borrow();
-        let records = copies.get(&timeline).map(|copy| copy.records.values().cloned().collect()).unwrap_or_default();
+        let records = copies.get(&timeline).map(|copy| copy.records.values().cloned().collect());
         Ok(Fetched { incarnation: self.incarnation, records })
     }
 
     /// Lets go of the copies that `is_used` does not name, by timeline and epoch.
-    pub fn retain(&self, is_used: impl Fn(TimelineId, Epoch) -> bool) {
+    pub fn retain(&self, mut is_used: impl FnMut(TimelineId, Epoch) -> bool) {
         let mut copies = self.copies.borrow_mut();
         copies.retain(|timeline, copy| is_used(*timeline, copy.epoch));
         self.floors.borrow_mut().retain(|timeline, epoch| copies.contains_key(timeline) || is_used(*timeline, *epoch));
-    }
-
-    /// Lets go of a copy: its owner needs it no more, or this node is the owner now.
-    pub fn forget(&self, timeline: TimelineId) {
-        self.copies.borrow_mut().remove(&timeline);
     }
 
     fn check(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {

@@ -32,7 +32,7 @@ fn delivery(epoch: u64, previous: u64, sequences: &[u64]) -> Delivery {
 
 fn has(copies: &Copies, epoch: u64) -> Vec<u64> {
     let fetched = copies.fetch(timeline(1), Epoch(epoch)).unwrap();
-    fetched.records.iter().map(|record| record.sequence.0).collect()
+    fetched.records.expect("there is a copy").iter().map(|record| record.sequence.0).collect()
 }
 
 fn kind<T>(result: Result<T>) -> ErrorKind {
@@ -52,8 +52,13 @@ fn changes_follow_on_each_other_and_go_when_the_store_has_them() {
     copies.release(timeline(1), Epoch(1), Sequence(11));
     copies.release(timeline(1), Epoch(7), Sequence(13));
     assert_eq!(has(&copies, 2), [12, 13]);
-    copies.forget(timeline(1));
-    assert_eq!((has(&copies, 2).len(), copies.counts()), (0, (0, 0)));
+    copies.release(timeline(1), Epoch(1), Sequence(13));
+    assert!(has(&copies, 2).is_empty(), "the store has everything");
+    copies.retain(|_, epoch| epoch == Epoch(1));
+    assert_eq!(copies.counts(), (1, 0));
+    copies.retain(|_, _| false);
+    assert_eq!(copies.counts(), (0, 0));
+    assert_eq!(copies.fetch(timeline(1), Epoch(2)).unwrap().records, None, "of that nothing is known");
 }
 
 #[test]

@@ -20,6 +20,10 @@ use varve_types::{ErrorKind, MirrorMode};
 /// Between two tries to tell coordination.
 const TELL_PAUSE: Duration = Duration::from_millis(200);
 
+fn lost() -> EngineError {
+    EngineError::new(ErrorKind::Unavailable, "it was lost while it joined")
+}
+
 impl Timeline {
     /// Looks for a mirror where the volume wants one and has none, and parts with one that it does not want any more.
     pub fn mirror_if_due(self: &Rc<Self>) {
@@ -84,7 +88,6 @@ impl Timeline {
     }
 
     async fn join_link(self: &Rc<Self>, number: u64, begin: BeginCopy) -> Result<()> {
-        let lost = || EngineError::new(ErrorKind::Unavailable, "it was lost while it joined");
         let Some(peer) = self.linked(number) else { return Err(lost()) };
         let begun = in_time(&*self.context.env, peer.begin(begin)).await?;
         {
@@ -117,7 +120,7 @@ impl Timeline {
         };
         self.changed.until(has_all).await?;
         let record = MirrorRecord { node: peer.node(), incarnation: begun.incarnation, timeline: self.id };
-        self.tell(Some(record)).await?;
+        self.tell(Some((number, record))).await?;
         if self.linked(number).is_none() {
             return Err(lost());
         }
@@ -132,10 +135,17 @@ impl Timeline {
         link.as_ref().filter(|link| link.number == number).map(|link| Rc::clone(&link.peer))
     }
 
-    /// Has coordination name a mirror, or none.
-    async fn tell(&self, mirror: Option<MirrorRecord>) -> Result<()> {
-        let (epoch, writer) = (self.epoch, self.writer);
+    /// Has coordination name the mirror of a link, if that still stands; or none.
+    ///
+    /// One at a time; and that there is none is written also where the record says so already: a question for a mirror to be named of which nobody knows what came may
+    /// still be on its way, and finds another revision then.
+    async fn tell(&self, named: Option<(u64, MirrorRecord)>) -> Result<()> {
+        let _turn = self.mirror.telling.take().await;
+        let (epoch, writer, mirror) = (self.epoch, self.writer, named.map(|(_, mirror)| mirror));
         let change = |record: &mut VolumeRecord| -> Result<()> {
+            if named.is_some_and(|(number, _)| self.linked(number).is_none()) {
+                return Err(lost());
+            }
             if record.epoch != epoch || record.writer != writer {
                 let text = format!("volume {}: it was opened elsewhere, in epoch {}", self.volume, record.epoch);
                 return Err(EngineError::new(ErrorKind::Fenced, text));
@@ -146,7 +156,11 @@ impl Timeline {
             }
             Ok(())
         };
-        Records::new(&*self.context.coord).modify_volume(self.volume, change).await.map(drop)
+        let records = Records::new(&*self.context.coord);
+        match named {
+            Some(_) => records.modify_volume(self.volume, change).await.map(drop),
+            None => records.rewrite_volume(self.volume, change).await.map(drop),
+        }
     }
 
     /// Begins to part with the mirror, from where it can not be done at once.

@@ -9,15 +9,17 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tokio::io::AsyncWriteExt;
-use varve_engine::{BeginCopy, Copies, Delivery, EngineError};
+use varve_engine::{BeginCopy, Copies, Delivery, EngineError, Fetched};
 use varve_serve::Socket;
-use varve_types::NodeId;
+use varve_types::{ErrorKind, NodeId};
 use varve_wire::greeting::NEWEST;
 use varve_wire::mirror::{Message, MirrorWelcome};
 
 /// Changes, and bytes of data, of one answer to a fetch.
 const FETCH_CHANGES: usize = 1000;
 const FETCH_BYTES: usize = 16 << 20;
+/// What is answered to a fetch where there is none: that is not the same as a copy of which the store has everything.
+const NO_COPY: &str = "there is no copy of this timeline";
 
 /// Who is connected: a node that is not may be dead.
 #[derive(Default)]
@@ -107,7 +109,8 @@ fn act(copies: &Copies, message: Message) -> Vec<Message> {
             Vec::new()
         }
         Message::Fetch { timeline, epoch } => match copies.fetch(timeline, epoch) {
-            Ok(fetched) => in_parts(fetched.records.into_iter().map(change).collect()),
+            Ok(Fetched { records: Some(records), .. }) => in_parts(records.into_iter().map(change).collect()),
+            Ok(Fetched { records: None, .. }) => answer(Err(EngineError::new(ErrorKind::NotFound, NO_COPY))),
             Err(error) => answer(Err(error)),
         },
         other => answer(Err(EngineError::invalid(format!("{other:?} is no request")))),

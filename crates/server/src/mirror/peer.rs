@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
@@ -24,12 +24,16 @@ use varve_wire::mirror::{Message, MirrorHello, MirrorWelcome};
 
 /// For connecting and the greeting.
 const CONNECT_TIME: Duration = Duration::from_secs(1);
+/// How long an answer may take, since the one before it: a node that hangs and does not hang up is not asked any more.
+const MOST_WAIT: Duration = Duration::from_secs(5);
 /// Parts of one sending.
 const MOST_PARTS: usize = 64;
 
 /// What an answer goes to.
 struct Waiting {
     id: u64,
+    /// When it was asked.
+    since: Instant,
     /// The parts of a fetch that have come.
     records: Vec<TailRecord>,
     answer: oneshot::Sender<Result<(Message, Vec<TailRecord>)>>,
@@ -111,7 +115,7 @@ impl TcpPeer {
         }
         let (answer, answered) = oneshot::channel();
         let id = self.push(message);
-        self.state.waiting.borrow_mut().push_back(Waiting { id, records: Vec::new(), answer });
+        self.state.waiting.borrow_mut().push_back(Waiting { id, since: Instant::now(), records: Vec::new(), answer });
         Box::pin(async move { answered.await.unwrap_or_else(|_| Err(unavailable("it is broken"))) })
     }
 }
@@ -157,10 +161,14 @@ impl MirrorPeer for TcpPeer {
     fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<Fetched>> {
         let (asked, state) = (self.ask(&Message::Fetch { timeline, epoch }), Rc::clone(&self.state));
         Box::pin(async move {
-            match (asked.await?, state.incarnation.get()) {
-                ((Message::Fetched { .. }, records), Some(incarnation)) => Ok(Fetched { incarnation, records }),
-                ((other, _), _) => Err(strange(&other)),
-            }
+            let records = match asked.await {
+                Ok((Message::Fetched { .. }, records)) => Some(records),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Ok((other, _)) => return Err(strange(&other)),
+                Err(error) => return Err(error),
+            };
+            let incarnation = state.incarnation.get().ok_or_else(|| unavailable("it has not said who it is"))?;
+            Ok(Fetched { incarnation, records })
         })
     }
 }
@@ -213,9 +221,15 @@ async fn greet(node: NodeId, address: &str, hello: &Bytes) -> std::result::Resul
 async fn run(mut stream: TcpStream, state: &State) -> std::result::Result<(), String> {
     let (mut reading, mut writing) = stream.split();
     let mut frames = Frames::default();
+    let mut look = tokio::time::interval(CONNECT_TIME);
+    let mut heard = Instant::now();
     loop {
         while let Some((id, message)) = frames.next().map_err(|error| error.to_string())? {
             answered(state, id, message)?;
+            heard = Instant::now();
+        }
+        if state.is_dropped.get() && state.waiting.borrow().is_empty() {
+            return Ok(());
         }
         tokio::select! {
             biased;
@@ -225,9 +239,11 @@ async fn run(mut stream: TcpStream, state: &State) -> std::result::Result<(), St
                 }
             }
             sent = send(&mut writing, state) => sent.map_err(|error| error.to_string())?,
-            () = woken(state) => {
-                if state.is_dropped.get() && state.waiting.borrow().is_empty() {
-                    return Ok(());
+            () = woken(state) => {}
+            _ = look.tick() => {
+                let oldest = state.waiting.borrow().front().map(|first| first.since.max(heard));
+                if oldest.is_some_and(|since| since.elapsed() > MOST_WAIT) {
+                    return Err(format!("it did not answer within {MOST_WAIT:?}"));
                 }
             }
         }

@@ -137,8 +137,10 @@ async fn open(local: &Local, name: &str, peer: &Peer) -> Result<(Rc<Volume>, Dev
     let device = match &target.snapshot {
         Some(snapshot) => volume.snapshot_device(snapshot, shown(peer)).await?,
         None => {
+            let device = volume.device(shown(peer)).await?.0;
+            // Only now: an edge may have got it while this waited.
             check_free(&volume)?;
-            volume.device(shown(peer)).await?.0
+            device
         }
     };
     Ok((volume, device))

@@ -9,16 +9,17 @@ use super::control::Node;
 use super::local::Local;
 use super::membership::Membership;
 use super::ownership::{Foreign, Roster};
+use super::thread::ShardHandle;
 use crate::api::ControlError;
 use crate::config::ClusterConfig;
 use crate::mirror::{self, Accepted, Links, Member, Members};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use varve_coord::VolumeRecord;
+use varve_coord::{Records, VolumeRecord};
 use varve_engine::Copies;
-use varve_types::{ClusterId, IncarnationId, NodeId, SessionId};
+use varve_types::{ClusterId, Epoch, IncarnationId, NodeId, SessionId, TimelineId};
 use varve_wire::attach::Attach;
 use varve_wire::mirror::MirrorHello;
 
@@ -73,6 +74,8 @@ pub(super) struct Mirroring {
     links: Rc<Links>,
     /// When sessions were sent on to the owner of their volume.
     asked: RefCell<BTreeMap<SessionId, Instant>>,
+    /// Copies that the last look found to be of no use.
+    unused: RefCell<BTreeSet<(TimelineId, Epoch)>>,
 }
 
 impl Mirroring {
@@ -84,6 +87,7 @@ impl Mirroring {
             hello,
             links: Rc::default(),
             asked: RefCell::default(),
+            unused: RefCell::default(),
         }
     }
 
@@ -95,6 +99,20 @@ impl Mirroring {
                 && mirror.timeline == volume.shown
         };
         volume.mirror.is_some_and(is_here)
+    }
+
+    /// Lets go of copies that are of no use to anybody: of an epoch that is over, where the record does not name them; or of what no volume shows any more. An owner
+    /// that opens anew raises the epoch before it asks for the copy, which is all the same the only one.
+    fn tidy(&self, volumes: impl Iterator<Item = VolumeRecord>) {
+        let used: BTreeMap<_, _> =
+            volumes.map(|volume| (volume.shown, (volume.epoch, self.has_copy(&volume)))).collect();
+        let mut unused = BTreeSet::new();
+        self.copies.retain(|timeline, epoch| {
+            let is_used = used.get(&timeline).is_some_and(|(now, named)| *named || *now <= epoch);
+            // One that was begun since the volumes were looked up is met by the next look.
+            is_used || (unused.insert((timeline, epoch)) && !self.unused.borrow().contains(&(timeline, epoch)))
+        });
+        self.unused.replace(unused);
     }
 
     /// Whether the owner of a volume, of which this node has a copy, is to be taken for gone by what an edge asks. To be wrong costs a move of the volume and
@@ -138,11 +156,11 @@ impl Mirroring {
     }
 }
 
-/// Keeps copies for a node, as a task of this thread, until it hangs up.
+/// Keeps copies for a node until it hangs up.
 pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
     let Some(mirroring) = &local.mirroring else { return };
     let (own, copies, links) = (mirroring.hello.node, Rc::clone(&mirroring.copies), Rc::clone(&mirroring.links));
-    drop(tokio::task::spawn_local(mirror::serve(own, copies, links, accepted)));
+    mirror::serve(own, copies, links, accepted).await;
 }
 
 /// Follows who the others are, for ever. A node by itself has none.
@@ -150,27 +168,27 @@ pub(super) async fn mind(node: &Node) {
     let Some(member) = &node.member else { return std::future::pending().await };
     let mut looks = 0_u32;
     loop {
-        match Roster::load(node.pools.records(), Some(member)).await {
-            Ok(roster) => with(node, move |mirroring| mirroring.set(&roster)).await,
-            Err(error) => tracing::debug!(%error, "who may keep copies can not be looked up"),
-        }
+        look(&node.shard, node.pools.records(), member).await;
         looks += 1;
         if looks.is_multiple_of(TIDY_LOOKS)
             && let Ok(volumes) = node.pools.records().list_volumes().await
         {
-            // A copy that is of an epoch that is over, or of what no volume shows, is of no use to anybody.
-            let used: BTreeMap<_, _> = volumes.into_iter().map(|(volume, _)| (volume.shown, volume.epoch)).collect();
-            with(node, move |mirroring| {
-                mirroring.copies.retain(|timeline, epoch| used.get(&timeline).is_some_and(|now| *now <= epoch));
-            })
-            .await;
+            with(&node.shard, move |mirroring| mirroring.tidy(volumes.into_iter().map(|(volume, _)| volume))).await;
         }
         tokio::time::sleep(LOOK_TIME).await;
     }
 }
 
-async fn with(node: &Node, work: impl FnOnce(&Mirroring) + Send + 'static) {
-    let done = node.on_shard(move |local| {
+/// Looks up who the others are.
+pub(super) async fn look(shard: &ShardHandle, records: Records<'_>, member: &Membership) {
+    match Roster::load(records, Some(member)).await {
+        Ok(roster) => with(shard, move |mirroring| mirroring.set(&roster)).await,
+        Err(error) => tracing::debug!(%error, "who may keep copies can not be looked up"),
+    }
+}
+
+async fn with(shard: &ShardHandle, work: impl FnOnce(&Mirroring) + Send + 'static) {
+    let done = shard.call(move |local| {
         Box::pin(async move {
             if let Some(mirroring) = &local.mirroring {
                 work(mirroring);

@@ -242,7 +242,7 @@ pub(super) async fn take_pools(node: &Node, known: &mut BTreeMap<Name, Overrides
             if let Ok(opened) = node.pools.open(&record).await {
                 pool_control::hand_over(node, &record, opened).await?;
             }
-        } else if known.get(&name).is_some_and(|settings| *settings != record.settings) {
+        } else if known.get(&name) != Some(&record.settings) {
             let (pool, settings) = (name.clone(), record.settings);
             node.on_shard(move |local| {
                 Box::pin(async move {

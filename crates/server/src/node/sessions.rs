@@ -52,10 +52,12 @@ impl Sessions {
         let device = match &target.snapshot {
             Some(snapshot) => volume.snapshot_device(snapshot, who).await?,
             None => {
+                let device = volume.device(who).await?.0;
                 if writes {
+                    // Only now: an edge may have got it while this waited.
                     check_free(&volume)?;
                 }
-                volume.device(who).await?.0
+                device
             }
         };
         let device = Rc::new(device);

@@ -284,9 +284,9 @@ async fn core(config: &UpConfig, directory: &Directory, journals: JournalPlan, r
 
 /// A node that nobody is served by: its shard, with all volumes open.
 pub(super) async fn without_serving(config: &UpConfig, directory: &Directory) -> Answer<(ShardHandle, ShardThread)> {
-    let Core { pools, default, shard, thread, .. } =
+    let Core { member, pools, default, shard, thread, .. } =
         core(config, directory, JournalPlan::as_it_is(directory)?, Reached::default()).await?;
-    match open(&shard, &pools, default, Vec::new()).await {
+    match open(&shard, &pools, member.as_deref(), default, Vec::new()).await {
         Ok(()) => Ok((shard, thread)),
         Err(error) => {
             end_shard(&shard, thread).await?;
@@ -309,7 +309,7 @@ pub(super) async fn run(config: UpConfig, mut directory: Directory, hooks: Hooks
         if let (Some(member), Some(_)) = (&member, sockets.edge_listen) {
             sockets.edge_token = Some(member.edge_token(directory.edge_token()).await?);
         }
-        open(&shard, &pools, default, config.volumes.clone()).await?;
+        open(&shard, &pools, member.as_deref(), default, config.volumes.clone()).await?;
         directory.complete()
     };
     let opened = opened.await;
@@ -362,10 +362,15 @@ pub(super) async fn run(config: UpConfig, mut directory: Directory, hooks: Hooks
 async fn open(
     shard: &ShardHandle,
     pools: &Arc<Pools>,
+    member: Option<&Membership>,
     default: (PoolRecord, Answer<Opened>),
     volumes: Vec<VolumeSpec>,
 ) -> Answer<()> {
     open_pools(shard, pools, default).await?;
+    if let Some(member) = member {
+        // Volumes ask their mirrors before they are open.
+        mirroring::look(shard, pools.records(), member).await;
+    }
     let away = pools.away();
     shard.call(move |local| Box::pin(async move { local.open_all(&away).await })).await?;
     ensure_volumes(shard, volumes).await
@@ -397,7 +402,7 @@ async fn serving(node: &Node, directory: &Directory) -> Answer<Serving> {
     })
 }
 
-/// Hands connections over to the shard, which serves them.
+/// Hands connections over to the shard, which serves them as tasks of its thread: how long one takes to be let in is nothing to the calls of the others.
 fn to_shard<N: Send + 'static>(
     shard: &ShardHandle,
     serve: fn(Rc<Local>, Accepted<N>) -> LocalFuture<()>,
@@ -406,7 +411,7 @@ fn to_shard<N: Send + 'static>(
     move |accepted| {
         let call = shard.call(move |local| {
             Box::pin(async move {
-                serve(local, accepted).await;
+                drop(tokio::task::spawn_local(serve(local, accepted)));
                 Ok(())
             })
         });

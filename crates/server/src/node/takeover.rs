@@ -125,7 +125,16 @@ pub(super) async fn take(node: &Node, name: Name, force: bool) -> Answer<Volume>
     ownership::take_pools(node, &mut BTreeMap::new()).await?;
     let taken = node.on_shard(move |local| {
         Box::pin(async move {
-            let take = local.shard.take_over(foreign.volume.id, foreign.volume.epoch);
+            let (id, epoch) = (foreign.volume.id, foreign.volume.epoch);
+            let has_copy = local.mirroring.as_ref().is_some_and(|mirroring| mirroring.has_copy(&foreign.volume));
+            let take = async {
+                if has_copy {
+                    // With that nothing is lost.
+                    local.shard.take_over_as_mirror(id).await
+                } else {
+                    local.shard.take_over(id, epoch).await
+                }
+            };
             let open = take_here(&local, &foreign, take, "a person says so").await?;
             describe::volume(&local, &open).await
         })
