@@ -5,9 +5,14 @@
 
 use crate::tls::Tls;
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 use varve_env::LocalFuture;
+
+/// Names that are looked up at once.
+static LOOK_UPS: Semaphore = Semaphore::const_new(8);
 
 /// A connection to a node: bytes in order, both ways.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -47,7 +52,7 @@ impl Transport for Sockets {
             if let Some(path) = address.strip_prefix("unix:") {
                 return Ok(Box::new(UnixStream::connect(path).await?) as Box<dyn Stream>);
             }
-            let stream = TcpStream::connect(&address).await?;
+            let stream = TcpStream::connect(&look_up(address.clone()).await?[..]).await?;
             stream.set_nodelay(true)?;
             Ok(match tls {
                 Some(tls) => Box::new(tls.connect(&address, stream).await?),
@@ -65,6 +70,19 @@ impl Transport for Sockets {
         let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
         if host.is_empty() || !is_port || host.contains(['/', '@', ' ']) { Err(wrong()) } else { Ok(()) }
     }
+}
+
+/// What an address stands for. The system's look-up can not be given up, and may take long: of those there are few at a time, however many volumes ask.
+async fn look_up(address: String) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = address.parse() {
+        return Ok(vec![address]);
+    }
+    let place = LOOK_UPS.acquire().await.map_err(io::Error::other)?;
+    let found = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        address.to_socket_addrs().map(Iterator::collect)
+    });
+    found.await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

@@ -116,6 +116,11 @@ pub trait Dialect {
     /// Puts the extents of a range: the length of each, and whether it is a hole.
     fn put_status(&self, out: &mut BytesMut, cookie: u64, extents: &[(u64, bool)], at: Position);
 
+    /// The size of the device that the client was told, in bytes.
+    fn told_size(&self, device: &dyn BlockDevice) -> u64 {
+        device.size()
+    }
+
     /// Puts the new size of the device, in bytes, where the protocol can tell it unasked.
     fn put_size(&self, out: &mut BytesMut, size: u64, at: Position) {
         let _ = (out, size, at);

@@ -41,6 +41,6 @@ pub use dialect::{Command, Dialect, Failed, Refusal, Request};
 pub use error::{Result, ServeError, socket};
 pub use listener::{Greeter, Listener, Slot, Slots, raise_open_file_limit};
 pub use peer::{Client, Peer};
-pub use socket::{Accepted, Endpoint, Local, Socket};
+pub use socket::{Accepted, Endpoint, Local, Socket, remove_stale};
 pub use stats::{Counts, Operation, Stats};
 pub use stopped::stopped;

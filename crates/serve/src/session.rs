@@ -60,7 +60,7 @@ pub(crate) struct Session<D> {
 impl<D: Dialect> Session<D> {
     pub(crate) fn new(device: Rc<dyn BlockDevice>, dialect: D) -> Self {
         Self {
-            told_size: device.size(),
+            told_size: dialect.told_size(&*device),
             device,
             output: Output::default(),
             dialect,

@@ -18,12 +18,17 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use varve_types::ErrorKind;
 
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: i32 = 4096;
+/// When a host that says nothing is asked whether it is there, how often then, and how many times before it is taken for gone.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A place where clients connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +179,11 @@ impl Listening {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
+                let keepalive = socket2::TcpKeepalive::new()
+                    .with_time(KEEPALIVE_TIME)
+                    .with_interval(KEEPALIVE_INTERVAL)
+                    .with_retries(KEEPALIVE_RETRIES);
+                socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
                 Ok((Socket::Tcp(stream), Peer::tcp(address)))
             }
         }
@@ -198,7 +208,11 @@ impl Listening {
     }
 }
 
-async fn open_unix(path: &Path) -> Result<Listening> {
+/// Makes room for a unix socket: removes the one of a server that is gone, and nothing else.
+///
+/// # Errors
+/// `Conflict` where something else is there, or a server that may live; `Unavailable` where the system refuses.
+pub async fn remove_stale(path: &Path) -> Result<()> {
     let fail = |kind, reason: String| ServeError::Unix { path: path.to_owned(), reason, kind };
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
@@ -219,9 +233,15 @@ async fn open_unix(path: &Path) -> Result<Listening> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(fail(ErrorKind::Unavailable, error.to_string())),
     }
+    Ok(())
+}
+
+async fn open_unix(path: &Path) -> Result<Listening> {
+    remove_stale(path).await?;
     listen_unix(path).map_err(|error| {
         let taken = error.kind() == io::ErrorKind::AddrInUse;
-        fail(if taken { ErrorKind::Conflict } else { ErrorKind::Unavailable }, error.to_string())
+        let kind = if taken { ErrorKind::Conflict } else { ErrorKind::Unavailable };
+        ServeError::Unix { path: path.to_owned(), reason: error.to_string(), kind }
     })
 }
 

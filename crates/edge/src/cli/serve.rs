@@ -33,7 +33,7 @@ pub async fn serve(arguments: Serve, control: PathBuf, filter: String) -> Result
     }
     for spec in config.volumes {
         #[allow(clippy::disallowed_methods, reason = "volumes that can not be had yet hold up no others")]
-        tokio::task::spawn_local(attach_for_ever(spec, Rc::clone(&registry)));
+        tokio::task::spawn_local(attach(spec, Rc::clone(&registry)));
     }
     let (stop, stopped) = watch::channel(false);
     let listening = serve_control(&control, Rc::clone(&registry), until(stopped.clone()));
@@ -60,8 +60,8 @@ pub async fn serve(arguments: Serve, control: PathBuf, filter: String) -> Result
 /// What is said to who does not wait.
 const LEFT: &str = "ended before all volumes were given up: what was not safe at their owners may be lost";
 
-async fn attach_for_ever(spec: Spec, registry: Rc<Registry>) {
-    if let Err(why) = registry.attach(&spec, None).await {
+async fn attach(spec: Spec, registry: Rc<Registry>) {
+    if let Err(why) = registry.attach_in_time(&spec).await {
         error!(volume = spec.volume, error = %why, "a volume of the configuration is not attached");
     }
 }

@@ -11,17 +11,20 @@ use super::document::{self, StatsDocument, VolumeDocument};
 use super::exports::Shown;
 use super::spec::Spec;
 use crate::session::Standing;
-use crate::volume::{Edge, Options, Volume};
+use crate::volume::{Edge, Volume};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
+use tracing::warn;
 use varve_block::{BlockError, Result};
 use varve_types::ErrorKind;
 
 /// How long a volume may take to be given up.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
+/// Between two tries to attach a volume that can not be had yet.
+const AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 enum State {
@@ -74,15 +77,47 @@ impl Registry {
         let name = options.volume.clone();
         self.begin(&name)?;
         let attaching = Attaching { registry: self, name: &name };
-        let volume = self.open(options).await?;
+        let volume = self.edge.open(options).await?;
         std::mem::forget(attaching);
-        self.shown.put(&name, volume.device().size(), volume.device().read_only());
-        if let Some(entry) = self.all.borrow_mut().get_mut(&name) {
+        self.opened(&name, volume);
+        self.document(&name)
+    }
+
+    /// Attaches a volume once it can be had: one that another has for itself, or that is not there yet, is asked for again and again.
+    ///
+    /// # Errors
+    /// When it is here already, or there is no room for it.
+    pub async fn attach_in_time(self: &Rc<Self>, spec: &Spec) -> Result<()> {
+        let options = spec.options(None)?;
+        let name = options.volume.clone();
+        self.begin(&name)?;
+        let attaching = Attaching { registry: self, name: &name };
+        let mut tries = 0_u64;
+        let volume = loop {
+            match self.edge.open(options.clone()).await {
+                Ok(volume) => break volume,
+                Err(why) => {
+                    tries += 1;
+                    if tries.is_power_of_two() {
+                        warn!(volume = name, error = %why, tries, "the volume is not attached; it is asked for again");
+                    }
+                }
+            }
+            #[allow(clippy::disallowed_methods, reason = "nobody tells when it can be had")]
+            tokio::time::sleep(AGAIN).await;
+        };
+        std::mem::forget(attaching);
+        self.opened(&name, volume);
+        Ok(())
+    }
+
+    fn opened(self: &Rc<Self>, name: &str, volume: Volume) {
+        self.shown.put(name, volume.device().size(), volume.device().read_only());
+        if let Some(entry) = self.all.borrow_mut().get_mut(name) {
             entry.state = State::Attached(volume.clone());
         }
         #[allow(clippy::disallowed_methods, reason = "what is shown follows the volume")]
-        drop(tokio::task::spawn_local(follow(volume, self.shown.clone())));
-        self.document(&name)
+        drop(tokio::task::spawn_local(follow(volume, Rc::downgrade(self))));
     }
 
     fn begin(&self, name: &str) -> Result<()> {
@@ -96,10 +131,6 @@ impl Registry {
         }
         all.insert(name.to_owned(), Entry { state: State::Attaching, clients: Rc::default() });
         Ok(())
-    }
-
-    async fn open(&self, options: Options) -> Result<Volume> {
-        self.edge.open(options).await
     }
 
     /// Gives a volume up. One that is in use only by force; one that is just being attached, not at all.
@@ -132,6 +163,15 @@ impl Registry {
         }
         self.all.borrow_mut().remove(name);
         Ok(())
+    }
+
+    /// Lets go of a volume that was given up, however long that took.
+    fn forget(&self, name: &str) {
+        let mut all = self.all.borrow_mut();
+        let is_over = |state: &State| matches!(state, State::Attached(volume) if matches!(volume.stat().standing, Standing::Detached(_)));
+        if all.get(name).is_some_and(|entry| is_over(&entry.state)) {
+            all.remove(name);
+        }
     }
 
     /// Gives all volumes up, at once; the first error, if there is one.
@@ -261,17 +301,19 @@ impl Drop for Attaching<'_> {
 }
 
 /// Keeps what is shown of a volume as it is, until there is nothing more to show.
-async fn follow(volume: Volume, shown: Shown) {
-    loop {
-        volume.changed().await;
+async fn follow(volume: Volume, registry: Weak<Registry>) {
+    while let Some(registry) = registry.upgrade() {
+        let (name, shown) = (volume.name(), &registry.shown);
         match volume.stat().standing {
-            Standing::Failed(_) => return shown.remove(volume.name()),
-            Standing::Detached(_) => return,
+            Standing::Failed(_) => return shown.remove(name),
+            Standing::Detached(_) => return registry.forget(name),
             Standing::Looking(_) | Standing::Connected(..) => {
-                if shown.has(volume.name()) {
-                    shown.put(volume.name(), volume.device().size(), volume.device().read_only());
+                if shown.has(name) {
+                    shown.put(name, volume.device().size(), volume.device().read_only());
                 }
             }
         }
+        drop(registry);
+        volume.changed().await;
     }
 }

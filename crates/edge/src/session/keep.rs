@@ -61,7 +61,7 @@ pub(crate) struct Kept {
     epoch: Epoch,
     /// Those that are still to be sent in this connection, or to be answered.
     again: BTreeSet<u64>,
-    /// The last one that was sent again in this connection.
+    /// What all of them take of the budget.
     bytes: u64,
 }
 

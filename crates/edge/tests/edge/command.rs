@@ -118,11 +118,15 @@ fn a_daemon_attaches_lists_tells_and_detaches() {
 #[test]
 fn volumes_of_a_configuration_are_attached_once_they_can_be_had() {
     let owner = Owner::start();
-    owner.state().refusals = [Refused::new(ErrorKind::Unavailable, "still starting")].into();
+    // Whatever the reason: an edge that died may have it still, it may have been made by now.
+    let refusals = [ErrorKind::Unavailable, ErrorKind::NotFound, ErrorKind::Conflict];
+    owner.state().refusals = refusals.map(|kind| Refused::new(kind, "not yet")).into();
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("edge.toml");
     std::fs::write(&config, format!("[[volume]]\nvolume = \"disk\"\nnodes = [\"{}\"]\n", owner.node())).unwrap();
     let mut running = Running::start(&["serve", "--config", config.to_str().unwrap()], "serving");
+    let refused = || Ok(running.log().contains("it is asked for again"));
+    wait_until(DEADLINE, "a refusal", refused).unwrap();
     assert!(running.ask(&["list"]).1.contains("attaching"));
     owner.state().refusals.clear();
     wait_until(DEADLINE, "the volume", || Ok(running.ask(&["list"]).1.contains("connected to"))).unwrap();

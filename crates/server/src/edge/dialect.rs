@@ -17,6 +17,8 @@ pub(crate) const WINDOW: u32 = 256;
 pub(crate) struct EdgeDialect {
     /// Who is served with what.
     pub name: String,
+    /// The size that the greeting told.
+    pub size: u64,
 }
 
 const fn refuse(kind: ErrorKind, text: &'static str) -> Result<(), Refusal> {
@@ -97,6 +99,10 @@ impl Dialect for EdgeDialect {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn told_size(&self, _: &dyn BlockDevice) -> u64 {
+        self.size
     }
 
     fn pieces(&self) -> bool {

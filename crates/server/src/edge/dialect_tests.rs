@@ -3,7 +3,11 @@
 
 use super::*;
 use bytes::Bytes;
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use varve_block::{StatusExtent, Submit};
+use varve_serve::Tuning;
 use varve_types::Sequence;
 use varve_wire::transmission::get_extents;
 
@@ -42,7 +46,7 @@ impl BlockDevice for Small {
 }
 
 fn dialect() -> EdgeDialect {
-    EdgeDialect { name: "test".to_owned() }
+    EdgeDialect { name: "test".to_owned(), size: 1 << 20 }
 }
 
 fn check(ask: Ask, offset: u64, length: u64, read_only: bool) -> Option<ErrorKind> {
@@ -87,4 +91,24 @@ fn replies_are_read_by_the_wire() {
     dialect.put_size(&mut out, 8192, AT);
     let read = Reply::decode(&out).unwrap().unwrap();
     assert_eq!((read.told, read.id, &out[REPLY_BYTES..]), (Told::Size, 0, &8192_u64.to_le_bytes()[..]));
+}
+
+#[tokio::test]
+async fn a_size_that_changed_since_the_greeting_is_told() {
+    let (mut client, mut server) = tokio::io::duplex(1 << 16);
+    let ping = Request { ask: Ask::Ping, flags: 0, id: 3, offset: 0, length: 0, payload_crc: 0 };
+    let mut asked = Vec::new();
+    ping.encode(&mut asked);
+    client.write_all(&asked).await.unwrap();
+    client.shutdown().await.unwrap();
+    let (device, tuning): (Rc<dyn BlockDevice>, _) = (Rc::new(Small(false)), Tuning::default());
+    varve_serve::serve(&mut server, device, dialect(), BytesMut::new(), Arc::default(), tuning).await.unwrap();
+    drop(server);
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).await.unwrap();
+    let notice = said.windows(REPLY_BYTES + 8).find_map(|bytes| {
+        let reply = Reply::decode(bytes).ok()??;
+        (reply.told == Told::Size).then(|| bytes[REPLY_BYTES..].to_vec())
+    });
+    assert_eq!(notice.as_deref(), Some(&4096_u64.to_le_bytes()[..]));
 }

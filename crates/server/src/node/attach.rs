@@ -49,6 +49,8 @@ struct Session {
     volume: Rc<Volume>,
     start: SessionStart,
     user: User,
+    /// As it is told: it may change before the edge is served.
+    size: u64,
 }
 
 fn refused(error: &EngineError) -> Refused {
@@ -137,8 +139,8 @@ async fn open(
     local.sessions.release(&target.volume);
     let exclusive = attach.mode == Mode::Exclusive;
     if attach.steal && attach.timeline.is_none() {
-        let ends =
-            |user: &User| user.volume == id && (exclusive || volume.holder().map(|h| h.session) == session_of(user));
+        let is_held_by = |user: &User| volume.holder().is_some_and(|holder| Some(holder.session) == session_of(user));
+        let ends = |user: &User| user.volume == id && (exclusive || is_held_by(user));
         local.connections.end(ends).await;
     }
     let user = User { volume: id, client: peer.client(), session: Some((session, generation)) };
@@ -150,15 +152,6 @@ async fn open(
         }
         None => None,
     };
-    // Whether it may have it beside another session is for the engine to say; of those who have none it knows nothing.
-    let is_free = volume.holder().is_none_or(|holder| holder.session == session);
-    if exclusive
-        && is_free
-        && let Some(other) = volume.attachments().into_iter().next()
-    {
-        let text = format!("volume {} is in use by {}", volume.name(), other.peer);
-        return Err(EngineError::new(ErrorKind::Conflict, text));
-    }
     let start = match device {
         Some(device) => snapshot_start(device, volume),
         None => {
@@ -174,7 +167,8 @@ async fn open(
             volume.begin_session(request).await?
         }
     };
-    Ok(Session { volume: Rc::clone(volume), start, user })
+    let size = start.device.size();
+    Ok(Session { volume: Rc::clone(volume), start, user, size })
 }
 
 /// Takes a volume from the edge that has it for itself.
@@ -207,7 +201,7 @@ async fn tell(socket: &mut Socket, local: &Local, session: &Session, version: u1
         volume: session.volume.id(),
         timeline: start.timeline,
         epoch: start.epoch,
-        size: start.device.size(),
+        size: session.size,
         read_only: start.device.read_only(),
         window: WINDOW,
         sequence: at.sequence,
@@ -220,10 +214,10 @@ async fn tell(socket: &mut Socket, local: &Local, session: &Session, version: u1
 
 /// Serves an edge until its connection ends; ends the session where it says so.
 async fn serve_session(local: &Rc<Local>, mut socket: Socket, session: Session) -> Result<(), String> {
-    let Session { volume, start, user } = session;
+    let Session { volume, start, user, size } = session;
     let stats = local.connections.stats(volume.id());
     let device: Rc<dyn BlockDevice> = Rc::new(start.device);
-    let dialect = EdgeDialect { name: volume.name().to_string() };
+    let dialect = EdgeDialect { name: volume.name().to_string(), size };
     let served =
         varve_serve::serve(&mut socket, Rc::clone(&device), dialect, bytes::BytesMut::new(), stats, Tuning::default());
     let cookie = match served.await.map_err(|error| error.to_string())? {
