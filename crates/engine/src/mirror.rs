@@ -19,6 +19,7 @@
 mod adopt;
 mod copies;
 mod join;
+mod lease;
 
 pub use copies::Copies;
 
@@ -123,6 +124,8 @@ pub trait MirrorPeer {
     fn release(&self, timeline: TimelineId, epoch: Epoch, through: Sequence);
     /// Gives what there is of a timeline, and takes nothing of lower epochs from then on.
     fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<Fetched>>;
+    /// Promises not to serve a timeline itself for a while. `Fenced` where it knows a higher epoch.
+    fn lease(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<()>>;
 }
 
 /// The nodes that may keep copies.
@@ -189,6 +192,7 @@ pub(crate) struct Mirror {
     joining: Cell<bool>,
     /// Whose turn it is to have coordination name one, or none.
     telling: Turn,
+    lease: lease::Lease,
 }
 
 impl Link {

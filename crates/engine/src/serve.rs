@@ -5,6 +5,8 @@
 //! what it shows can not be changed for another timeline. Dropping it
 //! detaches.
 //!
+//! What a device answers may need the owner's lease (see [`crate::mirror`]): that of an edge that has the volume for itself never does, nor that of a snapshot.
+//!
 //! Reads, writes and discards take their turn under the limits of the volume, before anything of them begins; changes also that which is left to them while
 //! the store does not keep up.
 
@@ -22,6 +24,8 @@ pub struct Device {
     timeline: Rc<Timeline>,
     attachment: u64,
     pub(crate) read_only: bool,
+    /// Whether who uses it can not tell an owner from one that was taken over.
+    pub(crate) needs_lease: bool,
 }
 
 impl Volume {
@@ -40,7 +44,8 @@ impl Volume {
     pub(crate) fn attach_device(self: &Rc<Self>, timeline: &Rc<Timeline>, peer: String) -> (Device, Vec<Attachment>) {
         let read_only = self.check_writable().is_err();
         let (attachment, others) = self.attach(peer);
-        (Device { volume: Rc::clone(self), timeline: Rc::clone(timeline), attachment, read_only }, others)
+        let (volume, timeline) = (Rc::clone(self), Rc::clone(timeline));
+        (Device { volume, timeline, attachment, read_only, needs_lease: true }, others)
     }
 
     /// Attaches somebody to a snapshot of the volume, read-only.
@@ -51,7 +56,7 @@ impl Volume {
         let _turn = self.changes.take().await;
         let timeline = self.snapshot_view(name).await?;
         let (attachment, _) = self.attach(format!("{peer} (snapshot {name})"));
-        Ok(Device { volume: Rc::clone(self), timeline, attachment, read_only: true })
+        Ok(Device { volume: Rc::clone(self), timeline, attachment, read_only: true, needs_lease: false })
     }
 }
 
@@ -90,6 +95,45 @@ impl Device {
         Some(self.volume.rate.take(&*self.volume.context.env, bytes)).filter(|wait| !wait.is_zero())
     }
 
+    /// Answers what was found, once it may be answered.
+    fn answer<T: 'static>(&self, found: Submit<T>) -> Submit<T> {
+        if !self.needs_lease {
+            return found;
+        }
+        let timeline = Rc::clone(&self.timeline);
+        match found {
+            Submit::Done(Ok(_)) if timeline.lease_holds() => found,
+            Submit::Done(Ok(found)) => Submit::Later(Box::pin(async move { timeline.lease().await.map(|()| found) })),
+            Submit::Done(Err(_)) => found,
+            Submit::Later(later) => Submit::Later(Box::pin(async move {
+                let found = later.await?;
+                if !timeline.lease_holds() {
+                    timeline.lease().await?;
+                }
+                Ok(found)
+            })),
+        }
+    }
+
+    /// Answers a change: one that is done by its commit.
+    fn changed(&self, made: Submit<()>) -> Submit<()> {
+        if matches!(made, Submit::Done(_)) { made } else { self.answer(made) }
+    }
+
+    fn read_found(&self, offset: u64, len: u32, out: &mut BytesMut) -> Submit<Bytes> {
+        let bytes = u64::from(len);
+        let Some(wait) = self.held_back(bytes) else { return self.timeline.read(offset, len, out) };
+        let (volume, timeline) = (Rc::clone(&self.volume), Rc::clone(&self.timeline));
+        Submit::Later(Box::pin(async move {
+            volume.rate.wait(&*volume.context.env, wait, bytes).await;
+            let mut out = BytesMut::new();
+            match timeline.read(offset, len, &mut out) {
+                Submit::Done(done) => done.map(|_| out.freeze()),
+                Submit::Later(later) => later.await,
+            }
+        }))
+    }
+
     fn refuse<T>(&self) -> Option<Submit<T>> {
         self.read_only.then(|| Submit::Done(Err(crate::write::read_only(&format!("volume {}", self.volume.name())))))
     }
@@ -109,30 +153,29 @@ impl BlockDevice for Device {
         self.read_only
     }
     fn read(&self, offset: u64, len: u32, out: &mut BytesMut) -> Submit<Bytes> {
-        let bytes = u64::from(len);
-        let Some(wait) = self.held_back(bytes) else { return self.timeline.read(offset, len, out) };
-        let (volume, timeline) = (Rc::clone(&self.volume), Rc::clone(&self.timeline));
-        Submit::Later(Box::pin(async move {
-            volume.rate.wait(&*volume.context.env, wait, bytes).await;
-            let mut out = BytesMut::new();
-            match timeline.read(offset, len, &mut out) {
-                Submit::Done(done) => done.map(|_| out.freeze()),
-                Submit::Later(later) => later.await,
+        let start = out.len();
+        match self.read_found(offset, len, out) {
+            Submit::Done(Ok(_)) if self.needs_lease && !self.timeline.lease_holds() => {
+                self.answer(Submit::Done(Ok(out.split_off(start).freeze())))
             }
-        }))
+            Submit::Done(done) => Submit::Done(done),
+            later => self.answer(later),
+        }
     }
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> Submit<()> {
         let bytes = data.len() as u64;
-        self.refuse().unwrap_or_else(|| self.limited(bytes, move |timeline| timeline.write(offset, data, fua)))
+        self.refuse()
+            .unwrap_or_else(|| self.changed(self.limited(bytes, move |timeline| timeline.write(offset, data, fua))))
     }
     fn flush(&self) -> Submit<()> {
         if self.read_only { Submit::Done(Ok(())) } else { self.timeline.flush() }
     }
     fn discard(&self, offset: u64, len: u64, fua: bool) -> Submit<()> {
-        self.refuse().unwrap_or_else(|| self.limited(0, move |timeline| timeline.discard(offset, len, fua)))
+        self.refuse()
+            .unwrap_or_else(|| self.changed(self.limited(0, move |timeline| timeline.discard(offset, len, fua))))
     }
     fn block_status(&self, offset: u64, len: u64, most: usize) -> Submit<Vec<StatusExtent>> {
-        self.timeline.block_status(offset, len, most)
+        self.answer(self.timeline.block_status(offset, len, most))
     }
     fn prefetch(&self, offset: u64, len: u64) -> Submit<()> {
         if let Err(error) = self.timeline.check_range(offset, len) {
@@ -154,6 +197,13 @@ impl BlockDevice for Device {
         self.timeline.position()
     }
     fn commit(&self) -> Submit<()> {
-        if self.read_only { Submit::Done(Ok(())) } else { self.timeline.commit() }
+        if self.read_only {
+            return Submit::Done(Ok(()));
+        }
+        match self.timeline.commit() {
+            done @ Submit::Done(_) => self.answer(done),
+            // The mirror itself says so.
+            later @ Submit::Later(_) => later,
+        }
     }
 }

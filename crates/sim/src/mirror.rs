@@ -164,6 +164,11 @@ impl MirrorPeer for SimPeer {
     fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<Fetched>> {
         self.ask(move |copies| copies.fetch(timeline, epoch))
     }
+    fn lease(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<()>> {
+        // The clock of a simulated world is that of all its nodes.
+        let env = Rc::clone(&self.env);
+        self.ask(move |copies| copies.lease(timeline, epoch, env.now()))
+    }
 }
 
 /// The other nodes, as a process sees them.

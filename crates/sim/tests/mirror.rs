@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A volume's mirror: nothing that was answered is lost while one of the two nodes lives, and nobody takes over what he does not have.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
-use varve_engine::{BlockDevice, EngineError, MirrorPhase, Volume};
+use varve_engine::{BlockDevice, Device, EngineError, MirrorPhase, SessionRequest, Volume};
 use varve_sim::node::name;
 use varve_sim::pair::{JOINED, Member, SIZE, pair};
 use varve_sim::{Chaos, CrashMode};
-use varve_types::{ErrorKind, MirrorMode, Overrides};
+use varve_types::{ErrorKind, MirrorMode, Overrides, SessionId};
 
 #[test]
 fn what_was_answered_is_at_the_mirror() {
@@ -59,6 +60,20 @@ fn a_mirror_that_is_lost_is_recorded_before_anything_is_answered_without_it() {
     assert_eq!([0, 1, 2].map(|block| second.read(&taken, block)), [1, 2, 3]);
 }
 
+/// The volume, for an edge that has it for itself.
+fn attach(member: &Member) -> Rc<Device> {
+    let volume = member.node.volume("v");
+    let request = SessionRequest {
+        session: SessionId::from_bytes([7; 16]),
+        edge: "edge".to_owned(),
+        exclusive: true,
+        steal: false,
+        timeline: None,
+        promises: Vec::new(),
+    };
+    Rc::new(member.node.must("attach", async move { volume.begin_session(request).await }).device)
+}
+
 /// What coordination says of the mirror of a member's volume.
 fn named(member: &Member, volume: &Rc<Volume>) -> Option<varve_coord::MirrorRecord> {
     let (coord, id) = (Rc::new(Arc(member.node.coord.clone())), volume.id());
@@ -106,7 +121,7 @@ fn a_mirror_that_is_not_wanted_any_more_counts_until_it_is_named_no_more() {
 #[test]
 fn an_edge_is_not_told_that_is_safe_what_only_the_owner_has_while_a_mirror_may_take_over() {
     let (first, second) = pair(9, false);
-    let (device, volume) = (first.node.device("v"), first.node.volume("v"));
+    let (device, volume) = (attach(&first), first.node.volume("v"));
     let settings = Overrides { mirror: Some(MirrorMode::Async), ..Overrides::default() };
     let set = Rc::clone(&volume);
     first.node.must("set", async move { set.set(settings).await });
@@ -252,4 +267,69 @@ impl Arc {
     async fn load(&self, id: varve_types::VolumeId) -> Result<varve_coord::VolumeRecord, EngineError> {
         Ok(varve_coord::Records::new(&*self.0).load_volume(id).await?.0)
     }
+}
+
+/// What a read of block 0 comes to within a time, if to anything.
+fn reads_within(member: &Member, device: &Rc<Device>, time: Duration) -> Option<Result<u8, EngineError>> {
+    let (found, device) = (Rc::new(RefCell::new(None)), Rc::clone(device));
+    let tell = Rc::clone(&found);
+    varve_env::Env::spawn(
+        &*member.node.env,
+        Box::pin(async move {
+            let read = varve_sim::node::read(&device, 0, 4096).await;
+            tell.replace(Some(read.map(|bytes| bytes[0])));
+        }),
+    );
+    member.node.world.run_for(time).expect("the world runs");
+    found.take()
+}
+
+/// Takes the volume over while its owner, which has just read for a plain client, is cut off. Gives when that began.
+fn take_from(first: &Member, second: &Member, plain: &Rc<Device>) -> (Duration, Rc<Volume>) {
+    assert_eq!(first.read(plain, 0), 1);
+    second.far.cut(true);
+    let since = varve_env::Env::now(&*first.node.env);
+    (since, second.take_over(&first.node.volume("v")).expect("it has a copy"))
+}
+
+#[test]
+fn a_plain_client_reads_nothing_old_at_an_owner_that_was_taken_over() {
+    let (first, second) = pair(11, false);
+    let plain = first.node.device("v");
+    first.write(&plain, 0, 1).expect("a write");
+    let (since, _taken) = take_from(&first, &second, &plain);
+    // Whatever the mirror has promised it has kept.
+    let waited = varve_env::Env::now(&*second.node.env) - since;
+    assert!(waited >= Duration::from_millis(500) && waited < Duration::from_millis(700), "{waited:?}");
+    let new = second.node.device("v");
+    second.write(&new, 0, 2).expect("a write");
+    let read = reads_within(&first, &plain, Duration::from_secs(5));
+    assert!(matches!(read, Some(Err(_))), "{read:?}");
+}
+
+#[test]
+fn a_plain_client_reads_as_long_as_its_owner_has_a_lease() {
+    let (first, second) = pair(12, false);
+    let plain = first.node.device("v");
+    first.write(&plain, 0, 1).expect("a write");
+    assert_eq!(first.read(&plain, 0), 1);
+    second.far.cut(true);
+    let at_once = reads_within(&first, &plain, Duration::from_micros(1));
+    assert!(matches!(at_once, Some(Ok(1))), "{at_once:?}");
+    first.node.world.run_for(Duration::from_millis(500)).expect("the world runs");
+    // The lease is over, and nobody knows yet whether the mirror has taken the volume over.
+    assert!(reads_within(&first, &plain, Duration::from_millis(100)).is_none());
+    first.node.world.run_for(Duration::from_secs(3)).expect("the world runs");
+    assert_eq!(named(&first, &first.node.volume("v")), None);
+    let alone = reads_within(&first, &plain, Duration::from_micros(1));
+    assert!(matches!(alone, Some(Ok(1))), "alone it needs none: {alone:?}");
+}
+
+#[test]
+fn an_edge_needs_no_lease_and_nobody_waits_for_one() {
+    let (first, second) = pair(13, false);
+    let device = attach(&first);
+    first.write(&device, 0, 1).expect("a write");
+    let (since, _taken) = take_from(&first, &second, &device);
+    assert!(varve_env::Env::now(&*second.node.env) - since < Duration::from_millis(100));
 }

@@ -424,6 +424,10 @@ crate::catalogue::catalogue! {
     TakenBefore = "taken-before",
     /// An owner that opens its volume anew finds changes at its mirror that it has lost.
     MirrorKnewMore = "mirror-knew-more",
+    /// An answer waits for the owner's lease.
+    LeaseAwaited = "lease-awaited",
+    /// A mirror that takes over waits until the lease that it gave has ended.
+    LeaseWaitedOut = "lease-waited-out",
     /// The mirror of a volume that is opened anew has lost its copy: its process is another one.
     MirrorForgot = "mirror-forgot",
     /// A mirror that may know more does not answer: the volume is not opened.

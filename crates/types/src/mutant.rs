@@ -360,6 +360,10 @@ crate::catalogue::catalogue! {
     ReleaseTooMuch = "release-too-much",
     /// Every answer of a mirror is taken for one about all that was sent: changes are answered before it has them.
     AckAhead = "ack-ahead",
+    /// A plain client is answered without a lease: it reads at an owner that was taken over.
+    AnswerWithoutLease = "answer-without-lease",
+    /// A mirror that takes over does not wait for the end of the lease that it gave: two nodes answer.
+    ServeBesideLease = "serve-beside-lease",
     /// What is told to be safe is what was made, not what is stable: an edge forgets what is then lost.
     SafeBeforeSync = "safe-before-sync",
     /// The end of an epoch is noted one change too late: an edge forgets one that is lost.

@@ -159,12 +159,19 @@ pub enum Message {
         /// The epoch of who asks.
         epoch: Epoch,
     },
+    /// Promise not to serve it yourself for 550 ms: the owner answers plain clients for 500 ms from when it asked.
+    Lease {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The epoch of its owner.
+        epoch: Epoch,
+    },
     /// Answer to a begin: so many bytes may be there.
     Begun {
         /// See there.
         credits: u64,
     },
-    /// Answer to a delivery.
+    /// Answer to a delivery, and to who asks for a lease.
     Taken,
     /// Answer to a fetch; `more` follow in the next frame.
     Fetched {
@@ -261,6 +268,7 @@ impl Message {
             Self::Taken => 6,
             Self::Fetched { .. } => 7,
             Self::Failed { .. } => 8,
+            Self::Lease { .. } => 9,
         }
     }
 
@@ -287,7 +295,7 @@ impl Message {
                 e.varint(epoch.0);
                 e.varint(through.0);
             }
-            Self::Fetch { timeline, epoch } => {
+            Self::Fetch { timeline, epoch } | Self::Lease { timeline, epoch } => {
                 e.timeline(*timeline);
                 e.varint(epoch.0);
             }
@@ -339,6 +347,7 @@ fn decode(kind: u8, d: &mut Decoder<'_>, data: &mut Bytes) -> Result<Message> {
         5 => Message::Begun { credits: d.varint()? },
         6 => Message::Taken,
         7 => Message::Fetched { more: d.flag()?, changes: get_changes(d, data)? },
+        9 => Message::Lease { timeline: d.timeline()?, epoch: Epoch(d.varint()?) },
         other => return Err(WireError::senseless(FRAME, format!("{other} is no kind of it"))),
     })
 }

@@ -50,6 +50,7 @@ fn all() -> Vec<Message> {
         Message::Deliver { timeline: timeline(), epoch: Epoch(4), previous: Sequence(10), changes: changes.clone() },
         Message::Release { timeline: timeline(), epoch: Epoch(4), through: Sequence(12) },
         Message::Fetch { timeline: timeline(), epoch: Epoch(5) },
+        Message::Lease { timeline: timeline(), epoch: Epoch(5) },
         Message::Begun { credits: 1 << 28 },
         Message::Taken,
         Message::Fetched { changes, more: true },

@@ -31,6 +31,12 @@ impl Context {
         if planted(Mutant::TakeWithoutCopy) {
             return Ok(());
         }
+        // Nothing is promised to the owner any more; what was is kept.
+        let leased = copies.leased_for(record.shown, self.env.now());
+        if !leased.is_zero() && !planted(Mutant::ServeBesideLease) {
+            reached(Branch::LeaseWaitedOut);
+            self.env.sleep(leased).await;
+        }
         let empty = planted(Mutant::TakeWithAnyCopy).then(Vec::new);
         self.adopt(record.shown, fetched.records.or(empty).ok_or_else(none)?).await
     }

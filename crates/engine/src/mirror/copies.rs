@@ -2,15 +2,17 @@
 //! The copies that this node keeps of tails of other nodes' volumes, in RAM.
 //!
 //! Always holds: the changes of a copy have no gap, from its base to its last; whoever has fenced a timeline at an epoch finds in it all that was ever answered
-//! to lower ones, and nothing of them is taken any more. All copies together have at most so many bytes; what an owner may send is bounded by the
+//! to lower ones, and nothing of them is taken any more, nor are they given a lease. All copies together have at most so many bytes; what an owner may send is bounded by the
 //! credits that it is given at the begin.
 //!
 //! The process' end loses all of them. The next one has another incarnation, and knows nothing of any.
 
+use super::lease::LEASE_WAIT;
 use super::{BeginCopy, Begun, Delivery, Fetched, TailRecord};
 use crate::{EngineError, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, IncarnationId, Sequence, TimelineId};
@@ -46,10 +48,16 @@ pub struct Copies {
     copies: RefCell<BTreeMap<TimelineId, Copy>>,
     /// The epoch of timelines below which nothing is taken.
     floors: RefCell<BTreeMap<TimelineId, Epoch>>,
+    /// Until when what was promised of a timeline is kept, by the clock of whoever asks.
+    leases: RefCell<BTreeMap<TimelineId, Duration>>,
 }
 
 fn fenced(timeline: TimelineId, epoch: Epoch) -> EngineError {
     EngineError::new(ErrorKind::Fenced, format!("timeline {timeline} has another owner, in epoch {epoch}"))
+}
+
+fn not_begun(timeline: TimelineId, epoch: Epoch) -> EngineError {
+    EngineError::new(ErrorKind::Conflict, format!("no copy of timeline {timeline} was begun in epoch {epoch}"))
 }
 
 impl Copies {
@@ -62,6 +70,7 @@ impl Copies {
             most: Cell::new(MOST_CREDITS),
             copies: RefCell::default(),
             floors: RefCell::default(),
+            leases: RefCell::default(),
         }
     }
 
@@ -113,8 +122,7 @@ impl Copies {
         let all: u64 = copies.values().map(|copy| copy.bytes).sum();
         let copy = copies.get_mut(&delivery.timeline).filter(|copy| copy.epoch == delivery.epoch);
         let Some(copy) = copy else {
-            let text = format!("no copy of timeline {} was begun in epoch {}", delivery.timeline, delivery.epoch);
-            return Err(EngineError::new(ErrorKind::Conflict, text));
+            return Err(not_begun(delivery.timeline, delivery.epoch));
         };
         let mut last = copy.last;
         let in_row = delivery
@@ -161,11 +169,30 @@ impl Copies {
         Ok(Fetched { incarnation: self.incarnation, records })
     }
 
+    /// Promises the owner of a copy that nobody serves its timeline from it for a while; `now` is by the clock of this node.
+    ///
+    /// # Errors
+    /// `Fenced` where a higher epoch is known, `Conflict` where there is no copy of this one.
+    pub fn lease(&self, timeline: TimelineId, epoch: Epoch, now: Duration) -> Result<()> {
+        self.check(timeline, epoch)?;
+        if self.copies.borrow().get(&timeline).is_none_or(|copy| copy.epoch != epoch) {
+            return Err(not_begun(timeline, epoch));
+        }
+        self.leases.borrow_mut().insert(timeline, now + LEASE_WAIT);
+        Ok(())
+    }
+
+    /// For how long a timeline may not be served from its copy.
+    pub(crate) fn leased_for(&self, timeline: TimelineId, now: Duration) -> Duration {
+        self.leases.borrow().get(&timeline).map_or(Duration::ZERO, |until| until.saturating_sub(now))
+    }
+
     /// Lets go of the copies that `is_used` does not name, by timeline and epoch.
     pub fn retain(&self, mut is_used: impl FnMut(TimelineId, Epoch) -> bool) {
         let mut copies = self.copies.borrow_mut();
         copies.retain(|timeline, copy| is_used(*timeline, copy.epoch));
         self.floors.borrow_mut().retain(|timeline, epoch| copies.contains_key(timeline) || is_used(*timeline, *epoch));
+        self.leases.borrow_mut().retain(|timeline, _| copies.contains_key(timeline));
     }
 
     fn check(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {

@@ -97,3 +97,19 @@ fn nobody_sends_more_than_there_is_room_for() {
     copies.deliver(large(3, 1, 3 << 20)).unwrap();
     copies.deliver(large(1, 1, 5 << 20)).unwrap();
 }
+
+#[test]
+fn a_lease_is_waited_out_and_none_is_given_to_who_was_fenced() {
+    let (copies, at) = (copies(1 << 30), Duration::from_secs);
+    assert_eq!(kind(copies.lease(timeline(1), Epoch(1), at(10))), ErrorKind::Conflict, "nothing was begun");
+    copies.begin(begin(1, 10)).unwrap();
+    assert_eq!(copies.leased_for(timeline(1), at(10)), Duration::ZERO);
+    copies.lease(timeline(1), Epoch(1), at(10)).unwrap();
+    assert_eq!(kind(copies.lease(timeline(1), Epoch(2), at(10))), ErrorKind::Conflict, "that is another copy's");
+    assert_eq!(copies.leased_for(timeline(1), at(10)), LEASE_WAIT);
+    copies.fetch(timeline(1), Epoch(2)).unwrap();
+    assert_eq!(kind(copies.lease(timeline(1), Epoch(1), at(10))), ErrorKind::Fenced);
+    assert_eq!(copies.leased_for(timeline(1), at(10)), LEASE_WAIT, "what was promised holds");
+    assert_eq!(copies.leased_for(timeline(1), at(11)), Duration::ZERO);
+    assert_eq!(copies.leased_for(timeline(2), at(10)), Duration::ZERO);
+}

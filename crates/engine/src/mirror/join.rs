@@ -100,7 +100,7 @@ impl Timeline {
         if !planted(Mutant::JoinUnput) {
             self.until_counted(begin.base).await?;
         }
-        if self.linked(number).is_none() {
+        if !self.is_linked(number) {
             return Err(lost());
         }
         // From here on answers wait for it; and only when it has all that was answered before is it named.
@@ -121,13 +121,17 @@ impl Timeline {
         self.changed.until(has_all).await?;
         let record = MirrorRecord { node: peer.node(), incarnation: begun.incarnation, timeline: self.id };
         self.tell(Some((number, record))).await?;
-        if self.linked(number).is_none() {
+        if !self.is_linked(number) {
             return Err(lost());
         }
         self.mirror.is_recorded.set(true);
         reached(Branch::MirrorJoined);
         tracing::info!(volume = %self.volume, node = %peer.node(), "a mirror is in sync");
         Ok(())
+    }
+
+    pub(super) fn is_linked(&self, number: u64) -> bool {
+        self.linked(number).is_some()
     }
 
     fn linked(&self, number: u64) -> Option<Rc<dyn super::MirrorPeer>> {
@@ -143,7 +147,7 @@ impl Timeline {
         let _turn = self.mirror.telling.take().await;
         let (epoch, writer, mirror) = (self.epoch, self.writer, named.map(|(_, mirror)| mirror));
         let change = |record: &mut VolumeRecord| -> Result<()> {
-            if named.is_some_and(|(number, _)| self.linked(number).is_none()) {
+            if named.is_some_and(|(number, _)| !self.is_linked(number)) {
                 return Err(lost());
             }
             if record.epoch != epoch || record.writer != writer {
@@ -177,6 +181,7 @@ impl Timeline {
             None => return,
         };
         *mirror.link.borrow_mut() = None;
+        mirror.lease.end();
         let was = mirror.phase.get();
         mirror.is_recorded.set(false);
         if was != MirrorPhase::InSync {

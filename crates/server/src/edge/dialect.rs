@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Requests of edges and their replies, as a dialect of [`varve_serve`].
+//!
+//! The bytes are those of [`varve_wire::transmission`]; here is only what may be asked of which device. Every reply tells where the volume stands, so that an edge
+//! knows what it need not keep any more. A size that is not the one of the greeting is told unasked.
+//!
+//! Always holds: what is acted on lies in the volume, on sectors, and changes nothing that is read-only.
 
 use bytes::{BufMut, BytesMut};
 use varve_block::{BlockDevice, Position};

@@ -8,6 +8,7 @@ use super::greeter::Accepted;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use varve_engine::{BeginCopy, Copies, Delivery, EngineError, Fetched};
 use varve_serve::Socket;
@@ -46,8 +47,14 @@ impl Links {
     }
 }
 
-/// Serves a node until it hangs up.
-pub(crate) async fn serve(own: NodeId, copies: Rc<Copies>, links: Rc<Links>, accepted: Accepted) {
+/// Serves a node until it hangs up. `now` is the clock by which the shard of this node waits out the leases that are given here.
+pub(crate) async fn serve(
+    own: NodeId,
+    copies: Rc<Copies>,
+    links: Rc<Links>,
+    now: impl Fn() -> Duration,
+    accepted: Accepted,
+) {
     let mut connection = match accepted.into_local() {
         Ok(connection) => connection,
         Err(error) => return tracing::warn!(%error, "the connection of a node could not be taken over"),
@@ -57,7 +64,7 @@ pub(crate) async fn serve(own: NodeId, copies: Rc<Copies>, links: Rc<Links>, acc
     links.begin(node);
     let ended = async {
         connection.socket.write_all(&welcome.encode()).await.map_err(|error| error.to_string())?;
-        answer(&mut connection.socket, &copies).await
+        answer(&mut connection.socket, &copies, now).await
     };
     let ended = ended.await;
     links.end(node);
@@ -67,12 +74,12 @@ pub(crate) async fn serve(own: NodeId, copies: Rc<Copies>, links: Rc<Links>, acc
     }
 }
 
-async fn answer(socket: &mut Socket, copies: &Copies) -> Result<(), String> {
+async fn answer(socket: &mut Socket, copies: &Copies, now: impl Fn() -> Duration) -> Result<(), String> {
     let mut frames = Frames::default();
     let mut out = Vec::new();
     loop {
         while let Some((id, message)) = frames.next().map_err(|error| error.to_string())? {
-            for answer in act(copies, message) {
+            for answer in act(copies, message, &now) {
                 let (head, data) = answer.encode(id);
                 out.extend_from_slice(&head);
                 data.iter().for_each(|bytes| out.extend_from_slice(bytes));
@@ -90,7 +97,7 @@ async fn answer(socket: &mut Socket, copies: &Copies) -> Result<(), String> {
 }
 
 /// Does what is asked. Gives the answers, which are several for what a copy has.
-fn act(copies: &Copies, message: Message) -> Vec<Message> {
+fn act(copies: &Copies, message: Message, now: impl Fn() -> Duration) -> Vec<Message> {
     let answer = |done: Result<Message, EngineError>| match done {
         Ok(message) => vec![message],
         Err(error) => vec![Message::Failed { kind: error.kind(), reason: error.to_string() }],
@@ -113,6 +120,7 @@ fn act(copies: &Copies, message: Message) -> Vec<Message> {
             Ok(Fetched { records: None, .. }) => answer(Err(EngineError::new(ErrorKind::NotFound, NO_COPY))),
             Err(error) => answer(Err(error)),
         },
+        Message::Lease { timeline, epoch } => answer(copies.lease(timeline, epoch, now()).map(|()| Message::Taken)),
         other => answer(Err(EngineError::invalid(format!("{other:?} is no request")))),
     }
 }

@@ -118,6 +118,17 @@ impl TcpPeer {
         self.state.waiting.borrow_mut().push_back(Waiting { id, since: Instant::now(), records: Vec::new(), answer });
         Box::pin(async move { answered.await.unwrap_or_else(|_| Err(unavailable("it is broken"))) })
     }
+
+    /// Asks for what is answered by that it was done.
+    fn ask_taken(&self, message: &Message) -> LocalFuture<Result<()>> {
+        let asked = self.ask(message);
+        Box::pin(async move {
+            match asked.await?.0 {
+                Message::Taken => Ok(()),
+                other => Err(strange(&other)),
+            }
+        })
+    }
 }
 
 impl MirrorPeer for TcpPeer {
@@ -143,13 +154,11 @@ impl MirrorPeer for TcpPeer {
     fn deliver(&self, delivery: Delivery) -> LocalFuture<Result<()>> {
         let Delivery { timeline, epoch, previous, records } = delivery;
         let changes = records.into_iter().map(change).collect();
-        let asked = self.ask(&Message::Deliver { timeline, epoch, previous, changes });
-        Box::pin(async move {
-            match asked.await?.0 {
-                Message::Taken => Ok(()),
-                other => Err(strange(&other)),
-            }
-        })
+        self.ask_taken(&Message::Deliver { timeline, epoch, previous, changes })
+    }
+
+    fn lease(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<()>> {
+        self.ask_taken(&Message::Lease { timeline, epoch })
     }
 
     fn release(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) {

@@ -56,7 +56,8 @@ fn with_mirror<F: Future<Output = ()>>(test: impl FnOnce(Rc<Copies>, Rc<Links>, 
         let (kept, linked) = (Rc::clone(&copies), Rc::clone(&links));
         let serving = async move {
             while let Some(accepted) = accepted.recv().await {
-                drop(tokio::task::spawn_local(serve(MIRROR, Rc::clone(&kept), Rc::clone(&linked), accepted)));
+                let now = || Duration::from_secs(7);
+                drop(tokio::task::spawn_local(serve(MIRROR, Rc::clone(&kept), Rc::clone(&linked), now, accepted)));
             }
         };
         tokio::select! {
@@ -85,11 +86,13 @@ fn changes_come_there_and_back() {
         }
         let gap = peer.deliver(delivery(9000, 1)).await.unwrap_err();
         assert_eq!(gap.kind(), ErrorKind::Conflict);
+        peer.lease(TIMELINE, Epoch(1)).await.unwrap();
         peer.release(TIMELINE, Epoch(1), Sequence(1000));
         let fetched = peer.fetch(TIMELINE, Epoch(2)).await.unwrap();
         assert_eq!((fetched.incarnation, fetched.records.as_ref().map(Vec::len)), (copies.incarnation(), Some(3000)));
         assert_eq!(fetched.records, Some((1001..=4000).map(record).collect::<Vec<_>>()));
         assert_eq!(peer.deliver(delivery(4000, 1)).await.unwrap_err().kind(), ErrorKind::Fenced);
+        assert_eq!(peer.lease(TIMELINE, Epoch(1)).await.unwrap_err().kind(), ErrorKind::Fenced);
     });
 }
 

@@ -160,7 +160,8 @@ impl Mirroring {
 pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
     let Some(mirroring) = &local.mirroring else { return };
     let (own, copies, links) = (mirroring.hello.node, Rc::clone(&mirroring.copies), Rc::clone(&mirroring.links));
-    mirror::serve(own, copies, links, accepted).await;
+    let env = Rc::clone(&local.env);
+    mirror::serve(own, copies, links, move || env.now(), accepted).await;
 }
 
 /// Follows who the others are, for ever. A node by itself has none.

@@ -3,11 +3,11 @@
 //! what it was not answered has happened once or not at all; and whoever was taken over answers nothing any more.
 //!
 //! In half of the seeds it is an **edge** that keeps to the protocol: what was acknowledged and is not safe it sends again, then what was not answered. In the
-//! other half it is a **plain** client, which sends nothing again: what it was answered is there all the same, for nodes lose no power then, and a mirror that
-//! is in sync has all of it. One request at a time; the oracle knows of each block what was acknowledged last.
+//! other half it is a **plain** client, which sends nothing again, and is answered under the leases of its owners: what it was answered is there all the same, for nodes
+//! lose no power then, and a mirror that is in sync has all of it. One request at a time; the oracle knows of each block what was acknowledged last.
 
 use super::member::{Member, pair};
-use crate::node::{finish, name};
+use crate::node::{finish, name, read};
 use crate::{CrashMode, Rng};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -48,7 +48,7 @@ struct Edge {
 
 impl Edge {
     fn request(&self) -> SessionRequest {
-        // A plain client knows by a lease of its owner what an edge knows by the epoch: that it is not served by who was taken over.
+        // What a plain client was told to be safe nobody remembers.
         let safe = if self.plain { Sequence(0) } else { self.safe };
         let promises = self.timeline.map(|_| (self.epoch, safe)).into_iter().collect();
         SessionRequest {
@@ -62,8 +62,15 @@ impl Edge {
     }
 
     /// Takes up the session, and does what the protocol says.
-    fn attached(&mut self, member: &Member, start: SessionStart) {
-        let device = Rc::new(start.device);
+    fn attached(&mut self, member: &Member, volume: &Rc<Volume>, start: SessionStart) {
+        let device = if self.plain {
+            // The session only keeps the volume's place.
+            let volume = Rc::clone(volume);
+            member.node.must("attach", async move { volume.device("plain".to_owned()).await }).0
+        } else {
+            start.device
+        };
+        let device = Rc::new(device);
         // What counts is not sent again, and is not forgotten either before it is safe.
         let cut = start.cuts.first().copied().unwrap_or_default();
         assert!(self.plain || cut >= self.safe, "what was told to be safe is there");
@@ -197,18 +204,22 @@ impl Pair {
         self.members[0].node.world.run_for(time).expect("the world runs");
     }
 
-    /// Whoever was taken over while it stalled, and is awake by now, answers nothing any more.
-    fn prove_fenced(&mut self, owner: usize) {
+    /// Whoever was taken over while it stalled, and is awake by now, answers nothing any more that its client would believe.
+    fn prove_fenced(&mut self, owner: usize, plain: bool) {
         let is_awake = |(at, _): &(usize, Rc<Device>)| *at != owner && self.states[*at] == State::Up;
         let Some((at, device)) = self.stalled.take_if(|stalled| is_awake(stalled)) else { return };
-        let done = Rc::new(Cell::new(false));
-        let told = Rc::clone(&done);
-        self.members[at].node.env.spawn(Box::pin(async move {
-            let written = finish(&device, device.write(0, vec![251; 4096].into(), false)).await;
-            told.set(written.is_ok());
+        let (written, found) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let (tell_written, tell_found, reader) = (Rc::clone(&written), Rc::clone(&found), Rc::clone(&device));
+        let env = &self.members[at].node.env;
+        env.spawn(Box::pin(async move { tell_found.set(read(&reader, 0, 4096).await.is_ok()) }));
+        env.spawn(Box::pin(async move {
+            let done = finish(&device, device.write(0, vec![251; 4096].into(), false)).await;
+            tell_written.set(done.is_ok());
         }));
         self.pass(Duration::from_secs(5));
-        assert!(!done.get(), "two nodes have answered for the volume");
+        assert!(!written.get(), "two nodes have answered for the volume");
+        // An edge drops what is not of its epoch.
+        assert!(!(plain && found.get()), "two nodes have been read from");
     }
 }
 
@@ -247,11 +258,12 @@ fn go_on(pair: &mut Pair, volume: &Rc<Volume>, edge: &mut Edge, rng: &mut Rng) -
                 continue;
             }
             let request = edge.request();
-            let begun = member.node.run(async move { open.begin_session(request).await }).expect("the world runs");
+            let begin = Rc::clone(&open);
+            let begun = member.node.run(async move { begin.begin_session(request).await }).expect("the world runs");
             match begun {
                 Ok(start) => {
                     edge.at = at;
-                    edge.attached(member, start);
+                    edge.attached(member, &open, start);
                     return at;
                 }
                 Err(error) => assert!(!matches!(error.kind(), ErrorKind::Corrupt), "{error}"),
@@ -282,7 +294,7 @@ pub fn run(seed: u64) -> u64 {
     let mut owner = go_on(&mut pair, &volume, &mut edge, &mut rng);
     for round in 0..ROUNDS {
         edge.prove(&pair.members[owner], &format!("seed {seed}, round {round}"));
-        pair.prove_fenced(owner);
+        pair.prove_fenced(owner, plain);
         work(&pair.members[owner], &mut edge, &mut rng);
         happen(&mut pair, owner, &edge, &mut rng);
         let time = if rng.below(3) == 0 { rng.below(8000) } else { rng.below(3) };
