@@ -424,7 +424,7 @@ crate::catalogue::catalogue! {
     TakenBefore = "taken-before",
     /// An owner that opens its volume anew finds changes at its mirror that it has lost.
     MirrorKnewMore = "mirror-knew-more",
-    /// An answer waits for the owner's lease.
+    /// An answer to a plain client waits until the mirror has given its owner a lease.
     LeaseAwaited = "lease-awaited",
     /// A mirror that takes over waits until the lease that it gave has ended.
     LeaseWaitedOut = "lease-waited-out",
