@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod etcd;
 pub mod fault_proxy;
 pub mod guest;
+pub mod nbd;
 pub mod process;
 pub mod seaweedfs;
 pub mod tcp_proxy;

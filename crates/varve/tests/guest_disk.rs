@@ -6,34 +6,21 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod ext4;
 mod real;
 
+use ext4::SOON;
 use real::Node;
-use std::time::Duration;
-use varve_lab::guest::{Disk, Guest, GuestConfig, Initramfs, Kernel};
-
-/// Far more than anything here takes on a quiet machine.
-const SOON: Duration = Duration::from_secs(120);
+use varve_lab::guest::{Guest, GuestConfig};
 
 /// Writes a tree of 60 files below `/mnt/tree` and their checksums to `/mnt/sums`.
 const WRITE_TREE: &str = "cd /mnt && for d in 1 2 3; do mkdir -p tree/$d; for f in $(seq 20); do
     head -c $((f * 5000)) /dev/urandom >tree/$d/$f || exit 1; done; done
     find tree -type f | xargs sha256sum >sums && wc -l <sums && sync && sha256sum sums >/dev/report";
 
-/// Writes one file after the other and reports its number and checksum; syncs every fourth. Ends at an error.
-const LOAD: &str = "(i=0; while i=$((i + 1)); do
-    head -c $((i % 7 * 9000 + 5000)) /dev/urandom >/mnt/$i || { echo failed >/dev/report; exit; }
-    if [ $((i % 4)) = 0 ]; then sync /mnt/$i || { echo failed >/dev/report; exit; }; fi
-    echo $i $(sha256sum </mnt/$i | cut -c -64) >/dev/report; [ -e /tmp/stop ] && break; done; touch /tmp/stopped) >/dev/null 2>&1 &";
-
 /// A guest whose `/dev/vda` is the volume `v` of the node.
 fn config(node: &Node) -> GuestConfig {
-    let kernel = Kernel::find().unwrap();
-    let initramfs =
-        Initramfs::builder().program("mkfs.ext4").program("e2fsck").build(&kernel, node.dir.path()).unwrap();
-    let mut config = GuestConfig::new(kernel, initramfs, node.dir.path());
-    config.disks.push(Disk::nbd(node.data().join("nbd.sock"), "v"));
-    config
+    ext4::config(node.dir.path(), &node.data().join("nbd.sock"), "v")
 }
 
 fn node() -> Node {
@@ -74,8 +61,7 @@ fn a_synced_tree_outlives_guest_and_server() {
 fn a_guest_goes_on_while_its_server_is_killed() {
     let mut node = node();
     let mut guest = Guest::boot(config(&node)).unwrap();
-    guest.check("mkfs.ext4 -q /dev/vda && mount -t ext4 -o commit=1 /dev/vda /mnt", SOON).unwrap();
-    guest.check(LOAD, SOON).unwrap();
+    ext4::begin(&mut guest);
     let mut count = 0;
     for _ in 0..4 {
         count = guest.reports().wait_for_count(count + 12, SOON).unwrap().len();
@@ -83,18 +69,5 @@ fn a_guest_goes_on_while_its_server_is_killed() {
         node.up();
     }
     guest.reports().wait_for_count(count + 12, SOON).unwrap();
-    guest.check("touch /tmp/stop; until [ -e /tmp/stopped ]; do usleep 10000; done; sync", SOON).unwrap();
-    let errors = guest.run("dmesg | grep -iE 'error|hung|remount'", SOON).unwrap();
-    assert_eq!(errors.status, 1, "the kernel saw no error: {}", errors.text());
-    let lines = guest.reports().lines();
-    assert!(!lines.iter().any(|line| line == "failed"), "the load saw an error");
-
-    // From the disk, not from the guest's memory; unsynced files count as well, since no write that was answered is lost.
-    guest.check("umount /mnt && e2fsck -f -n /dev/vda && mount -t ext4 /dev/vda /mnt", SOON).unwrap();
-    let sums: String =
-        lines.iter().filter_map(|line| line.split_once(' ')).map(|(i, sum)| format!("{sum}  {i}\n")).collect();
-    let script = format!("cd /mnt && echo '{}' | sha256sum -c | grep -v ': OK$'", sums.trim());
-    let failed = guest.run(&script, SOON).unwrap();
-    assert_eq!((failed.status, failed.text().as_str()), (1, ""), "a file has not its checksum");
-    guest.shutdown(SOON).unwrap();
+    ext4::end(guest);
 }

@@ -7,15 +7,14 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod load;
-mod nbd;
 mod real;
 
 use load::{BLOCK, Content, Picture, Promise, Random, Worker, compare};
-use nbd::Client;
 use real::{DEADLINE, Node};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use varve_lab::nbd::Client;
 use varve_lab::process::{Process, wait_until};
 use varve_lab::seaweedfs::SeaweedFs;
 

@@ -8,15 +8,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod load;
-mod nbd;
 
 use load::{Picture, Promise, Random, Worker, compare};
-use nbd::Client;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use varve_lab::guest::{Disk, Guest, GuestConfig, Initramfs, Kernel, RawCache};
+use varve_lab::nbd::Client;
 use varve_lab::process::wait_until;
 
 /// Ten times what anything here takes on a quiet machine, and short enough that the runner lets the test say what hangs.

@@ -6,14 +6,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod load;
-mod nbd;
 mod real;
 
 use load::{Promise, Random, Worker};
-use nbd::{Client, Command};
 use real::{DEADLINE, Node, Run, noise};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use varve_lab::nbd::{Client, Command};
 use varve_lab::process::wait_until;
 use varve_lab::seaweedfs::SeaweedFs;
 

@@ -11,16 +11,15 @@
 
 mod faulty;
 mod load;
-mod nbd;
 mod real;
 
 use faulty::FaultyStore;
 use load::{BLOCK, Picture, Promise, Random, Worker, compare};
-use nbd::Client;
 use real::{DEADLINE, Node};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use varve_lab::fault_proxy::Fault;
+use varve_lab::nbd::Client;
 use varve_lab::process::wait_until;
 
 /// Of a volume.

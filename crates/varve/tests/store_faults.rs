@@ -13,16 +13,15 @@
 
 mod faulty;
 mod load;
-mod nbd;
 mod real;
 
 use faulty::FaultyStore;
 use load::{BLOCK, Promise, Random, Worker};
-use nbd::{Client, Command};
 use real::{DEADLINE, Node};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use varve_lab::fault_proxy::{Fault, FaultProxy};
+use varve_lab::nbd::{Client, Command};
 use varve_lab::process::wait_until;
 
 /// Within so much time the status tells of a store that takes requests and answers none: on a machine that is busy too.

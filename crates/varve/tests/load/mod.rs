@@ -12,10 +12,10 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
-use super::nbd::{Client, Command};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use varve_lab::nbd::{Client, Command};
 
 pub const SECTOR: usize = 512;
 pub const BLOCK: usize = 4096;

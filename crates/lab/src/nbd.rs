@@ -5,9 +5,6 @@
 //! It keeps apart what a load must keep apart: an answer with an error is [`Answer::error`], a connection that ended is
 //! an `io::Error`, and what was sent and has no answer is the caller's to know.
 
-// Each test program uses a part of it.
-#![allow(dead_code)]
-
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -32,9 +29,16 @@ impl<S: Read + Write + Send> Stream for S {}
 /// A command that has no data in its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    Write { fua: bool },
+    /// Write data.
+    Write {
+        /// Answered only once it is on stable media.
+        fua: bool,
+    },
+    /// Answered once everything that was answered is on stable media.
     Flush,
+    /// The data are of no use any more.
     Trim,
+    /// They are zeroes from now on.
     WriteZeroes,
 }
 
