@@ -2,7 +2,7 @@
 //! Chores of the repository, behind `cargo xtask`.
 //!
 //! `check` is what one runs before a commit, `test` is everything that CI runs, `tidy` holds the rules of the tree that a
-//! machine can check, `sim` runs the engine in a simulated world, `fuzz` feeds the decoders with what a fuzzer makes up, `cluster` starts one to try, `bench` measures the server beside its peers.
+//! machine can check, `sim` runs the engine in a simulated world, `fuzz` feeds the decoders with what a fuzzer makes up, `cluster` starts one to try, `storm` disturbs one, `bench` measures the server beside its peers.
 //! `docs/testing.md` and `docs/benchmarks.md` explain them.
 //!
 //! Every process that is started here is known to a watcher ([`guard`]) that ends it when this one ends, however that happens.
@@ -13,6 +13,7 @@ mod bench;
 mod check;
 mod cluster;
 mod count;
+mod fleet;
 mod fuzz;
 mod guard;
 mod process;
@@ -21,8 +22,10 @@ mod repo;
 mod sim;
 mod soak;
 mod stage;
+mod storm;
 mod test;
 mod tidy;
+mod usage;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -46,6 +49,8 @@ enum Chore {
     Sim(sim::Options),
     /// Runs a node on an S3 server with everything at once: load, snapshots, kills, faults of the store; for as long as one likes.
     Soak(soak::Options),
+    /// Disturbs a cluster under a load, two faults at a time, and proves what the load saw, block by block.
+    Storm(storm::Options),
     /// Starts an etcd, some nodes and an edge on loopback, for trying things, until Ctrl-C.
     Cluster(cluster::Options),
     /// Feeds every decoder with what a fuzzer makes up, for a set time.
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(options) => fuzz::run(&options),
         Chore::Sim(options) => sim::run(&options),
         Chore::Soak(options) => soak::run(&options),
+        Chore::Storm(options) => storm::run(&options),
         Chore::Cluster(options) => cluster::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::Provision => provision::run(),

@@ -211,7 +211,16 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a command; what it prints goes to `log`, which is made anew.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        let file = std::fs::File::create(log).with_context(|| format!("making {}", log.display()))?;
+        Self::start_with(command, std::fs::File::create(log), log)
+    }
+
+    /// Starts a command; what it prints is added to `log`, which may have what was printed before.
+    pub fn start_again(command: &mut Command, log: &Path) -> Result<Self> {
+        Self::start_with(command, std::fs::File::options().create(true).append(true).open(log), log)
+    }
+
+    fn start_with(command: &mut Command, file: std::io::Result<std::fs::File>, log: &Path) -> Result<Self> {
+        let file = file.with_context(|| format!("opening {}", log.display()))?;
         let errors = file.try_clone().context("a second handle of the log")?;
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         let (child, group) = spawn(command)?;

@@ -8,12 +8,12 @@
 //! What counts is the worst of all runs, so it is taken at the end, over all rounds ([`conclude`]).
 
 use super::fio::{Access, Load, export, run_on};
-use super::fleet::{Fleet, VOLUME};
 use super::goals::OURS;
 use super::ground::Ground;
 use super::groups::Values;
 use super::stats::{Samples, short};
 use super::targets::Kind;
+use crate::fleet::{Fleet, VOLUME, Way, Who};
 use crate::process::until;
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
@@ -69,7 +69,7 @@ const ROWS: [Rows; 3] = [
 
 /// A turn: a new cluster, and a run of each disturbance at each depth.
 pub fn measure(ground: &Ground, _: Kind, round: u32) -> Result<Values> {
-    let mut fleet = Fleet::start(ground)?;
+    let mut fleet = Fleet::start(ground.fleet()?)?;
     let mut values = Values::new();
     for rows in &ROWS {
         for (depth, row) in rows.stalls {
@@ -124,17 +124,17 @@ fn disturbed(fleet: &mut Fleet, load: &Load, disturbance: Disturbance, round: u3
 
 fn disturb(fleet: &mut Fleet, owner: usize, disturbance: Disturbance) -> Result<()> {
     match disturbance {
-        Disturbance::Kill => fleet.kill(owner),
+        Disturbance::Kill => fleet.kill(Who::Node(owner)),
         Disturbance::Cut => {
-            fleet.cut(owner)?;
+            fleet.cut(Who::Node(owner), Way::Both)?;
             let taken = fleet.taken_over_from(owner);
-            fleet.heal(owner)?;
+            fleet.heal(Who::Node(owner), Way::Both)?;
             taken
         }
         Disturbance::Stop => {
-            fleet.stop(owner)?;
+            fleet.stop(Who::Node(owner))?;
             let taken = fleet.taken_over_from(owner);
-            fleet.go_on(owner)?;
+            fleet.go_on(Who::Node(owner))?;
             taken
         }
     }

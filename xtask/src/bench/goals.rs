@@ -51,7 +51,7 @@ const fn absolute(key: &'static str, row: &'static str, limit: f64) -> Goal {
 }
 
 /// Every goal.
-pub const GOALS: [Goal; 27] = [
+pub const GOALS: [Goal; 35] = [
     ratio("write_qd1_by_memory", "write_qd1", ("write_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("read_hit_qd1_by_memory", "read_hit_qd1", ("read_hit_qd1", MEMORY), Bound::AtLeast, 1.0),
     ratio("write_qd32_by_memory", "write_qd32", ("write_qd32", MEMORY), Bound::AtLeast, 1.0),
@@ -76,6 +76,14 @@ pub const GOALS: [Goal; 27] = [
     absolute("delete_snapshot_ms", "delete_snapshot", 50.0),
     absolute("discard_ms", "discard", 50.0),
     absolute("delete_volume_ms", "delete_volume", 50.0),
+    ratio("path_write_qd1_by_chain", "path_write_qd1", ("path_write_qd1", "echo-chain"), Bound::AtLeast, 1.0 / 1.5),
+    ratio("path_write_qd32_by_memory", "path_write_qd32", ("path_write_qd32", MEMORY), Bound::AtLeast, 0.5),
+    ratio("path_read_qd32_by_memory", "path_read_qd32", ("path_read_qd32", MEMORY), Bound::AtLeast, 0.7),
+    absolute("path_cpu_write_us", "path_cpu_write_qd32", 25.0),
+    absolute("path_cpu_read_us", "path_cpu_read_qd32", 25.0),
+    absolute("edge_rss_idle_mib", "edge_rss_idle", 20.0),
+    absolute("edge_rss_loaded_mib", "edge_rss_loaded", 60.0),
+    absolute("many_serve_ms", "many_serve", 5000.0),
     absolute("failover.kill.stall_max_ms", "failover.kill.stall_max_ms", 1000.0),
     absolute("failover.cut.stall_max_ms", "failover.cut.stall_max_ms", 3000.0),
     absolute("failover.stop.stall_max_ms", "failover.stop.stall_max_ms", 3000.0),

@@ -6,13 +6,13 @@
 //! too, and each turn begins without those of the one before.
 
 use super::targets::Kind;
+use crate::fleet::Plan;
 use crate::guard;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::cell::Cell;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// What the raw file is written with: this much that does not compress, over and over.
 const FILL_BYTES: usize = 8 << 20;
@@ -57,6 +57,12 @@ impl Ground {
         }
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(path)
+    }
+
+    /// A cluster on the measured disk, with etcd and the edge where no fault comes.
+    pub fn fleet(&self) -> Result<Plan> {
+        let directory = self.scratch(Kind::Varve)?;
+        Ok(Plan { directory, varve: self.varve.clone(), size: self.size, apart: false })
     }
 
     /// The path of a file that is not there: the last turn's is removed.
@@ -115,48 +121,4 @@ fn fill(path: &Path, size: u64) -> Result<()> {
 /// Writes back what the page cache holds, so that no turn pays for the one before.
 pub fn quiet_disk() {
     rustix::fs::sync();
-}
-
-/// CPU seconds of a process, user and system, all its threads.
-pub fn cpu_seconds(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).context("the server's /proc/PID/stat")?;
-    let ticks = cpu_ticks(&text).context("/proc/PID/stat is not as it should be")?;
-    #[allow(clippy::cast_precision_loss, reason = "ticks of minutes are far below 2^52")]
-    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
-}
-
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    // The name, in parentheses, may hold anything; fields are counted behind it: utime and stime are the 14th and 15th.
-    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-}
-
-/// Waits until the process has used next to no CPU for half a second: what it does in the background is done.
-pub fn settle(pid: u32, deadline: Duration) -> Result<()> {
-    const WINDOW: Duration = Duration::from_millis(250);
-    let end = Instant::now() + deadline;
-    let (mut before, mut idle) = (cpu_seconds(pid)?, 0);
-    while idle < 2 {
-        if Instant::now() >= end {
-            bail!("process {pid} is still busy after {} s without a load", deadline.as_secs());
-        }
-        std::thread::sleep(WINDOW);
-        let now = cpu_seconds(pid)?;
-        idle = if now - before <= 0.02 { idle + 1 } else { 0 };
-        before = now;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ticks_are_found_behind_any_name() {
-        let stat = "12 (a) b) (c) S 1 2 3 4 5 6 7 8 9 10 111 222 0 0 20";
-        assert_eq!(cpu_ticks(stat), Some(333));
-        assert_eq!(cpu_ticks("12 (a) S 1"), None);
-        assert!(cpu_seconds(std::process::id()).unwrap() >= 0.0);
-    }
 }

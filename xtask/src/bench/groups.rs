@@ -6,8 +6,9 @@
 //! the prefill left it, and a load begins when the server has nothing left to do.
 
 use super::fio::{Access, Load, Measured, run};
-use super::ground::{Ground, cpu_seconds, quiet_disk};
+use super::ground::{Ground, quiet_disk};
 use super::targets::{Kind, Running};
+use crate::usage::cpu_seconds;
 use anyhow::Result;
 
 /// A row: one figure, measured for several targets.
@@ -27,7 +28,7 @@ const fn row(key: &'static str, title: &'static str, unit: &'static str, more_is
 }
 
 /// Every row.
-pub const ROWS: [Row; 60] = [
+pub const ROWS: [Row; 61] = [
     row("write_qd1", "4 KiB random write, QD1", "IOPS", true),
     row("write_qd1_p99", "4 KiB random write, QD1, 99th percentile", "µs", false),
     row("read_hit_qd1", "4 KiB random read from RAM, QD1", "IOPS", true),
@@ -76,6 +77,7 @@ pub const ROWS: [Row; 60] = [
     row("path_cpu_read_qd32", "CPU of edge and nodes a read from RAM, QD32", "µs", false),
     row("edge_rss_idle", "RAM of varve-edge, a volume attached, no load yet", "MiB", false),
     row("edge_rss_loaded", "RAM of varve-edge, the most under these loads", "MiB", false),
+    row("many_serve", "200 volumes of a node that is killed, until all serve", "ms", false),
     row("failover.kill.stall_max_ms", "longest write of a guest, owner killed", "ms", false),
     row("failover.kill.runs", "runs of it", "runs", true),
     row("failover.kill.stall_qd1_ms", "longest write of a run, owner killed, QD1", "ms", false),
@@ -110,7 +112,7 @@ const ROUNDS: u32 = 5;
 const SERVERS: &[Kind] = &[Kind::Varve, Kind::NbdkitMemory, Kind::NbdkitFile, Kind::QemuStorageDaemon];
 
 /// Every group.
-pub const GROUPS: [Group; 13] = [
+pub const GROUPS: [Group; 14] = [
     Group { name: "qd1", targets: SERVERS, rounds: ROUNDS, measure: qd1 },
     Group { name: "qd32", targets: SERVERS, rounds: ROUNDS, measure: qd32 },
     Group {
@@ -124,6 +126,7 @@ pub const GROUPS: [Group; 13] = [
     Group { name: "sequential", targets: &[Kind::Varve, Kind::Disk], rounds: ROUNDS, measure: sequential },
     Group { name: "restart", targets: &[Kind::Varve], rounds: ROUNDS, measure: restart },
     Group { name: "clean", targets: &[Kind::Varve], rounds: ROUNDS, measure: super::clean::measure },
+    Group { name: "many", targets: &[Kind::Varve], rounds: ROUNDS, measure: super::many::measure },
     Group { name: "failover", targets: &[Kind::Varve], rounds: 20, measure: super::failover::measure },
     Group {
         name: "path",

@@ -6,7 +6,7 @@
 //! begins rotates. A target is started anew for each turn, alone on the machine, after the disk is quiet, and what it left is
 //! removed. `docs/benchmarks.md` documents every row and goal by its key.
 //!
-//! [`targets`] starts things, and [`fleet`] a cluster of them, [`fio`] loads them, [`groups`] says what is measured, [`goals`] what it should be, [`report`] and
+//! [`targets`] starts things, and [`crate::fleet`] a cluster of them, [`fio`] loads them, [`groups`] says what is measured, [`goals`] what it should be, [`report`] and
 //! [`svg`] show it.
 
 mod clean;
@@ -14,12 +14,11 @@ pub mod echo;
 mod engine;
 mod failover;
 mod fio;
-mod fleet;
 mod goals;
 mod ground;
 mod groups;
+mod many;
 mod nbd;
-mod network;
 mod path;
 mod report;
 mod stats;

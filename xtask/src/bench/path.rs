@@ -6,11 +6,10 @@
 
 use super::echo;
 use super::fio::{Access, Load, Measured, export, run_on};
-use super::fleet::{Fleet, VOLUME};
 use super::ground::{Ground, quiet_disk};
 use super::groups::{HIT_BYTES, Values, load};
-use super::network::{Network, host};
 use super::targets::Kind;
+use crate::fleet::{Fleet, Network, VOLUME, host};
 use crate::process::{Daemon, until};
 use anyhow::{Context, Result, bail};
 use std::time::Duration;
@@ -65,7 +64,7 @@ pub fn measure(ground: &Ground, kind: Kind, round: u32) -> Result<Values> {
 }
 
 fn ours(ground: &Ground, round: u32) -> Result<Values> {
-    let fleet = Fleet::start(ground)?;
+    let fleet = Fleet::start(ground.fleet()?)?;
     let (settle, cpu_seconds) = (|| fleet.settle(), || fleet.cpu_seconds());
     let loaded = Loaded { place: export(&fleet.socket(), VOLUME), settle: &settle, cpu_seconds: &cpu_seconds };
     let (idle, _) = fleet.edge_mib()?;

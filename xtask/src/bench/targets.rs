@@ -6,9 +6,10 @@
 //!
 //! What a server prints goes to a log in its directory, which is shown when it does not start.
 
-use super::ground::{Ground, settle};
+use super::ground::Ground;
 use super::{fio, nbd};
 use crate::process::Daemon;
+use crate::usage::settle;
 use anyhow::{Context, Result, bail};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -28,7 +28,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
     ("etcd", &["coord", "env", "types"]),
     ("lab", &[]),
-    ("xtask", &[]),
+    ("xtask", &["lab"]),
 ];
 /// What tests may use and nothing else.
 const FOR_TESTS: [&str; 2] = ["lab", "sim"];

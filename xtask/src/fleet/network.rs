@@ -5,7 +5,7 @@
 //! the machine's own network is touched or needed, so addresses and ports collide with nobody's. A namespace has no name: it lives as long as the process
 //! that sleeps in it, and as what runs in it, all of which the watcher ends ([`crate::guard`]). So nothing is left behind, however this program ends.
 //!
-//! A host that is cut off ([`Network::cut`]) has a neighbour with an address that is nobody's, at both ends of its wire: what is sent is dropped by who gets
+//! A host that is cut off ([`Network::cut`]) has a neighbour with an address that is nobody's, at one end of its wire or both: what is sent is dropped by who gets
 //! it, and no one is told. A link that is down would make the kernel refuse, which a broken switch does not. Sockets of Unix pass through
 //! namespaces, so a host that is cut off can still be asked how it is.
 //!
@@ -38,6 +38,17 @@ fn gateway(number: usize) -> String {
 /// The router's end of a host's wire.
 fn wire(number: usize) -> String {
     format!("host{number}")
+}
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the host.
+    In,
+    /// From it.
+    Out,
+    /// To it and from it.
+    Both,
 }
 
 /// The router, and hosts at wires to it.
@@ -98,19 +109,29 @@ impl Network {
         self.hosts[number].command(program)
     }
 
-    /// Drops everything to and from a host from now on.
-    pub fn cut(&self, number: usize) -> Result<()> {
-        let drop = |who: &Namespace, to: &str, device: &str| {
+    /// Drops what goes one way or both between a host and all others, from now on.
+    pub fn cut(&self, number: usize, way: Way) -> Result<()> {
+        let lost = |who: &Namespace, to: &str, device: &str| {
             who.ip(&format!("neigh replace {to} lladdr {NOBODY} nud permanent dev {device}"))
         };
-        drop(&self.router, &host(number), &wire(number))?;
-        drop(&self.hosts[number], &gateway(number), "eth0")
+        if way != Way::Out {
+            lost(&self.router, &host(number), &wire(number))?;
+        }
+        if way != Way::In {
+            lost(&self.hosts[number], &gateway(number), "eth0")?;
+        }
+        Ok(())
     }
 
-    /// The host is reached again.
-    pub fn heal(&self, number: usize) -> Result<()> {
-        self.router.ip(&format!("neigh del {} dev {}", host(number), wire(number)))?;
-        self.hosts[number].ip(&format!("neigh del {} dev eth0", gateway(number)))
+    /// Mends what was cut that way.
+    pub fn heal(&self, number: usize, way: Way) -> Result<()> {
+        if way != Way::Out {
+            self.router.ip(&format!("neigh del {} dev {}", host(number), wire(number)))?;
+        }
+        if way != Way::In {
+            self.hosts[number].ip(&format!("neigh del {} dev eth0", gateway(number)))?;
+        }
+        Ok(())
     }
 }
 
