@@ -53,7 +53,7 @@ pub struct Arguments {
     /// Of the bugs only these, by name, with commas between.
     #[arg(long, requires = "mutants")]
     pub only: Option<String>,
-    /// Plants so many bugs only, others each day.
+    /// Plants so many bugs only, others each day, and none of those that few seeds meet.
     #[arg(long, requires = "mutants", conflicts_with = "only")]
     pub rotate: Option<usize>,
     /// Does not shorten a seed that fails.

@@ -44,12 +44,14 @@ fn hunt(mutant: Mutant, from: u64, most: u64, options: &RunOptions) -> Verdict {
 /// Runs the check and prints its table. True where every mutant was caught.
 pub fn check(arguments: &Arguments) -> bool {
     let wanted: Vec<Mutant> = match &arguments.only {
-        None => {
-            let all = Mutant::ALL.len();
-            let count = arguments.rotate.unwrap_or(all).min(all);
-            let first = seconds_now() as usize / 86_400 * count;
-            Mutant::ALL.iter().cycle().skip(first % all).take(count).copied().collect()
-        }
+        None => match arguments.rotate {
+            None => Mutant::ALL.to_vec(),
+            Some(count) => {
+                let often: Vec<_> = Mutant::ALL.iter().filter(|mutant| !Mutant::RARE.contains(mutant)).collect();
+                let first = seconds_now() as usize / 86_400 * count;
+                often.iter().cycle().skip(first % often.len()).take(count.min(often.len())).map(|one| **one).collect()
+            }
+        },
         Some(names) => match names.split(',').map(str::parse).collect::<Result<_, _>>() {
             Ok(wanted) => wanted,
             Err(error) => {

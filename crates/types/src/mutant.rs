@@ -370,6 +370,18 @@ crate::catalogue::catalogue! {
     EndTooLate = "end-too-late",
 }
 
+impl Mutant {
+    /// Those that few seeds meet: hundreds pass before one is caught, or nobody knows of one yet. Not among those that are planted each day; a hunt for all of them has them too.
+    pub const RARE: [Self; 6] = [
+        Self::SweepIgnoresRewind,
+        Self::JoinUnput,
+        Self::TakeWithAnyCopy,
+        Self::TakeBlindly,
+        Self::OpenKeepsMirror,
+        Self::AckAhead,
+    ];
+}
+
 impl fmt::Display for Mutant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())

@@ -135,7 +135,9 @@ fn episode(fleet: &mut Fleet, faults: &[Fault], random: &mut Random, turn: u64, 
     };
     let mut load = Load::start(&fleet.socket(), VOLUME, random, turn)?;
     gets_on(&mut load, BEGUN)?;
-    for fault in faults {
+    let mut struck = faults.to_vec();
+    random.shuffle(&mut struck);
+    for fault in struck {
         pause(random, 1500);
         fault.strike(fleet, who(fault.role)).with_context(|| fault.to_string())?;
     }

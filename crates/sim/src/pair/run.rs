@@ -18,6 +18,10 @@ use varve_types::{Epoch, ErrorKind, Sequence, SessionId, TimelineId};
 
 const BLOCKS: u64 = 24;
 const ROUNDS: u32 = 25;
+/// How far the world goes before it is looked whether a change was answered.
+const STEP: Duration = Duration::from_millis(5);
+/// Long enough for a mirror to be found and to join.
+const LONG: Duration = Duration::from_secs(30);
 
 /// A change that was acknowledged and is not known to be safe.
 #[derive(Clone, Copy)]
@@ -114,7 +118,7 @@ impl Edge {
         self.blocks[block as usize] = byte;
     }
 
-    /// A change that may be cut off: the world goes on for so long, whatever comes of it.
+    /// A change that may be cut off: the world goes on until it is answered, and for so long at most.
     fn begin_write(&mut self, member: &Member, block: u64, byte: u8, time: Duration) -> bool {
         let device = Rc::clone(self.device.as_ref().expect("it is attached"));
         let done = Rc::new(Cell::new(None));
@@ -123,7 +127,12 @@ impl Edge {
             let written = finish(&device, device.write(block * 4096, vec![byte; 4096].into(), false)).await;
             told.set(Some(written.is_ok()));
         }));
-        member.node.world.run_for(time).expect("the world runs");
+        let mut left = time;
+        while done.get().is_none() && !left.is_zero() {
+            let step = left.min(STEP);
+            member.node.world.run_for(step).expect("the world runs");
+            left -= step;
+        }
         if done.get() == Some(true) {
             self.answered(block, byte);
             return true;
@@ -295,6 +304,9 @@ pub fn run(seed: u64) -> u64 {
     for round in 0..ROUNDS {
         edge.prove(&pair.members[owner], &format!("seed {seed}, round {round}"));
         pair.prove_fenced(owner, plain);
+        if rng.below(2) == 0 {
+            pair.pass(LONG);
+        }
         work(&pair.members[owner], &mut edge, &mut rng);
         happen(&mut pair, owner, &edge, &mut rng);
         let time = if rng.below(3) == 0 { rng.below(8000) } else { rng.below(3) };
@@ -314,7 +326,7 @@ pub fn run(seed: u64) -> u64 {
 fn work(member: &Member, edge: &mut Edge, rng: &mut Rng) {
     for _ in 0..rng.below(12) {
         let (block, byte) = (rng.below(BLOCKS), rng.below(255) as u8 + 1);
-        if !edge.begin_write(member, block, byte, Duration::from_secs(30)) {
+        if !edge.begin_write(member, block, byte, LONG) {
             return;
         }
         if rng.below(8) == 0 {
