@@ -11,7 +11,8 @@ use fleet::Fleet;
 use raw_edge::{RawEdge, again, attach};
 use real::{DEADLINE, Run};
 use std::process::Stdio;
-use varve_lab::process::{Signal, wait_until};
+use varve_lab::nbd::{Client, Command};
+use varve_lab::process::{Signal, free_port, wait_until};
 use varve_types::{ErrorKind, Sequence};
 use varve_wire::transmission::{Ask, Told};
 
@@ -99,6 +100,37 @@ fn who_was_stopped_and_overtaken_acknowledges_nothing_and_lets_go() {
     one.until_alive("n1", true);
     assert_eq!(moved.ask(Ask::Flush, 0, 0, &[]).0.told, Told::Done);
     assert_eq!(moved.ask(Ask::Read, 0, 4096, &[]).1, [2; 4096]);
+}
+
+#[test]
+fn a_plain_client_of_an_owner_that_was_overtaken_reads_nothing_old() {
+    let fleet = Fleet::new();
+    let [mut one, two] = ["n1", "n2"].map(|name| {
+        let listen = format!("127.0.0.1:{}", free_port().unwrap());
+        fleet.start(name, &["--mirror-listen", &listen])
+    });
+    one.run(&["volume", "create", "a", "--size", "64M"]).ok();
+    one.run(&["volume", "set", "a", "mirror=sync"]).ok();
+    let in_sync = || Ok(one.json(&["volume", "show", "a"])["mirror"]["state"] == "in-sync");
+    wait_until(DEADLINE, "a mirror in sync", in_sync).unwrap();
+    let mut plain = Client::unix(&one.node.data().join("nbd.sock"), "a").unwrap();
+    plain.run(Command::Write { fua: false }, 0, 4096, &[1; 4096]).unwrap();
+    assert_eq!(plain.read(0, 4096).unwrap(), [1; 4096]);
+    one.node.process().signal(Signal::STOP).unwrap();
+    let mut edge = None;
+    wait_until(DEADLINE, "the mirror to take over", || {
+        let mut next = RawEdge::unix(&two.node);
+        edge = next.attach(&attach("a", 1)).is_ok().then_some(next);
+        Ok(edge.is_some())
+    })
+    .unwrap();
+    let mut edge = edge.unwrap();
+    assert_eq!(edge.ask(Ask::Read, 0, 4096, &[]).1, [1; 4096]);
+    assert_eq!(edge.ask(Ask::Write, 0, 4096, &[2; 4096]).0.told, Told::Done);
+    one.node.process().signal(Signal::CONT).unwrap();
+    let read = plain.read(0, 4096);
+    assert!(read.is_err(), "{:?}", read.map(|data| data[0]));
+    assert_eq!(edge.ask(Ask::Read, 0, 4096, &[]).1, [2; 4096]);
 }
 
 #[test]

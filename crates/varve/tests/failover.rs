@@ -61,6 +61,21 @@ fn an_owner_that_stalls_is_overtaken_and_lets_go() {
 }
 
 #[test]
+fn an_owner_that_comes_back_finds_its_mirror_at_once() {
+    let mut rig = Rig::start(2);
+    let owner = rig.owner();
+    // Nobody is left who would ask the mirror to take over.
+    rig.edge.signal(Signal::TERM).unwrap();
+    assert_eq!(rig.edge.wait(DEADLINE).unwrap().code(), Some(0), "{}", rig.edge.log_tail());
+    rig.nodes[owner].node.kill();
+    rig.nodes[owner].node.up();
+    let back = &rig.nodes[owner];
+    assert_eq!(back.json(&["volume", "show", "disk"])["state"], "ready");
+    assert!(!back.node.log().contains("could not be opened"), "{}", back.node.log());
+    rig.until_in_sync();
+}
+
+#[test]
 fn an_owner_whose_mirror_is_gone_for_good_is_opened_when_a_person_says_so() {
     let mut rig = Rig::start(2);
     let owner = rig.owner();
