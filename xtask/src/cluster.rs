@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Long enough to build the programs.
-const BUILD_TIME: Duration = Duration::from_secs(1800);
 /// How long etcd or a node may take until it serves.
 const START_TIME: Duration = Duration::from_secs(60);
 /// How long one command may take.
@@ -44,7 +42,7 @@ struct Node {
 
 /// Builds, starts, says how to use it, and stays.
 pub fn run(options: &Options) -> Result<bool> {
-    let programs = build(options.release)?;
+    let programs = repo::build(&["varve", "varved", "varve-edge"], options.release)?;
     let dir = std::env::temp_dir().join(format!("varve-cluster-{}", std::process::id()));
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     guard::add_directory(&dir)?;
@@ -72,18 +70,6 @@ pub fn run(options: &Options) -> Result<bool> {
             }
         }
     }
-}
-
-/// Builds the programs; gives the directory that has them.
-fn build(release: bool) -> Result<PathBuf> {
-    let mut command = repo::cargo();
-    command.args(["build", "--package", "varve", "--package", "varved", "--package", "varve-edge"]);
-    if release {
-        command.arg("--release");
-    }
-    output(&mut command, BUILD_TIME)?;
-    let target = repo::metadata()?.target_directory;
-    Ok(target.join(if release { "release" } else { "debug" }))
 }
 
 /// A port that nothing listens on at this moment.

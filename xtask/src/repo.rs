@@ -12,6 +12,8 @@ use std::process::Command;
 use std::time::Duration;
 
 const QUICK: Duration = Duration::from_secs(60);
+/// Long enough to build the programs.
+const BUILD: Duration = Duration::from_secs(3600);
 
 /// The root of the repository.
 pub fn root() -> &'static Path {
@@ -29,6 +31,17 @@ pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// Builds the programs of packages, as they are released or not, and gives where they are.
+pub fn build(packages: &[&str], release: bool) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.arg("build").args(packages.iter().flat_map(|package| ["--package", package]));
+    if release {
+        command.arg("--release");
+    }
+    process::output(&mut command, BUILD)?;
+    Ok(metadata()?.target_directory.join(if release { "release" } else { "debug" }))
 }
 
 /// Whether `cargo nextest` is installed.

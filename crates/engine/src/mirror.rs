@@ -178,6 +178,8 @@ struct Link {
     unreleased: VecDeque<(Sequence, u64)>,
     /// Bytes queued or there.
     bytes: u64,
+    /// Of these, bytes that were sent: what the credits are for.
+    there: u64,
 }
 
 /// See the module.
@@ -204,14 +206,14 @@ impl Link {
             bytes += self.queued[count].cost();
             count += 1;
         }
-        let there: u64 = self.unreleased.iter().map(|(_, bytes)| bytes).sum();
-        if there > 0 && there + bytes > credits {
+        if self.there > 0 && self.there + bytes > credits {
             return None;
         }
         let later = self.queued.split_off(count);
         let records = std::mem::replace(&mut self.queued, later);
         let last = records.last()?.sequence;
         self.unreleased.push_back((last, bytes));
+        self.there += bytes;
         let previous = std::mem::replace(&mut self.sent, last);
         Some(Delivery { timeline, epoch, previous, records })
     }
@@ -326,6 +328,7 @@ impl Timeline {
         if let Some(link) = self.mirror.link.borrow_mut().as_mut() {
             while let Some((_, bytes)) = link.unreleased.pop_front_if(|(last, _)| *last <= counted) {
                 link.bytes -= bytes;
+                link.there -= bytes;
             }
             if link.begun.is_some() {
                 link.peer.release(self.id, self.epoch, counted);

@@ -45,7 +45,9 @@ impl Volume {
         let read_only = self.check_writable().is_err();
         let (attachment, others) = self.attach(peer);
         let (volume, timeline) = (Rc::clone(self), Rc::clone(timeline));
-        (Device { volume, timeline, attachment, read_only, needs_lease: true }, others)
+        // A node by itself has nobody who could take over, and its answers go no longer way for that.
+        let needs_lease = self.context.mirrors.borrow().is_some();
+        (Device { volume, timeline, attachment, read_only, needs_lease }, others)
     }
 
     /// Attaches somebody to a snapshot of the volume, read-only.

@@ -108,7 +108,7 @@ impl Volume {
         }
         let (mut device, _) = self.attach_device(&timeline, request.edge);
         device.read_only |= !request.exclusive;
-        device.needs_lease = !request.exclusive;
+        device.needs_lease &= !request.exclusive;
         Ok(SessionStart { device, timeline: timeline.id, epoch: timeline.epoch, cuts })
     }
 

@@ -8,5 +8,6 @@ pub mod fault_proxy;
 pub mod guest;
 pub mod nbd;
 pub mod process;
+pub mod random;
 pub mod seaweedfs;
 pub mod tcp_proxy;

@@ -25,7 +25,6 @@ mod stats;
 mod svg;
 mod targets;
 
-use crate::process::output;
 use crate::repo;
 use crate::stage::minutes;
 use anyhow::{Context, Result, bail};
@@ -33,7 +32,7 @@ use ground::Ground;
 use groups::{GROUPS, Group};
 use stats::Samples;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use targets::Kind;
 
 #[derive(clap::Args)]
@@ -68,11 +67,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let metadata = repo::metadata()?;
     if kinds.contains(&Kind::Varve) {
         println!("building the release");
-        let mut command = repo::cargo();
-        output(
-            command.args(["build", "--release", "--package", "varve", "--package", "varve-edge"]),
-            Duration::from_secs(3600),
-        )?;
+        repo::build(&["varve", "varve-edge"], true)?;
     }
     let reports = metadata.target_directory.join("bench");
     std::fs::create_dir_all(&reports).with_context(|| format!("making {}", reports.display()))?;

@@ -5,7 +5,6 @@
 //! is answered some day. A client has one operation under way; between two it rests for a moment, which leaves the machine to those who are to be tested.
 
 use super::history::{Deed, Operation};
-use super::random::Random;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use varve_lab::nbd::{Client, Command};
+use varve_lab::random::Random;
 
 /// Blocks that are used: few, so that clients meet.
 pub const BLOCKS: u64 = 12;
@@ -91,7 +91,7 @@ impl Load {
         let mut clients = Vec::new();
         for number in 0..CLIENTS {
             let name = (turn * CLIENTS + number + 1) << 32;
-            let mut worker = Worker::new(socket, export, clock, random.fork(), name)?;
+            let mut worker = Worker::new(socket, export, clock, Random::new(random.next()), name)?;
             let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
             clients.push(std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {

@@ -10,21 +10,18 @@
 mod fault;
 mod history;
 mod load;
-mod random;
 
 use crate::fleet::{Fleet, Plan, VOLUME, Who};
-use crate::process::{output, until};
+use crate::process::until;
 use crate::stage::minutes;
 use crate::{guard, provision, repo};
 use anyhow::{Context as _, Result, ensure};
 use fault::{Fault, Role};
 use load::{BLOCKS, Load};
-use random::Random;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use varve_lab::random::Random;
 
-/// Long enough to build the programs.
-const BUILD: Duration = Duration::from_secs(3600);
 /// How long the load may take to begin, and to get on once all is undone.
 const GET_ON: Duration = Duration::from_secs(60);
 /// Operations of each client until it counts as begun.
@@ -51,21 +48,22 @@ pub struct Options {
 /// Builds, starts, disturbs.
 pub fn run(options: &Options) -> Result<bool> {
     ensure!(provision::run()?, "something that is needed is not there");
-    let metadata = repo::metadata()?;
     println!("building the release");
-    let build = ["build", "--release", "--package", "varve", "--package", "varve-edge"];
-    output(repo::cargo().args(build), BUILD)?;
-    let directory = metadata.target_directory.join(format!("storm-{}", std::process::id()));
+    let programs = repo::build(&["varve", "varve-edge"], true)?;
+    let directory = programs.join(format!("storm-{}", std::process::id()));
     std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     guard::add_directory(&directory)?;
-    let result = storm(options, &metadata.target_directory.join("release/varve"), &directory);
-    std::fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()))?;
-    guard::remove_directory(&directory);
-    result.map(|()| true)
+    let result = storm(options, &programs.join("varve"), &directory);
+    // What it came to is told first, whatever becomes of its files.
+    let removed = std::fs::remove_dir_all(&directory).with_context(|| format!("removing {}", directory.display()));
+    if removed.is_ok() {
+        guard::remove_directory(&directory);
+    }
+    result.and(removed).map(|()| true)
 }
 
 fn storm(options: &Options, varve: &Path, directory: &Path) -> Result<()> {
-    let seed = options.seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let seed = options.seed.unwrap_or_else(Random::seed);
     println!("seed {seed}");
     let mut random = Random::new(seed);
     let chosen = chosen(&options.only)?;

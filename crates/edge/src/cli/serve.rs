@@ -61,7 +61,7 @@ pub async fn serve(arguments: Serve, control: PathBuf, filter: String) -> Result
 const LEFT: &str = "ended before all volumes were given up: what was not safe at their owners may be lost";
 
 async fn attach(spec: Spec, registry: Rc<Registry>) {
-    if let Err(why) = registry.attach_in_time(&spec).await {
+    if let Err(why) = registry.attach(&spec, None).await {
         error!(volume = spec.volume, error = %why, "a volume of the configuration is not attached");
     }
 }

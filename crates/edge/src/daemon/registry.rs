@@ -68,27 +68,12 @@ impl Registry {
         self.shown.clone()
     }
 
-    /// Attaches a volume and shows it.
+    /// Attaches a volume and shows it. Without a timeout it is asked for until it can be had, also where another has it for itself or it is not there yet.
     ///
     /// # Errors
-    /// When it is here already, or can not be had.
+    /// When it is here already, there is no room for it, or it can not be had in time.
     pub async fn attach(self: &Rc<Self>, spec: &Spec, timeout: Option<Duration>) -> Result<VolumeDocument> {
         let options = spec.options(timeout)?;
-        let name = options.volume.clone();
-        self.begin(&name)?;
-        let attaching = Attaching { registry: self, name: &name };
-        let volume = self.edge.open(options).await?;
-        std::mem::forget(attaching);
-        self.opened(&name, volume);
-        self.document(&name)
-    }
-
-    /// Attaches a volume once it can be had: one that another has for itself, or that is not there yet, is asked for again and again.
-    ///
-    /// # Errors
-    /// When it is here already, or there is no room for it.
-    pub async fn attach_in_time(self: &Rc<Self>, spec: &Spec) -> Result<()> {
-        let options = spec.options(None)?;
         let name = options.volume.clone();
         self.begin(&name)?;
         let attaching = Attaching { registry: self, name: &name };
@@ -96,6 +81,7 @@ impl Registry {
         let volume = loop {
             match self.edge.open(options.clone()).await {
                 Ok(volume) => break volume,
+                Err(why) if timeout.is_some() => return Err(why),
                 Err(why) => {
                     tries += 1;
                     if tries.is_power_of_two() {
@@ -107,17 +93,13 @@ impl Registry {
             tokio::time::sleep(AGAIN).await;
         };
         std::mem::forget(attaching);
-        self.opened(&name, volume);
-        Ok(())
-    }
-
-    fn opened(self: &Rc<Self>, name: &str, volume: Volume) {
-        self.shown.put(name, volume.device().size(), volume.device().read_only());
-        if let Some(entry) = self.all.borrow_mut().get_mut(name) {
+        self.shown.put(&name, volume.device().size(), volume.device().read_only());
+        if let Some(entry) = self.all.borrow_mut().get_mut(&name) {
             entry.state = State::Attached(volume.clone());
         }
         #[allow(clippy::disallowed_methods, reason = "what is shown follows the volume")]
         drop(tokio::task::spawn_local(follow(volume, Rc::downgrade(self))));
+        self.document(&name)
     }
 
     fn begin(&self, name: &str) -> Result<()> {

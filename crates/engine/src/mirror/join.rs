@@ -78,6 +78,7 @@ impl Timeline {
             acked: base,
             unreleased: VecDeque::new(),
             bytes: 0,
+            there: 0,
         });
         self.mirror.phase.set(MirrorPhase::Joining);
         let joined = self.join_link(number, begin).await;

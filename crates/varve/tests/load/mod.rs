@@ -13,9 +13,9 @@
 #![allow(dead_code)]
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use varve_lab::nbd::{Client, Command};
+pub use varve_lab::random::Random;
 
 pub const SECTOR: usize = 512;
 pub const BLOCK: usize = 4096;
@@ -29,34 +29,6 @@ const READ: u32 = 1 << 20;
 
 /// The generation of each sector of a block; 0 is a sector of zeroes.
 pub type Content = [u32; SECTORS];
-
-/// Random numbers; `seed` is printed by who makes it.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    /// A seed that is another each time, or `VARVE_SEED`.
-    pub fn seed() -> u64 {
-        let given = std::env::var("VARVE_SEED").ok().and_then(|seed| seed.parse().ok());
-        given.unwrap_or_else(|| RandomState::new().build_hasher().finish())
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
-    }
-
-    /// One of `0..below`.
-    pub fn below(&mut self, below: u64) -> u64 {
-        self.next() % below
-    }
-}
 
 /// When an acknowledged change is sure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
