@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The configuration file of a node, read as the program reads it.
 //!
-//! What is accepted keeps the rules of [`UpConfig`](varve_server::config::UpConfig); what is refused is refused with one line that names the file.
+//! What is accepted keeps the rules of [`UpConfig`](varve_config::UpConfig); what is refused is refused with one line that names the file.
 
 use std::cell::OnceCell;
 use std::path::PathBuf;
-use varve_server::config::FileConfig;
+use varve_config::FileConfig;
 
 /// Longest input that is looked at: errors are found by lines and keys, not by length.
 const LONGEST: usize = 4096;

@@ -208,6 +208,9 @@ pub fn check_key(key: &str) -> Result<()> {
     check_prefix(key)
 }
 
+/// What the keys of a cluster begin with in an etcd, where nothing else is said.
+pub const DEFAULT_PREFIX: &str = "/varve/";
+
 /// Whether `prefix` may be the beginning of a key; the empty one is that of all.
 ///
 /// # Errors

@@ -20,7 +20,7 @@ mod shared;
 mod state;
 
 pub use api::{
-    Change, Check, Coord, Entry, Event, LEASE_TTL, LeaseId, Listing, MAX_KEY_BYTES, MAX_OPERATIONS,
+    Change, Check, Coord, DEFAULT_PREFIX, Entry, Event, LEASE_TTL, LeaseId, Listing, MAX_KEY_BYTES, MAX_OPERATIONS,
     MAX_TRANSACTION_BYTES, MAX_VALUE_BYTES, Outcome, Watch, check_key, check_prefix, check_transaction, check_ttl,
 };
 pub use embedded::Embedded;

@@ -49,7 +49,7 @@ impl Tls {
         for certificate in certificates(&options.ca)? {
             roots.add(certificate).map_err(|why| error::file(&options.ca, why))?;
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|why| error::invalid(format!("TLS: {why}")))?

@@ -13,10 +13,7 @@ use crate::stages::Stages;
 use crate::tails::Tails;
 use std::rc::Rc;
 use varve_env::{Disk, Env};
-use varve_types::{JournalId, TimelineId};
-
-/// Most journals of a shard.
-pub const MAX_JOURNALS: usize = 16;
+use varve_types::{JournalId, MAX_JOURNALS, TimelineId};
 
 /// A disk that a shard is started with for a journal.
 pub struct JournalDisk {

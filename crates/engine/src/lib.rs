@@ -72,7 +72,7 @@ pub use error::{EngineError, Result};
 pub use facts::{ClosedInfo, OriginInfo};
 pub use flatten::Flattened;
 pub use import::{ImportFailure, Imported, ImportedVolume, PoolImport, import_pool};
-pub use journals::{JournalCounts, JournalDisk, JournalRole, MAX_JOURNALS};
+pub use journals::{JournalCounts, JournalDisk, JournalRole};
 pub use manifests::PoolStore;
 pub use map_ram::MapCounts;
 pub use mirror::{

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
-use varve_coord::{CoordError, Result, check_prefix};
+use varve_coord::{CoordError, DEFAULT_PREFIX, Result, check_prefix};
 
 /// Most endpoints. A cluster of etcd has three to seven members.
 const MAX_ENDPOINTS: usize = 16;
@@ -75,7 +75,7 @@ pub struct EtcdTls {
 }
 
 fn default_prefix() -> String {
-    "/varve/".to_owned()
+    DEFAULT_PREFIX.to_owned()
 }
 const fn default_connect_timeout() -> Duration {
     Duration::from_secs(2)

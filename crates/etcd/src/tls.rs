@@ -20,7 +20,7 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// What a connection is made with, of the files as they are now. Reads files.
 pub(crate) fn connector(tls: &EtcdTls) -> Result<TlsConnector, Fault> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| wrong(format!("TLS can not be used: {error}")))?;
     let builder = builder.with_root_certificates(roots(tls.ca.as_deref())?);

@@ -4,12 +4,12 @@
 //! systemd starts a service with the path of a socket in `NOTIFY_SOCKET` and takes datagrams there (`sd_notify(3)`): `READY=1`, `STOPPING=1`, and, where it
 //! wants them, `WATCHDOG=1` at least every `WATCHDOG_USEC` microseconds, or it kills the service. Without these variables nothing is told to anybody.
 
-use crate::config::LogFormat;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
+use varve_config::LogFormat;
 pub use varve_serve::stopped;
 
 /// Logs to standard error.

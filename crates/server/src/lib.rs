@@ -2,7 +2,6 @@
 //! The volume server: HTTP API, shards, and the volumes that front ends show.
 
 pub mod api;
-pub mod config;
 pub mod daemon;
 mod edge;
 mod mirror;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
-use varve_server::config::UpConfig;
+use varve_config::UpConfig;
 
 #[test]
 fn it_listens_before_it_says_that_it_serves() {

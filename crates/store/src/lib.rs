@@ -5,19 +5,25 @@
 //! the store is there, that it may be written, and that it keeps the promise of a conditional put. Behind it stand
 //!
 //! - [`DirStore`], `file:///dir`: a file an object, made durable by fsync, on threads of its own;
-//! - `s3`, `s3://bucket/prefix`: any server of that protocol, through the crate `object_store`;
+//! - `s3`, `s3://bucket/prefix`: any server of that protocol, through the crate `object_store`, unless it is built without the feature `s3`;
 //! - [`Limited`], around what is reached over a network: bounded concurrency, a time limit for each try, retries with backoff and jitter.
 //!
 //! No store overwrites an object, and none trusts a name: names are checked before they reach a file system or a URL.
 
+#[cfg(feature = "s3")]
 mod ballast;
+#[cfg(feature = "s3")]
 mod credentials;
 mod dir;
 mod limit;
 mod name;
 mod open;
+#[cfg(feature = "s3")]
+mod open_s3;
 mod pool;
+#[cfg(feature = "s3")]
 mod s3;
+#[cfg(feature = "s3")]
 mod s3_error;
 mod url;
 

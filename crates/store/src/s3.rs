@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use varve_env::{ObjectInfo, ObjectStore, Payload, PutOutcome, SendFuture, StoreError, StoreErrorKind};
 
 /// Connections that wait for their next request are closed after this, before most servers and firewalls do it.
@@ -67,6 +68,7 @@ impl S3Store {
         limits: &StoreLimits,
         handle: Handle,
     ) -> Result<Self, StoreError> {
+        use_ring();
         let http = url.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
         let client = ClientOptions::new()
             .with_timeout_disabled() // each try has a limit that grows with its size
@@ -118,6 +120,13 @@ impl S3Store {
                 Err(error(StoreErrorKind::Unavailable, operation, name, format!("the request ended early: {ended}")))
             }
         }
+    }
+}
+
+/// Makes `ring` what the process's TLS computes with, unless something else is by now: the HTTP client brings nothing of its own, and panics without.
+fn use_ring() {
+    if CryptoProvider::get_default().is_none() && ring::default_provider().install_default().is_err() {
+        tracing::debug!("another thread chose what TLS computes with");
     }
 }
 

@@ -35,6 +35,8 @@ pub const BLOCK: u64 = 4096;
 pub const SECTOR: u64 = 512;
 /// Largest volume, in bytes (64 TiB).
 pub const MAX_VOLUME: u64 = 64 << 40;
+/// Most journals of a node.
+pub const MAX_JOURNALS: usize = 16;
 /// Largest segment, in blocks.
 pub const MAX_SEGMENT_BLOCKS: u32 = 65_536;
 

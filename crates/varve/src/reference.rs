@@ -12,7 +12,7 @@ use crate::out;
 use clap::{Arg, ArgAction, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use std::path::Path;
-use varve_server::config::KEYS;
+use varve_config::KEYS;
 use varve_server::node::metric_infos;
 use varve_types::{Overrides, Settings};
 
@@ -225,7 +225,7 @@ fn arguments(command: &Command, root: bool, text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use varve_server::config::FileConfig;
+    use varve_config::FileConfig;
 
     #[test]
     fn the_example_is_a_configuration() {

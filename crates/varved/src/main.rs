@@ -11,8 +11,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use varve_config::{FileConfig, UpConfig};
 use varve_server::api::ControlError;
-use varve_server::config::{FileConfig, UpConfig};
 use varve_server::daemon::{self, Systemd};
 use varve_server::node::{Beat, Hooks, Serving, up};
 

@@ -10,21 +10,25 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("types", &[]),
     ("env", &["types"]),
     ("format", &["types"]),
     ("wire", &["format", "types"]),
     ("coord", &["env", "types"]),
+    ("config", &["coord", "types"]),
     ("store", &["env", "types"]),
     ("block", &["env", "types"]),
     ("engine", &["block", "coord", "env", "format", "types"]),
     ("serve", &["block", "types"]),
     ("nbd", &["serve", "block", "types"]),
     ("edge", &["wire", "nbd", "serve", "block", "env", "types"]),
-    ("server", &["nbd", "serve", "wire", "block", "engine", "store", "coord", "etcd", "env", "types", "format"]),
-    ("varve", &["server", "types"]),
-    ("varved", &["server", "types"]),
+    (
+        "server",
+        &["config", "nbd", "serve", "wire", "block", "engine", "store", "coord", "etcd", "env", "types", "format"],
+    ),
+    ("varve", &["server", "config", "types"]),
+    ("varved", &["server", "config", "types"]),
     ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
     ("etcd", &["coord", "env", "types"]),
     ("lab", &[]),

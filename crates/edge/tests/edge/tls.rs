@@ -34,7 +34,7 @@ fn certificate(dir: &Path, name: &str) {
 fn owner(dir: &Path) -> Owner {
     let chain = vec![CertificateDer::from_pem_file(dir.join("node.pem")).unwrap()];
     let key = PrivateKeyDer::from_pem_file(dir.join("node.key")).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()

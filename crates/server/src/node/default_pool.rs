@@ -10,7 +10,7 @@ use super::membership::{parse_store, shared_store};
 use super::pools::{Opened, Pools};
 use super::volume_control::default_pool;
 use crate::api::ControlError;
-use crate::config::UpConfig;
+use varve_config::UpConfig;
 use varve_coord::{CoordError, PoolRecord};
 use varve_store::StoreUrl;
 use varve_types::{ErrorKind, Overrides};

@@ -13,19 +13,19 @@
 use super::directory::{Directory, io_error};
 use super::journal_list::{self, Entry};
 use crate::api::ControlError;
-use crate::config::{JournalSpec, UpConfig};
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use varve_config::{JournalSpec, UpConfig};
 use varve_coord::Coord;
-use varve_engine::{JournalCounts, JournalDisk, JournalRole, Limits, MAX_JOURNALS, Shard};
+use varve_engine::{JournalCounts, JournalDisk, JournalRole, Limits, Shard};
 use varve_env::Env;
 use varve_env::real::FileDisk;
 use varve_format::journal::{SUPERBLOCK, Superblock};
-use varve_types::{ErrorKind, JournalId, format_size};
+use varve_types::{ErrorKind, JournalId, MAX_JOURNALS, format_size};
 
 /// The smallest journal.
 const LEAST: u64 = 64 << 20;

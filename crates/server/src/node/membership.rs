@@ -12,16 +12,17 @@ use super::identity::{Identity, host_name};
 use super::pools::now_ms;
 use super::{coord_error, store_error};
 use crate::api::{ControlError, Token};
-use crate::config::{ClusterConfig, UpConfig};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use varve_config::{ClusterConfig, EtcdKeys, UpConfig};
 use varve_coord::{
-    AliveRecord, ClusterRecord, Coord, EdgeToken, Embedded, LeaseId, NodeRecord, NodeToken, Record, Records,
+    AliveRecord, ClusterRecord, Coord, DEFAULT_PREFIX, EdgeToken, Embedded, LeaseId, NodeRecord, NodeToken, Record,
+    Records,
 };
-use varve_etcd::{Etcd, EtcdConfig};
+use varve_etcd::{Etcd, EtcdConfig, EtcdTls};
 use varve_store::StoreUrl;
 use varve_types::{ClusterId, ErrorKind, IncarnationId, Name, NodeId};
 
@@ -96,10 +97,18 @@ async fn alone(directory: &Directory) -> Answer<Joined> {
     Ok(Joined { coord, cluster: record.cluster, member: None })
 }
 
+/// The form that the client of etcd takes.
+fn etcd_config(keys: &EtcdKeys) -> EtcdConfig {
+    let EtcdKeys { endpoints, prefix, ca, certificate, key, user, password_file } = keys.clone();
+    let is_tls = ca.is_some() || certificate.is_some() || key.is_some();
+    let tls = is_tls.then_some(EtcdTls { ca, certificate, key });
+    EtcdConfig { prefix, user, password_file, tls, ..EtcdConfig::new(endpoints) }
+}
+
 /// The arguments by which a command finds the same cluster.
 fn arguments(etcd: &EtcdConfig) -> String {
     let endpoints: Vec<_> = etcd.endpoints.iter().map(|endpoint| format!("--etcd {endpoint}")).collect();
-    let prefix = if etcd.prefix == "/varve/" { String::new() } else { format!(" --etcd-prefix {}", etcd.prefix) };
+    let prefix = if etcd.prefix == DEFAULT_PREFIX { String::new() } else { format!(" --etcd-prefix {}", etcd.prefix) };
     format!("{}{prefix}", endpoints.join(" "))
 }
 
@@ -107,7 +116,8 @@ fn arguments(etcd: &EtcdConfig) -> String {
 ///
 /// # Errors
 /// `Conflict` where there is one under the prefix; what etcd says.
-pub(super) async fn init(etcd: &EtcdConfig) -> Answer<ClusterId> {
+pub(super) async fn init(keys: &EtcdKeys) -> Answer<ClusterId> {
+    let etcd = &etcd_config(keys);
     let coord = Etcd::open(etcd, tokio::runtime::Handle::current()).await.map_err(coord_error)?;
     let fresh = fresh_cluster()?;
     let record = Records::new(&coord).cluster_or_create(fresh.clone()).await.map_err(coord_error)?;
@@ -131,7 +141,7 @@ impl Membership {
                 directory.path().display()
             )));
         }
-        let etcd = &cluster.etcd;
+        let etcd = &etcd_config(&cluster.etcd);
         let coord: Arc<dyn Coord> =
             Arc::new(Etcd::open(etcd, tokio::runtime::Handle::current()).await.map_err(coord_error)?);
         let records = Records::new(&*coord);

@@ -51,15 +51,14 @@ mod watched;
 
 use crate::api::model::CheckReport;
 use crate::api::{ControlError, ProgressHandle};
-use crate::config::UpConfig;
 pub use metrics::{MetricInfo, metric_infos};
 pub(crate) use pools::{check_owner_record, is_bulk};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use varve_config::{EtcdKeys, UpConfig};
 use varve_engine::EngineError;
 use varve_env::{SendFuture, StoreError};
-use varve_etcd::EtcdConfig;
 use varve_types::{ClusterId, ErrorKind, Name};
 
 /// Descriptors that a node asks the system for: a connection takes one.
@@ -143,7 +142,7 @@ pub fn up(config: UpConfig, hooks: Hooks) -> Result<(), ControlError> {
 ///
 /// # Errors
 /// `Conflict` where there is one under the prefix already; what etcd says.
-pub fn init_cluster(etcd: &EtcdConfig) -> Result<ClusterId, ControlError> {
+pub fn init_cluster(etcd: &EtcdKeys) -> Result<ClusterId, ControlError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| directory::io_error("a runtime", &error))?;
     runtime.block_on(membership::init(etcd))

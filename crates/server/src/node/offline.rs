@@ -9,8 +9,8 @@ use super::directory::Directory;
 use super::start;
 use crate::api::model::CheckReport;
 use crate::api::{ControlError, ProgressHandle};
-use crate::config::UpConfig;
 use std::path::Path;
+use varve_config::UpConfig;
 use varve_types::Name;
 
 pub(super) async fn check(

@@ -9,8 +9,8 @@ use crate::failure::{Failure, Result};
 use crate::out::{self, Table};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
+use varve_config::{ConfigError, FileConfig};
 use varve_server::api::model::{Cluster, CoordinationKind};
-use varve_server::config::{ConfigError, FileConfig};
 use varve_server::node::init_cluster;
 
 /// What to do with the cluster.

@@ -11,7 +11,7 @@ use crate::out::{self, Table};
 use clap::Args;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use varve_server::config::{ConfigError, FileConfig, Listen, LogFormat, VolumeSpec};
+use varve_config::{ConfigError, FileConfig, Listen, LogFormat, VolumeSpec};
 use varve_server::daemon;
 use varve_server::node::{Hooks, Serving, up};
 use varve_types::{Name, format_size};

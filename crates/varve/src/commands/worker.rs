@@ -12,12 +12,12 @@ use crate::out::{self, Table};
 use hyper::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use varve_config::LogFormat;
 use varve_server::api::ControlError;
 use varve_server::api::model::{
     AskCleaningJob, Cleaning, CleaningDone, CleaningFailure, CleaningOffer, CleaningProgress, CleaningTaken,
     CleaningTerms,
 };
-use varve_server::config::LogFormat;
 use varve_server::daemon::stopped;
 use varve_server::worker::{Jobs, NodeAnswer, WorkerOptions, WorkerReport, work};
 use varve_types::{ErrorKind, LeaseId, MIN_RATE, Name, format_size};

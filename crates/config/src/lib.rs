@@ -16,8 +16,7 @@ pub use values::{Bytes, CacheSpec, Duration, JournalSpec, Listen, LogFormat, Vol
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use varve_engine::MAX_JOURNALS;
-use varve_types::{MIN_RATE, Name};
+use varve_types::{MAX_JOURNALS, MIN_RATE, Name};
 
 /// Largest configuration file, in bytes.
 const MOST_FILE: u64 = 1 << 20;

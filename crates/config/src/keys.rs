@@ -319,7 +319,7 @@ pub const KEYS: &[Key] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::FileConfig;
+    use crate::FileConfig;
 
     /// The structure refuses an unknown key by listing those that it knows.
     #[test]

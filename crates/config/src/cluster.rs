@@ -6,11 +6,10 @@
 //!
 //! How etcd's own keys go together is checked by its client (`varve_etcd`), which is given them as they are.
 
-use super::{ConfigError, FileConfig};
+use crate::{ConfigError, FileConfig};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use varve_coord::{LEASE_TTL, MAX_ADDRESSES};
-use varve_etcd::{EtcdConfig, EtcdTls};
+use varve_coord::{DEFAULT_PREFIX, LEASE_TTL, MAX_ADDRESSES};
 
 /// Longest rack, site or address, in bytes.
 const MOST_TEXT: usize = 256;
@@ -25,7 +24,7 @@ const MIRROR_RAM: u64 = 1 << 30;
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterConfig {
     /// Where coordination is.
-    pub etcd: EtcdConfig,
+    pub etcd: EtcdKeys,
     /// The rack that the node is in.
     pub rack: Option<String>,
     /// The site that it is at.
@@ -42,16 +41,16 @@ pub struct ClusterConfig {
     pub alive_ttl_ms: u64,
 }
 
-/// Where etcd is and how it is talked to, as flags and the file say it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Where etcd is and how it is talked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdKeys {
     /// Its members.
     pub endpoints: Vec<String>,
     /// What all keys begin with.
-    pub prefix: Option<String>,
+    pub prefix: String,
     /// The authorities that its certificates are signed by.
     pub ca: Option<PathBuf>,
-    /// Our certificate.
+    /// The node's certificate.
     pub certificate: Option<PathBuf>,
     /// The key of that.
     pub key: Option<PathBuf>,
@@ -61,22 +60,6 @@ pub struct EtcdKeys {
     pub password_file: Option<PathBuf>,
 }
 
-impl EtcdKeys {
-    /// The form that the client of etcd takes.
-    #[must_use]
-    pub fn config(self) -> EtcdConfig {
-        let mut config = EtcdConfig::new(self.endpoints);
-        if let Some(prefix) = self.prefix {
-            config.prefix = prefix;
-        }
-        if self.ca.is_some() || self.certificate.is_some() || self.key.is_some() {
-            config.tls = Some(EtcdTls { ca: self.ca, certificate: self.certificate, key: self.key });
-        }
-        (config.user, config.password_file) = (self.user, self.password_file);
-        config
-    }
-}
-
 /// The part of clusters of what is in force: flags before the file.
 pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<ClusterConfig>, ConfigError> {
     macro_rules! given {
@@ -84,9 +67,11 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
             flags.$key.clone().or_else(|| file.$key.clone())
         };
     }
-    let keys = EtcdKeys {
+    let prefix = given!(etcd_prefix);
+    let is_prefix = prefix.is_some();
+    let etcd = EtcdKeys {
         endpoints: given!(etcd).unwrap_or_default(),
-        prefix: given!(etcd_prefix),
+        prefix: prefix.unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
         ca: given!(etcd_ca),
         certificate: given!(etcd_cert),
         key: given!(etcd_key),
@@ -97,15 +82,14 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
     let (edge_advertise, alive_ttl) = (given!(edge_advertise), given!(alive_ttl));
     let (mirror_listen, mirror_advertise) = (given!(mirror_listen), given!(mirror_advertise));
     let mirror_ram = given!(mirror_ram);
-    if keys.endpoints.is_empty() {
-        let without = EtcdKeys::default();
+    if etcd.endpoints.is_empty() {
         let set = [
-            ("etcd-prefix", keys.prefix != without.prefix),
-            ("etcd-ca", keys.ca.is_some()),
-            ("etcd-cert", keys.certificate.is_some()),
-            ("etcd-key", keys.key.is_some()),
-            ("etcd-user", keys.user.is_some()),
-            ("etcd-password-file", keys.password_file.is_some()),
+            ("etcd-prefix", is_prefix),
+            ("etcd-ca", etcd.ca.is_some()),
+            ("etcd-cert", etcd.certificate.is_some()),
+            ("etcd-key", etcd.key.is_some()),
+            ("etcd-user", etcd.user.is_some()),
+            ("etcd-password-file", etcd.password_file.is_some()),
             ("rack", rack.is_some()),
             ("site", site.is_some()),
             ("edge-advertise", edge_advertise.is_some()),
@@ -120,7 +104,7 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
         };
     }
     let config = ClusterConfig {
-        etcd: keys.config(),
+        etcd,
         rack,
         site,
         edge_advertise: edge_advertise.unwrap_or_default(),
@@ -199,8 +183,8 @@ fn is_address(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::UpConfig;
     use super::*;
+    use crate::UpConfig;
 
     fn resolved(text: &str) -> Result<UpConfig, ConfigError> {
         FileConfig::default().resolve(toml::from_str(text).unwrap())
@@ -215,7 +199,7 @@ mod tests {
         assert_eq!(config.node_name.map(|name| name.to_string()).as_deref(), Some("n1"));
         let cluster = config.cluster.unwrap();
         assert_eq!((cluster.etcd.endpoints.len(), cluster.etcd.prefix.as_str()), (2, "/v/"));
-        assert_eq!(cluster.etcd.tls.unwrap().ca, Some("/ca".into()));
+        assert_eq!(cluster.etcd.ca, Some("/ca".into()));
         assert_eq!((cluster.edge_advertise.len(), cluster.alive_ttl_ms), (3, 5_000));
         assert_eq!(resolved("etcd = ['http://a:1']").unwrap().cluster.unwrap().alive_ttl_ms, 2_000);
         assert_eq!(resolved("").unwrap().cluster, None);
