@@ -21,9 +21,10 @@ mod copies;
 mod join;
 mod lease;
 
-pub use copies::Copies;
+pub use copies::{Copies, CopyCounts};
 
 use crate::context::Turn;
+use crate::stages::Stage;
 use crate::timeline::{Data, Timeline};
 use crate::{EngineError, Later, Result};
 use bytes::Bytes;
@@ -159,6 +160,21 @@ pub struct MirrorState {
     pub node: Option<NodeId>,
     /// Bytes that it has.
     pub bytes: u64,
+    /// What it has come to.
+    pub counts: MirrorCounts,
+}
+
+/// What a volume's mirrors have come to since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MirrorCounts {
+    /// How often one came in sync.
+    pub joined: u64,
+    /// How often one that was in sync was parted with.
+    pub lost: u64,
+    /// Leases that it gave.
+    pub leases: u64,
+    /// Answers that had to wait for a lease.
+    pub lease_waits: u64,
 }
 
 /// The way to the node that keeps the copy.
@@ -195,6 +211,7 @@ pub(crate) struct Mirror {
     /// Whose turn it is to have coordination name one, or none.
     telling: Turn,
     lease: lease::Lease,
+    counts: Cell<MirrorCounts>,
 }
 
 impl Link {
@@ -250,7 +267,13 @@ impl Mirror {
     fn state(&self) -> MirrorState {
         let link = self.link.borrow();
         let (node, bytes) = link.as_ref().map_or((None, 0), |link| (Some(link.peer.node()), link.bytes));
-        MirrorState { phase: self.phase.get(), node, bytes }
+        MirrorState { phase: self.phase.get(), node, bytes, counts: self.counts.get() }
+    }
+
+    fn count(&self, change: impl FnOnce(&mut MirrorCounts)) {
+        let mut counts = self.counts.get();
+        change(&mut counts);
+        self.counts.set(counts);
     }
 }
 
@@ -292,6 +315,7 @@ impl Timeline {
             };
             let this = Rc::clone(self);
             self.context.env.spawn(Box::pin(async move {
+                let _timed = this.context.timed(Stage::Mirror);
                 match this.delivered(number, sending).await {
                     Ok(()) => this.mirror_acked(number, last),
                     Err(error) => this.mirror_part(number, error),

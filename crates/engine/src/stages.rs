@@ -26,11 +26,13 @@ pub enum Stage {
     Checkpoint,
     /// A job of cleaning.
     Clean,
+    /// Changes are sent to a volume's mirror, until it has them.
+    Mirror,
 }
 
 impl Stage {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::JournalWrite,
         Self::JournalSync,
         Self::Room,
@@ -38,6 +40,7 @@ impl Stage {
         Self::SegmentPut,
         Self::Checkpoint,
         Self::Clean,
+        Self::Mirror,
     ];
 
     /// What metrics call it.
@@ -51,6 +54,7 @@ impl Stage {
             Self::SegmentPut => "segment_put",
             Self::Checkpoint => "checkpoint",
             Self::Clean => "clean",
+            Self::Mirror => "mirror",
         }
     }
 }

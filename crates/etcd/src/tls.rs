@@ -3,6 +3,8 @@
 //!
 //! The files are read for every connection, so a certificate that was renewed is in use from the next one on. The crypto provider is named here and
 //! not taken from the process, so nothing has to be installed first.
+//!
+//! A member that does not speak TLS, or does not like what it is shown, says so in ways of its own: what a person should do about each is told here.
 
 use crate::config::{Endpoint, EtcdTls};
 use crate::fault::Fault;
@@ -96,10 +98,12 @@ pub(crate) fn explain(error: &io::Error, tls: &EtcdTls, endpoint: &Endpoint) -> 
     let Some(cause) =
         error.get_ref().and_then(|inner| (inner as &(dyn Error + 'static)).downcast_ref::<rustls::Error>())
     else {
-        let advice = if error.kind() == io::ErrorKind::UnexpectedEof {
-            ": if it does not speak TLS, name it with http://"
-        } else {
-            ""
+        // One that does not understand what it is told may hang up before it has read all of that, which resets the connection.
+        let advice = match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                ": if it does not speak TLS, name it with http://"
+            }
+            _ => "",
         };
         return Fault::NotSent(format!("{error}{advice}"));
     };
@@ -147,4 +151,20 @@ pub(crate) fn explain_later(reason: &str) -> Option<Fault> {
     ];
     let alert = certificate.iter().find(|alert| reason.contains("alert") && reason.contains(**alert))?;
     Some(refused(alert, AlertDescription::BadCertificate))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hangs_up_instead_of_shaking_hands_may_speak_no_tls() {
+        let endpoint = Endpoint { host: "10.0.0.1".to_owned(), port: 2379, tls: true };
+        for kind in [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset] {
+            let fault = explain(&kind.into(), &EtcdTls::default(), &endpoint).to_string();
+            assert!(fault.contains("name it with http://"), "{fault}");
+        }
+        let fault = explain(&io::ErrorKind::TimedOut.into(), &EtcdTls::default(), &endpoint).to_string();
+        assert!(!fault.contains("http://"), "{fault}");
+    }
 }

@@ -38,8 +38,24 @@ fn a_load_does_not_notice_more_than_a_pause_when_its_owner_is_killed() {
         rig.until_in_sync();
     }
     println!("longest without an owner: {} ms", rig.stats()["longest_stall_ms"]);
+    metrics_tell_of_the_mirror(&rig);
     rig.edge.signal(Signal::TERM).unwrap();
     assert_eq!(rig.edge.wait(DEADLINE).unwrap().code(), Some(0), "{}", rig.edge.log_tail());
+}
+
+/// The owner says that it has one, and another node that it is one.
+fn metrics_tell_of_the_mirror(rig: &Rig) {
+    let owner = rig.owner();
+    let told = rig.nodes[owner].node.metrics();
+    let labels = "{volume=\"disk\",pool=\"default\"}";
+    for line in [format!("varve_volume_mirror_wanted{labels} 1"), format!("varve_volume_mirror_in_sync{labels} 1")] {
+        assert!(told.lines().any(|told| told == line), "{line} is not in {told}");
+    }
+    let joined = format!("varve_volume_mirror_joined_total{labels} ");
+    let joined = told.lines().find_map(|line| line.strip_prefix(&joined)).unwrap();
+    assert!(joined.parse::<u64>().unwrap() > 0, "{joined}");
+    let others = rig.nodes.iter().enumerate().filter(|(at, _)| *at != owner).map(|(_, node)| node.node.metrics());
+    assert!(others.into_iter().any(|told| told.contains("\nvarve_mirror_copies 1\n")));
 }
 
 #[test]

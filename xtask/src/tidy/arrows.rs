@@ -10,9 +10,10 @@ use crate::repo::{Metadata, Package, root};
 use std::path::Path;
 
 /// Each crate and what it may depend on, without the `varve-` of their names.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("types", &[]),
-    ("env", &["types"]),
+    ("uring", &[]),
+    ("env", &["types", "uring"]),
     ("format", &["types"]),
     ("wire", &["format", "types"]),
     ("coord", &["env", "types"]),
@@ -34,6 +35,8 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("lab", &[]),
     ("xtask", &["lab"]),
 ];
+/// Crates with `unsafe` code, which can not take the workspace's lints as they are: they repeat them.
+const UNSAFE: [&str; 1] = ["uring"];
 /// What tests may use and nothing else.
 const FOR_TESTS: [&str; 2] = ["lab", "sim"];
 
@@ -43,7 +46,11 @@ pub fn check(metadata: &Metadata, findings: &mut Vec<Finding>) {
         let manifest = package.manifest_path.strip_prefix(root()).unwrap_or(&package.manifest_path).to_owned();
         let text = std::fs::read_to_string(&package.manifest_path).unwrap_or_default();
         dependencies(package, &manifest, &text, findings);
-        if !takes_lints(&text) {
+        if UNSAFE.contains(&short(&package.name)) {
+            for line in lints_left_out(&text) {
+                findings.push(Finding::error(&manifest, 1, format!("lacks the workspace's lint `{line}`")));
+            }
+        } else if !takes_lints(&text) {
             findings.push(Finding::error(&manifest, 1, "lacks `[lints]` with `workspace = true`".into()));
         }
     }
@@ -87,6 +94,15 @@ fn takes_lints(manifest: &str) -> bool {
     lines
         .find(|line| !line.is_empty() && !line.starts_with('#'))
         .is_some_and(|line| line.replace(' ', "") == "workspace=true")
+}
+
+/// The workspace's lints that a manifest does not repeat. `unsafe` code is refused there too, save where a line says why not.
+fn lints_left_out(manifest: &str) -> Vec<String> {
+    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).unwrap_or_default();
+    let lints = workspace.lines().skip_while(|line| *line != "[workspace.lints.rust]");
+    let lints = lints.take_while(|line| !line.starts_with("[profile")).filter(|line| line.contains(" = "));
+    let lints = lints.map(|line| line.replace("unsafe_code = \"forbid\"", "unsafe_code = \"deny\""));
+    lints.filter(|lint| !manifest.lines().any(|line| line == lint)).collect()
 }
 
 #[cfg(test)]
@@ -135,5 +151,8 @@ mod tests {
     fn lints_are_taken_from_the_workspace() {
         assert!(takes_lints("[package]\n\n[lints]\nworkspace = true\n"));
         assert!(!takes_lints("[package]\nworkspace = true\n[lints.rust]\n"));
+        let left_out = lints_left_out("[lints.rust]\nunsafe_code = \"forbid\"\nmissing_docs = \"warn\"\n");
+        assert!(left_out.contains(&"unsafe_code = \"deny\"".to_owned()), "{left_out:?}");
+        assert!(!left_out.contains(&"missing_docs = \"warn\"".to_owned()), "{left_out:?}");
     }
 }

@@ -38,6 +38,19 @@ struct Copy {
     credits: u64,
 }
 
+/// The copies that a node keeps, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyCounts {
+    /// How many.
+    pub copies: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// Bytes that their owners may have there: more than there is room for, as few have much at the same time.
+    pub credit_bytes: u64,
+    /// Bytes that all of them may have.
+    pub limit_bytes: u64,
+}
+
 /// See the module.
 pub struct Copies {
     incarnation: IncarnationId,
@@ -85,10 +98,15 @@ impl Copies {
         self.incarnation
     }
 
-    /// How many there are, and their bytes.
-    pub fn counts(&self) -> (usize, u64) {
+    /// What there is.
+    pub fn counts(&self) -> CopyCounts {
         let copies = self.copies.borrow();
-        (copies.len(), copies.values().map(|copy| copy.bytes).sum())
+        CopyCounts {
+            copies: copies.len() as u64,
+            bytes: copies.values().map(|copy| copy.bytes).sum(),
+            credit_bytes: copies.values().map(|copy| copy.credits).sum(),
+            limit_bytes: self.quota.get(),
+        }
     }
 
     /// Begins a copy in the place of the one before it.

@@ -55,9 +55,11 @@ fn changes_follow_on_each_other_and_go_when_the_store_has_them() {
     copies.release(timeline(1), Epoch(1), Sequence(13));
     assert!(has(&copies, 2).is_empty(), "the store has everything");
     copies.retain(|_, epoch| epoch == Epoch(1));
-    assert_eq!(copies.counts(), (1, 0));
+    let counts = copies.counts();
+    assert_eq!((counts.copies, counts.bytes), (1, 0));
     copies.retain(|_, _| false);
-    assert_eq!(copies.counts(), (0, 0));
+    let counts = copies.counts();
+    assert_eq!((counts.copies, counts.bytes), (0, 0));
     assert_eq!(copies.fetch(timeline(1), Epoch(2)).unwrap().records, None, "of that nothing is known");
 }
 

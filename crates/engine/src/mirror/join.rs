@@ -126,6 +126,7 @@ impl Timeline {
             return Err(lost());
         }
         self.mirror.is_recorded.set(true);
+        self.mirror.count(|counts| counts.joined += 1);
         reached(Branch::MirrorJoined);
         tracing::info!(volume = %self.volume, node = %peer.node(), "a mirror is in sync");
         Ok(())
@@ -192,6 +193,7 @@ impl Timeline {
             return self.changed.ring();
         }
         tracing::warn!(volume = %self.volume, %node, %why, "the mirror is lost");
+        mirror.count(|counts| counts.lost += 1);
         reached(Branch::MirrorParted);
         mirror.phase.set(MirrorPhase::Parting);
         self.changed.ring();

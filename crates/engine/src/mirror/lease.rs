@@ -61,7 +61,10 @@ impl Timeline {
             let given = in_time(&*this.context.env, peer.lease(this.id, this.epoch)).await;
             this.mirror.lease.is_asked.set(false);
             match given {
-                Ok(()) if this.is_linked(number) => this.mirror.lease.until.set(since + LEASE),
+                Ok(()) if this.is_linked(number) => {
+                    this.mirror.lease.until.set(since + LEASE);
+                    this.mirror.count(|counts| counts.leases += 1);
+                }
                 // It is another's by now, who is asked when somebody needs it.
                 Ok(()) => {}
                 Err(error) => this.mirror_part(number, error),
@@ -76,6 +79,7 @@ impl Timeline {
     /// When the volume has stopped: it may be another's.
     pub async fn lease(self: &Rc<Self>) -> Result<()> {
         reached(Branch::LeaseAwaited);
+        self.mirror.count(|counts| counts.lease_waits += 1);
         let holds = || match self.data.borrow().check() {
             Err(error) => Some(Err(error)),
             Ok(()) => self.lease_holds().then_some(Ok(())),

@@ -2,8 +2,8 @@
 //! A file, or a block device, as a cache device.
 //!
 //! It is read and written past the page cache where the system can (`O_DIRECT`): what is read often is in the cache in RAM already, and
-//! pages of it would only take memory from others. All calls go to threads of its own, so a device that hangs holds up nobody but
-//! those.
+//! pages of it would only take memory from others. All calls go through an io_uring, or to threads of its own where the system has none for this
+//! process: so a device that hangs holds up nobody.
 //!
 //! Nothing is ever synced. A new file is sparse: it takes space as it fills.
 
@@ -16,7 +16,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
+use varve_uring::Ring;
 
 /// What offsets, lengths and memory are multiples of.
 const ALIGN: usize = 4096;
@@ -24,15 +26,40 @@ const ALIGN: usize = 4096;
 const FRONT: usize = 128 << 10;
 /// Longest read or write.
 const MOST: usize = 16 << 20;
-/// Threads, and calls that may wait for one.
-const THREADS: (usize, usize) = (16, 256);
+/// Calls that are under way at once; further ones wait.
+const MOST_CALLS: u16 = 256;
+/// Threads, where there is no io_uring.
+const THREADS: usize = 16;
 
 /// See the module.
 pub struct CacheFile {
     path: String,
     len: u64,
     file: Arc<File>,
-    threads: ComputePool,
+    way: Way,
+}
+
+/// How calls get to the system without holding up the caller.
+enum Way {
+    Ring(Rc<Ring>),
+    Threads(ComputePool),
+}
+
+impl Way {
+    fn best() -> io::Result<Self> {
+        match Ring::new(MOST_CALLS) {
+            Ok(ring) => Ok(Self::Ring(Rc::new(ring))),
+            Err(error) => {
+                tracing::info!(%error, "the cache is read by threads, and slower: there is no io_uring for this process");
+                Self::threads()
+            }
+        }
+    }
+
+    fn threads() -> io::Result<Self> {
+        let (name, queue) = ("varve-cache".to_owned(), usize::from(MOST_CALLS));
+        ComputePool::new(&PoolOptions { name, threads: THREADS, queue, nice: false }).map(Self::Threads)
+    }
 }
 
 impl CacheFile {
@@ -41,6 +68,9 @@ impl CacheFile {
     ///
     /// # Errors
     /// Of kind `ResourceBusy` when it is open already, `InvalidInput` when it is neither file nor block device or not ours.
+    ///
+    /// # Panics
+    /// Outside a `LocalSet` of a runtime with I/O and time, that of the shard.
     pub fn open(path: &Path, len: Option<u64>, is_ours: fn(&[u8]) -> bool) -> io::Result<Self> {
         let shown = path.display().to_string();
         let mut how = std::fs::OpenOptions::new();
@@ -69,10 +99,8 @@ impl CacheFile {
         if let Err(error) = rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT) {
             tracing::info!(path = %shown, %error, "the cache goes through the page cache");
         }
-        let (threads, queue) = THREADS;
-        let options = PoolOptions { name: "varve-cache".to_owned(), threads, queue, nice: false };
-        let threads = ComputePool::new(&options).map_err(|error| context(&shown, "start its threads", error))?;
-        Ok(Self { path: shown, len: has, file: Arc::new(file), threads })
+        let way = Way::best().map_err(|error| context(&shown, "start its threads", error))?;
+        Ok(Self { path: shown, len: has, file: Arc::new(file), way })
     }
 
     fn check(&self, what: &str, offset: u64, len: usize) -> io::Result<()> {
@@ -94,6 +122,16 @@ fn aligned(len: usize) -> BytesMut {
     bytes
 }
 
+/// The same bytes in memory that begins at a multiple of [`ALIGN`].
+fn copied_to_fit(data: Bytes) -> Bytes {
+    if data.as_ptr().align_offset(ALIGN) == 0 {
+        return data;
+    }
+    let mut bytes = aligned(data.len());
+    bytes.copy_from_slice(&data);
+    bytes.freeze()
+}
+
 impl CacheDevice for CacheFile {
     fn len(&self) -> u64 {
         self.len
@@ -108,11 +146,21 @@ impl CacheDevice for CacheFile {
             return Box::pin(std::future::ready(Err(error)));
         }
         let file = Arc::clone(&self.file);
-        let read = self.threads.compute(move || {
-            let mut bytes = aligned(len);
-            file.read_exact_at(&mut bytes, offset).map(|()| bytes.freeze())
-        });
-        Box::pin(async move { read.await.unwrap_or_else(|lost| Err(io::Error::other(lost))).map_err(failed) })
+        match &self.way {
+            Way::Ring(ring) => {
+                let ring = Rc::clone(ring);
+                Box::pin(
+                    async move { ring.read(&file, offset, aligned(len)).await.map(BytesMut::freeze).map_err(failed) },
+                )
+            }
+            Way::Threads(threads) => {
+                let read = threads.compute(move || {
+                    let mut bytes = aligned(len);
+                    file.read_exact_at(&mut bytes, offset).map(|()| bytes.freeze())
+                });
+                Box::pin(async move { read.await.unwrap_or_else(|lost| Err(io::Error::other(lost))).map_err(failed) })
+            }
+        }
     }
 
     fn write_at(&self, offset: u64, data: Bytes) -> LocalFuture<io::Result<()>> {
@@ -124,15 +172,16 @@ impl CacheDevice for CacheFile {
             return Box::pin(std::future::ready(Err(error)));
         }
         let file = Arc::clone(&self.file);
-        let write = self.threads.compute(move || {
-            if data.as_ptr().align_offset(ALIGN) == 0 {
-                return file.write_all_at(&data, offset);
+        match &self.way {
+            Way::Ring(ring) => {
+                let ring = Rc::clone(ring);
+                Box::pin(async move { ring.write(&file, offset, copied_to_fit(data)).await.map_err(failed) })
             }
-            let mut bytes = aligned(data.len());
-            bytes.copy_from_slice(&data);
-            file.write_all_at(&bytes, offset)
-        });
-        Box::pin(async move { write.await.unwrap_or_else(|lost| Err(io::Error::other(lost))).map_err(failed) })
+            Way::Threads(threads) => {
+                let write = threads.compute(move || file.write_all_at(&copied_to_fit(data), offset));
+                Box::pin(async move { write.await.unwrap_or_else(|lost| Err(io::Error::other(lost))).map_err(failed) })
+            }
+        }
     }
 }
 
@@ -140,31 +189,55 @@ impl CacheDevice for CacheFile {
 mod tests {
     use super::*;
 
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, test)
+    }
+
+    fn ours(front: &[u8]) -> bool {
+        front.first().is_none_or(|byte| *byte == 0 || *byte == 7)
     }
 
     #[test]
     fn what_was_written_is_read_also_by_the_next_process() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("cache");
-        let ours: fn(&[u8]) -> bool = |front| front.first().is_none_or(|byte| *byte == 0 || *byte == 7);
-        {
-            let file = CacheFile::open(&path, Some(1 << 20), ours).unwrap();
-            assert_eq!(file.len(), 1 << 20);
-            // Of a buffer that is not aligned too.
-            let data = Bytes::from(vec![7; 8193]).slice(1..);
-            block_on(file.write_at(0, data)).unwrap();
-            let busy = CacheFile::open(&path, Some(1 << 20), ours).err().expect("one at a time");
-            assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy, "{busy}");
-            for (offset, len) in [(1 << 20, 4096), (1, 4096), (0, 100), (u64::MAX - 4095, 4096)] {
-                assert!(block_on(file.read_at(offset, len)).is_err(), "{len} bytes at {offset}");
+        run(async {
+            for way in [Way::best, Way::threads] {
+                let directory = tempfile::tempdir().unwrap();
+                let path = directory.path().join("cache");
+                {
+                    let file =
+                        CacheFile { way: way().unwrap(), ..CacheFile::open(&path, Some(1 << 20), ours).unwrap() };
+                    assert_eq!(file.len(), 1 << 20);
+                    // Of a buffer that is not aligned too.
+                    let data = Bytes::from(vec![7; 8193]).slice(1..);
+                    file.write_at(0, data).await.unwrap();
+                    let busy = CacheFile::open(&path, Some(1 << 20), ours).err().expect("one at a time");
+                    assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy, "{busy}");
+                    for (offset, len) in [(1 << 20, 4096), (1, 4096), (0, 100), (u64::MAX - 4095, 4096)] {
+                        assert!(file.read_at(offset, len).await.is_err(), "{len} bytes at {offset}");
+                    }
+                }
+                let file = CacheFile { way: way().unwrap(), ..CacheFile::open(&path, Some(2 << 20), ours).unwrap() };
+                assert_eq!(file.len(), 2 << 20, "the file takes the size that is asked for");
+                assert_eq!(file.read_at(4096, 4096).await.unwrap(), vec![7; 4096]);
+                assert_eq!(file.read_at(8192, 4096).await.unwrap(), vec![0; 4096]);
             }
-        }
-        let file = CacheFile::open(&path, Some(2 << 20), ours).unwrap();
-        assert_eq!(file.len(), 2 << 20, "the file takes the size that is asked for");
-        assert_eq!(block_on(file.read_at(4096, 4096)).unwrap(), vec![7; 4096]);
-        assert_eq!(block_on(file.read_at(8192, 4096)).unwrap(), vec![0; 4096]);
+        });
+    }
+
+    #[test]
+    fn what_fails_names_the_device_and_the_place() {
+        run(async {
+            for way in [Way::best, Way::threads] {
+                let directory = tempfile::tempdir().unwrap();
+                let path = directory.path().join("cache");
+                let file = CacheFile { way: way().unwrap(), ..CacheFile::open(&path, Some(1 << 20), ours).unwrap() };
+                // As a device that has become smaller.
+                file.file.set_len(4096).unwrap();
+                let error = file.read_at(8192, 4096).await.unwrap_err().to_string();
+                assert!(error.contains("cache: read 4096 bytes at 8192"), "{error}");
+            }
+        });
     }
 
     #[test]

@@ -101,12 +101,16 @@ fn holder(local: &Local, open: &Open) -> Option<Holder> {
     Some(Holder { edge: holder.edge, session: holder.session.to_string(), since_ms: holder.since_ms, connected })
 }
 
+/// Whether it is to have a mirror.
+pub(super) fn wants_mirror(open: &Open) -> bool {
+    Settings::resolve(&open.record().settings, &open.pool_settings()).mirror != MirrorMode::None
+}
+
 /// How its mirror is.
 fn mirror(open: &Open) -> Mirror {
     let now = open.mirror();
-    let wanted = Settings::resolve(&open.record().settings, &open.pool_settings()).mirror != MirrorMode::None;
     let state = match now.phase {
-        MirrorPhase::Alone if !wanted => MirrorState::Off,
+        MirrorPhase::Alone if !wants_mirror(open) => MirrorState::Off,
         MirrorPhase::Alone => MirrorState::Alone,
         MirrorPhase::Joining => MirrorState::Joining,
         MirrorPhase::InSync => MirrorState::InSync,

@@ -96,9 +96,11 @@ impl Member {
             .unwrap();
     }
 
-    /// Waits until all that was written is in the store.
+    /// Waits until all that was written is in the store. A snapshot seals it, which takes up to a minute else.
     #[track_caller]
     pub fn until_put(&self, volume: &str) {
+        self.run(&["snapshot", "create", volume, "until-put"]).ok();
+        self.run(&["snapshot", "delete", volume, "until-put"]).ok();
         self.node.until_status("all of it to be put", |status| {
             let volumes = status["volumes"].as_array().unwrap();
             volumes.iter().any(|v| v["name"] == volume && v["dirty_bytes"] == 0)

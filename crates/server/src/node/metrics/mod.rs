@@ -120,12 +120,15 @@ fn of_shard(local: &Local, limits: Limits, uptime_s: f64) -> Moment {
             ready: describe::state(local, &open).0 == VolumeState::Ready,
             attached: open.attachments().len() as u64,
             counts: open.counts(),
+            mirror_wanted: describe::wants_mirror(&open),
+            mirror: open.mirror(),
             io: stats.counts(),
         });
     }
     let unserved = local.unopened().len() as u64;
+    let copies = local.mirroring.as_ref().map(|mirroring| mirroring.copies.counts()).unwrap_or_default();
     Moment {
-        node: NodeRow { shard, limits, volumes: volumes.len() as u64, unserved, uptime_s },
+        node: NodeRow { shard, limits, volumes: volumes.len() as u64, unserved, copies, uptime_s },
         journals: local
             .journals
             .counts(&local.shard)
@@ -173,6 +176,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
     use std::time::Duration;
+    use varve_engine::CopyCounts;
     use varve_types::{BUCKETS, Histogram};
 
     fn request(operation: &'static str, took: &[u64]) -> RequestRow {
@@ -184,7 +188,7 @@ mod tests {
     fn moment() -> Moment {
         let (shard, limits) = (varve_engine::ShardCounts::default(), Limits::default());
         Moment {
-            node: NodeRow { shard, limits, volumes: 1, unserved: 0, uptime_s: 1.5 },
+            node: NodeRow { shard, limits, volumes: 1, unserved: 0, copies: CopyCounts::default(), uptime_s: 1.5 },
             journals: Vec::new(),
             caches: caches(&Limits { cache_ram: 7, ..Limits::default() }, &shard),
             stages: Vec::new(),

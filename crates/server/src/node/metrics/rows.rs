@@ -9,7 +9,9 @@
 
 use super::family::{Family, Row, counter, gauge, histogram, seconds};
 use crate::node::watched::{StoreCounts, Waiting};
-use varve_engine::{CacheCounts, JournalCounts, Limits, ShardCounts, StageTimes, VolumeCounts};
+use varve_engine::{
+    CacheCounts, CopyCounts, JournalCounts, Limits, MirrorPhase, MirrorState, ShardCounts, StageTimes, VolumeCounts,
+};
 use varve_serve::Counts;
 use varve_types::{BLOCK, Histogram};
 
@@ -20,6 +22,8 @@ pub(super) struct NodeRow {
     pub(super) limits: Limits,
     pub(super) volumes: u64,
     pub(super) unserved: u64,
+    /// What it keeps for other nodes; nothing outside a cluster.
+    pub(super) copies: CopyCounts,
     pub(super) uptime_s: f64,
 }
 
@@ -85,6 +89,12 @@ impl Row for NodeRow {
         gauge("endings", "Volumes and hidden histories that are being deleted for ever", |n| n.shard.ends.endings),
         gauge("ending_objects", "Objects that these have left in their stores, at most", |n| n.shard.ends.objects_left),
         counter("ended_objects", "Objects that were deleted for these", |n| n.shard.ends.deleted),
+        gauge("mirror_copies", "Volumes of other nodes whose mirror this node is", |n| n.copies.copies),
+        gauge("mirror_copy_bytes", "Bytes that it keeps of these: what their store does not have yet", |n| {
+            n.copies.bytes
+        }),
+        gauge("mirror_credit_bytes", "Bytes that their owners may send it", |n| n.copies.credit_bytes),
+        gauge("mirror_limit_bytes", "Bytes that it keeps at most", |n| n.copies.limit_bytes),
         gauge("scrub_findings", "Stored objects that scrubbing has found damaged or missing", |n| {
             n.shard.scrub.findings
         }),
@@ -162,7 +172,7 @@ impl Row for StageRow {
 }
 
 const STAGES_HELP: &str = "How long a stage of the work took: journal_write, a batch handed to the kernel; journal_sync, made durable; room, a change that \
-    waited for room in journal or RAM; seal, a layer gathered and compressed; segment_put, until the store had it; checkpoint; clean, a job of cleaning";
+    waited for room in journal or RAM; seal, a layer gathered and compressed; segment_put, until the store had it; checkpoint; clean, a job of cleaning; mirror, changes on another node";
 
 /// A volume's numbers.
 #[derive(Debug)]
@@ -173,6 +183,8 @@ pub(super) struct VolumeRow {
     pub(super) ready: bool,
     pub(super) attached: u64,
     pub(super) counts: VolumeCounts,
+    pub(super) mirror_wanted: bool,
+    pub(super) mirror: MirrorState,
     pub(super) io: Counts,
 }
 
@@ -232,6 +244,17 @@ impl Row for VolumeRow {
         gauge("volume_limit_waiting", "Requests that its limits hold back at this moment", |v| v.counts.limits.waiting),
         counter("volume_limited_requests", "Requests that its limits have held back", |v| v.counts.limits.requests),
         counter("volume_limited_microseconds", "For how long, all together", |v| v.counts.limits.waited_us),
+        gauge("volume_mirror_wanted", "Whether it is to have a mirror", |v| u64::from(v.mirror_wanted)),
+        gauge("volume_mirror_in_sync", "Whether another node has all that was answered", |v| {
+            u64::from(v.mirror.phase == MirrorPhase::InSync)
+        }),
+        gauge("volume_mirror_bytes", "Bytes of its mirror, those on their way included", |v| v.mirror.bytes),
+        counter("volume_mirror_joined", "How often a mirror came in sync", |v| v.mirror.counts.joined),
+        counter("volume_mirror_lost", "How often one that was in sync was parted with", |v| v.mirror.counts.lost),
+        counter("volume_leases", "Leases that its mirror gave, for clients that can not tell owners apart", |v| {
+            v.mirror.counts.leases
+        }),
+        counter("volume_lease_waits", "Answers that had to wait for one", |v| v.mirror.counts.lease_waits),
         counter("volume_reads", "Read requests over NBD", |v| v.io.reads),
         counter("volume_read_bytes", "Bytes read over NBD", |v| v.io.read_bytes),
         counter("volume_writes", "Write requests over NBD", |v| v.io.writes),
