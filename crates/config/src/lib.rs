@@ -7,10 +7,12 @@
 
 mod cluster;
 mod keys;
+mod tls;
 mod values;
 
 pub use cluster::{ClusterConfig, EtcdKeys};
 pub use keys::{KEYS, Key};
+pub use tls::EdgeTls;
 pub use values::{Bytes, CacheSpec, Duration, JournalSpec, Listen, LogFormat, VolumeSpec};
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,12 @@ pub struct FileConfig {
     pub nbd_listen: Option<Listen>,
     /// Where edges connect beside the socket.
     pub edge_listen: Option<Listen>,
+    /// The certificate that edges over TCP are shown.
+    pub edge_tls_cert: Option<PathBuf>,
+    /// The key of that.
+    pub edge_tls_key: Option<PathBuf>,
+    /// The authorities that edges have to have a certificate of.
+    pub edge_tls_client_ca: Option<PathBuf>,
     /// Where the API listens beside its socket.
     pub api_listen: Option<Listen>,
     /// The members of etcd, of a node of a cluster.
@@ -149,6 +157,7 @@ impl FileConfig {
     pub fn resolve(self, file: Self) -> Result<UpConfig, ConfigError> {
         let default = UpConfig::default();
         let cluster = cluster::resolve(&self, &file)?;
+        let edge_tls = tls::resolve(&self, &file)?;
         let listen = |flag: Option<Listen>, file: Option<Listen>, default| match flag.or(file) {
             Some(Listen(address)) => address,
             None => default,
@@ -159,6 +168,7 @@ impl FileConfig {
             volumes: self.volumes.or(file.volumes).unwrap_or_default(),
             nbd_listen: listen(self.nbd_listen, file.nbd_listen, default.nbd_listen),
             edge_listen: listen(self.edge_listen, file.edge_listen, default.edge_listen),
+            edge_tls,
             api_listen: listen(self.api_listen, file.api_listen, default.api_listen),
             node_name: self.node_name.or(file.node_name),
             cluster,
@@ -198,6 +208,8 @@ pub struct UpConfig {
     pub nbd_listen: Option<SocketAddr>,
     /// Where edges connect beside `DIR/edge.sock`.
     pub edge_listen: Option<SocketAddr>,
+    /// What edges over TCP speak TLS with; none: they speak none.
+    pub edge_tls: Option<EdgeTls>,
     /// Where the API listens beside `DIR/api.sock`; a loopback address.
     pub api_listen: Option<SocketAddr>,
     /// What the node is called; the name of the host where nothing is said.
@@ -242,6 +254,7 @@ impl Default for UpConfig {
             volumes: Vec::new(),
             nbd_listen: None,
             edge_listen: None,
+            edge_tls: None,
             api_listen: Some(SocketAddr::from(([127, 0, 0, 1], 7420))),
             node_name: None,
             cluster: None,
@@ -309,6 +322,9 @@ impl UpConfig {
         }
         if let Some(address) = self.api_listen.filter(|address| !address.ip().is_loopback()) {
             return Err(ConfigError::new(format!("api-listen is {address}; it must be a loopback address, or none")));
+        }
+        if self.edge_tls.is_some() && self.edge_listen.is_none() {
+            return Err(ConfigError::new("edge-tls-cert needs edge-listen: edges are not listened to over TCP"));
         }
         if let Some(cluster) = &self.cluster {
             cluster.check_reachable(self.edge_listen)?;

@@ -14,6 +14,7 @@ use crate::inbound::{Inbound, Said};
 use crate::outbound::Outbound;
 use crate::session::{Action, Answer, Event, Session, Standing};
 use crate::stats::{Operation, Stats};
+use crate::tls::explain;
 use crate::transport::{Stream, Transport};
 use crate::waiters::{Asked, Waiters};
 use bytes::Bytes;
@@ -219,7 +220,7 @@ impl Driven {
                 self.link = Some(Link { connection, stream, inbound, outbound, is_blocked: false });
                 self.session.connected(now, connection);
             }
-            Err(error) => self.session.lost(now, connection, &error.to_string()),
+            Err(error) => self.session.lost(now, connection, &explain(&error)),
         }
         self.take_actions();
         Poll::Ready(())
@@ -240,7 +241,7 @@ impl Driven {
             self.session.heard(now, connection);
         }
         if let Poll::Ready(Err(error)) = polled {
-            self.lose(connection, &error.to_string());
+            self.lose(connection, &explain(&error));
         }
     }
 
@@ -249,14 +250,15 @@ impl Driven {
         let Some(link) = &mut self.link else { return Poll::Pending };
         let connection = link.connection;
         match ready!(link.inbound.poll_receive(&mut *link.stream, cx)) {
-            Ok(0) => self.lose(connection, "it hung up"),
+            Ok(0) if self.session.is_attached() => self.lose(connection, "it hung up"),
+            Ok(0) => self.lose(connection, "it hung up instead of answering: is it a node, and does it want TLS?"),
             Ok(_) => {
                 let now = self.now();
                 self.session.heard(now, connection);
                 self.hear(now, connection);
                 self.take_actions();
             }
-            Err(error) => self.lose(connection, &error.to_string()),
+            Err(error) => self.lose(connection, &explain(&error)),
         }
         Poll::Ready(())
     }

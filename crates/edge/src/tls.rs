@@ -6,7 +6,7 @@
 use crate::error;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,6 +76,36 @@ impl Tls {
         };
         self.connector.connect(name, stream).await
     }
+}
+
+/// What a failed connection says, and what a person can do about it where that is known.
+pub(crate) fn explain(error: &io::Error) -> String {
+    let inner = error.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static));
+    let Some(cause) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) else { return error.to_string() };
+    let advice = match cause {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "nobody whom we believe vouches for its certificate: --tls-ca names who does"
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is for another name: --tls-name says which",
+        rustls::Error::InvalidCertificate(_) => "its certificate can not be believed",
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => "it does not speak TLS",
+        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "it asks for a certificate of this edge: --tls-cert and --tls-key"
+        }
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::DecryptError
+            | AlertDescription::UnsupportedCertificate,
+        ) => "it does not believe the certificate of this edge",
+        _ => "TLS failed",
+    };
+    format!("{advice} ({cause})")
 }
 
 fn server_name(name: String) -> std::result::Result<ServerName<'static>, String> {

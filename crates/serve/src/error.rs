@@ -55,6 +55,14 @@ pub enum ServeError {
         /// Whether somebody else has it, or the system refused.
         kind: ErrorKind,
     },
+    /// A file for TLS can not be used.
+    #[error("TLS: {}: {reason}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A TCP socket could not be opened.
     #[error("can not listen on {address}: {source}")]
     Tcp {
@@ -72,7 +80,7 @@ impl ServeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Socket { .. } | Self::Vanished { .. } | Self::TooSlow(_) => ErrorKind::Unavailable,
-            Self::Protocol(_) => ErrorKind::Invalid,
+            Self::Protocol(_) | Self::Tls { .. } => ErrorKind::Invalid,
             Self::Refused { kind, .. } | Self::Unix { kind, .. } => *kind,
             Self::Tcp { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => ErrorKind::Conflict,
             Self::Tcp { .. } => ErrorKind::Unavailable,

@@ -7,7 +7,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `listener`, `socket`, `peer` | accepting within limits, the hand-over between threads, who the client is |
+//! | `listener`, `socket`, `tls`, `peer` | accepting within limits, the hand-over between threads, TLS, who the client is |
 //! | `stopped` | how the process is told to stop |
 //! | `dialect` | what a protocol has to say |
 //! | `connection` | the turns of one connection |
@@ -34,6 +34,7 @@ mod socket;
 mod spin;
 mod stats;
 mod stopped;
+mod tls;
 
 pub use buffers::trim as trim_buffers;
 pub use connection::{Closed, Tuning, serve};
@@ -44,3 +45,4 @@ pub use peer::{Client, Peer};
 pub use socket::{Accepted, Endpoint, Local, Socket, remove_stale};
 pub use stats::{Counts, Operation, Stats};
 pub use stopped::stopped;
+pub use tls::{Carrier, ServerTls, TlsFiles};

@@ -5,15 +5,18 @@
 //! is hung up on at once. Where the system has no descriptor left, accepting pauses: the client waits in the backlog, and nothing spins. A
 //! negotiation is a task with a bounded time, so a client that connects and says nothing holds its slot no longer than that.
 //!
-//! Warnings about floods are bounded too: one a second, with the number of those it stands for.
+//! Warnings about floods are bounded too: one a second, with the number of those it stands for. A client that comes again and again and is turned away
+//! each time for the same reason is told of once in five minutes.
 
 use crate::error::{Result, ServeError, socket};
 use crate::peer::Peer;
 use crate::socket::{Accepted, Endpoint, Listening, Socket};
+use crate::tls::ServerTls;
 use bytes::BytesMut;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -23,6 +26,10 @@ use tracing::{debug, info, warn};
 const PAUSE: Duration = Duration::from_millis(100);
 /// Least time between two warnings of one sort.
 const WARN_EVERY: Duration = Duration::from_secs(1);
+/// Least time between two warnings of one host and one reason.
+const REPEAT_EVERY: Duration = Duration::from_secs(300);
+/// Hosts and reasons that are remembered for that.
+const MOST_REPEATED: usize = 256;
 
 /// The connections that there may be at once.
 #[derive(Clone, Debug)]
@@ -80,6 +87,7 @@ pub trait Greeter: Send + Sync + 'static {
 pub struct Listener {
     listening: Listening,
     endpoint: Endpoint,
+    tls: Option<Arc<ServerTls>>,
 }
 
 impl Listener {
@@ -90,7 +98,13 @@ impl Listener {
     pub async fn open(endpoint: &Endpoint) -> Result<Self> {
         let listening = Listening::open(endpoint).await?;
         let endpoint = listening.endpoint().map_err(socket("opening a listener"))?;
-        Ok(Self { listening, endpoint })
+        Ok(Self { listening, endpoint, tls: None })
+    }
+
+    /// Has clients that come over TCP speak TLS.
+    #[must_use]
+    pub fn under(self, tls: Option<Arc<ServerTls>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Where clients connect, with the port that was chosen.
@@ -119,6 +133,7 @@ impl Listener {
         let protocol = greeter.protocol();
         let mut negotiations = JoinSet::new();
         let (mut refused, mut failed) = (Muffled::default(), Muffled::default());
+        let known = Arc::new(Repeated::default());
         let mut stop = std::pin::pin!(stop);
         loop {
             let accepted = tokio::select! {
@@ -130,8 +145,14 @@ impl Listener {
             match accepted {
                 Ok((connection, peer)) => match slots.take() {
                     Some(slot) => {
-                        let (greeter, deliver) = (Arc::clone(&greeter), deliver.clone());
-                        negotiations.spawn(async move { greet(connection, peer, slot, &*greeter, deliver).await });
+                        let (greeter, deliver, tls) = (Arc::clone(&greeter), deliver.clone(), self.tls.clone());
+                        let known = Arc::clone(&known);
+                        negotiations.spawn(async move {
+                            let greeted = greet(connection, tls.as_deref(), &peer, slot, &*greeter, deliver).await;
+                            if let Err(error) = greeted {
+                                known.tell(protocol, &peer, &error);
+                            }
+                        });
                     }
                     None => refused.warn(|times| {
                         warn!(%peer, protocol, times, "a connection was refused: there are too many");
@@ -156,24 +177,58 @@ impl Listener {
 }
 
 /// Agrees with one client and hands the connection over.
-async fn greet<G, F, D>(mut connection: Socket, peer: Peer, slot: Slot, greeter: &G, deliver: F)
+async fn greet<G, F, D>(
+    connection: Socket,
+    tls: Option<&ServerTls>,
+    peer: &Peer,
+    slot: Slot,
+    greeter: &G,
+    deliver: F,
+) -> Result<()>
 where
     G: Greeter,
     F: Fn(Accepted<G::Agreed>) -> D,
     D: Future<Output = ()> + Send,
 {
-    let protocol = greeter.protocol();
-    match greeter.greet(&mut connection, &peer).await {
-        Ok(None) => {}
-        Ok(Some((agreed, leftover))) => match Accepted::new(connection, peer, agreed, leftover, slot) {
-            Ok(accepted) => deliver(accepted).await,
-            Err(error) => warn!(%error, protocol, "a connection could not be handed over"),
-        },
-        Err(error @ ServeError::Vanished { .. }) => debug!(%peer, protocol, %error, "a client left in the handshake"),
-        Err(ServeError::Socket { source, .. }) => {
-            debug!(%peer, protocol, error = %source, "a client left in the handshake");
+    let mut connection = match tls {
+        Some(tls) => tls.accept(connection).await?,
+        None => connection,
+    };
+    let Some((agreed, leftover)) = greeter.greet(&mut connection, peer).await? else { return Ok(()) };
+    let accepted = Accepted::new(connection, peer.clone(), agreed, leftover, slot);
+    deliver(accepted.map_err(socket("handing it over"))?).await;
+    Ok(())
+}
+
+/// Who was turned away lately, and why.
+#[derive(Debug, Default)]
+struct Repeated(Mutex<BTreeMap<(String, String), Instant>>);
+
+impl Repeated {
+    /// Tells of a client that was turned away: loudly where it is news.
+    fn tell(&self, protocol: &str, peer: &Peer, error: &ServeError) {
+        match error {
+            ServeError::Vanished { .. } | ServeError::Socket { .. } => {
+                debug!(%peer, protocol, %error, "a client left in the handshake");
+            }
+            _ if self.is_news(peer, error) => warn!(%peer, protocol, %error, "a client was turned away"),
+            _ => debug!(%peer, protocol, %error, "a client was turned away again"),
         }
-        Err(error) => warn!(%peer, protocol, %error, "a client was turned away"),
+    }
+
+    fn is_news(&self, peer: &Peer, error: &ServeError) -> bool {
+        let host = peer.address().map_or_else(|| peer.to_string(), |address| address.ip().to_string());
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, told| told.elapsed() < REPEAT_EVERY);
+        if known.len() >= MOST_REPEATED {
+            known.clear();
+        }
+        let what = (host, error.to_string());
+        let is_news = !known.contains_key(&what);
+        if is_news {
+            known.insert(what, Instant::now());
+        }
+        is_news
     }
 }
 
@@ -233,6 +288,21 @@ mod tests {
         muffled.last = muffled.last.and_then(|last| last.checked_sub(WARN_EVERY));
         muffled.warn(|times| said.push(times));
         assert_eq!(said, [1, 1000]);
+    }
+
+    #[test]
+    fn who_comes_again_for_the_same_reason_is_no_news() {
+        let known = Repeated::default();
+        let peer = |text: &str| Peer::tcp(text.parse().unwrap());
+        let token = ServeError::Protocol("the token is wrong".to_owned());
+        assert!(known.is_news(&peer("10.0.0.1:1000"), &token));
+        assert!(!known.is_news(&peer("10.0.0.1:1001"), &token), "another port is the same host");
+        assert!(known.is_news(&peer("10.0.0.2:1000"), &token));
+        assert!(known.is_news(&peer("10.0.0.1:1002"), &ServeError::TooSlow(WARN_EVERY)));
+        for host in 0..1000 {
+            known.is_news(&peer(&format!("10.1.{}.{}:1", host / 256, host % 256)), &token);
+        }
+        assert!(known.0.lock().unwrap().len() <= MOST_REPEATED);
     }
 
     #[test]

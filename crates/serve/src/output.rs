@@ -59,6 +59,10 @@ impl Output {
                 sent => self.sent += sent,
             }
         }
+        if !self.bytes.is_empty() {
+            // Under TLS what was taken is not always with the kernel yet.
+            ready!(Pin::new(&mut *stream).poll_flush(cx))?;
+        }
         self.sent = 0;
         self.bytes.clear();
         if self.bytes.capacity() > KEEP {

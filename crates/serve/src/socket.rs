@@ -9,7 +9,7 @@
 //! client can connect.
 
 use crate::error::{Result, ServeError};
-use crate::{listener::Slot, peer::Peer};
+use crate::{listener::Slot, peer::Peer, tls::Carrier};
 use bytes::BytesMut;
 use std::fmt;
 use std::io;
@@ -21,6 +21,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::server::TlsStream;
 use varve_types::ErrorKind;
 
 /// Connections that the kernel keeps for us until we accept them.
@@ -55,6 +56,8 @@ pub enum Socket {
     Unix(UnixStream),
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TCP, under TLS.
+    Tls(Box<TlsStream<Carrier>>),
 }
 
 impl Socket {
@@ -63,6 +66,10 @@ impl Socket {
         Ok(match self {
             Self::Unix(stream) => StdSocket::Unix(stream.into_std()?),
             Self::Tcp(stream) => StdSocket::Tcp(stream.into_std()?),
+            Self::Tls(mut stream) => {
+                stream.get_mut().0.leave()?;
+                StdSocket::Tls(stream)
+            }
         })
     }
 }
@@ -72,6 +79,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -81,18 +89,21 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -102,6 +113,7 @@ impl AsyncWrite for Socket {
 enum StdSocket {
     Unix(std::os::unix::net::UnixStream),
     Tcp(std::net::TcpStream),
+    Tls(Box<TlsStream<Carrier>>),
 }
 
 /// A negotiated connection on its way to the shard that will serve it. Dropping it hangs up.
@@ -145,6 +157,10 @@ impl<N> Accepted<N> {
         let socket = match socket {
             StdSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
             StdSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            StdSocket::Tls(mut stream) => {
+                stream.get_mut().0.arrive()?;
+                Socket::Tls(stream)
+            }
         };
         Ok(Local { socket, peer, negotiated, leftover, slot })
     }

@@ -33,14 +33,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use varve_config::{CacheSpec, UpConfig, VolumeSpec};
+use varve_config::{CacheSpec, EdgeTls, UpConfig, VolumeSpec};
 use varve_coord::{Coord, CoordError, PoolRecord};
 use varve_engine::{EngineError, Limits, MirrorNodes, PoolStore};
 use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
 use varve_env::{Env, LocalFuture, ObjectStore, SendFuture};
 use varve_format::region::RegionHead;
 use varve_nbd::{HandshakeLimits, NbdGreeter};
-use varve_serve::{Accepted, Endpoint, Listener, Slots};
+use varve_serve::{Accepted, Endpoint, Listener, ServerTls, Slots, TlsFiles};
 use varve_types::{ErrorKind, Overrides, format_size};
 
 /// How often what could not be opened is tried again.
@@ -96,6 +96,11 @@ async fn listen(file: PathBuf, port: Option<SocketAddr>) -> Answer<(Vec<Listener
     Ok((listeners, address))
 }
 
+fn open_tls(tls: &EdgeTls) -> Answer<ServerTls> {
+    let EdgeTls { certificate, key, client_ca } = tls.clone();
+    ServerTls::open(TlsFiles { certificate, key, client_ca }).map_err(listen_error)
+}
+
 /// The address of a listener that has one.
 fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
     match listener.endpoint() {
@@ -107,6 +112,8 @@ fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
 async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
     let (nbd, nbd_listen) = listen(directory.nbd_socket(), config.nbd_listen).await?;
     let (edge, edge_listen) = listen(directory.edge_socket(), config.edge_listen).await?;
+    let edge_tls = config.edge_tls.as_ref().map(open_tls).transpose()?.map(Arc::new);
+    let edge = edge.into_iter().map(|listener| listener.under(edge_tls.clone())).collect();
     let edge_token = edge_listen.map(|_| Token::open(&directory.edge_token())).transpose()?;
     let token_file = directory.path().join("token");
     let api = ApiConfig { unix: directory.api_socket(), tcp: config.api_listen, token_file };

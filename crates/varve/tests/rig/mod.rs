@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use varve_lab::process::{Process, find_program, free_port, wait_until};
 
 /// The edge, as it was built beside the command.
-fn varve_edge() -> Command {
+pub fn varve_edge() -> Command {
     let program = Path::new(env!("CARGO_BIN_EXE_varve")).with_file_name("varve-edge");
     assert!(program.exists(), "{} is not there: `cargo build -p varve-edge` builds it", program.display());
     let mut command = Command::new(program);
