@@ -51,6 +51,8 @@ fn metrics_tell_of_the_mirror(rig: &Rig) {
     for line in [format!("varve_volume_mirror_wanted{labels} 1"), format!("varve_volume_mirror_in_sync{labels} 1")] {
         assert!(told.lines().any(|told| told == line), "{line} is not in {told}");
     }
+    let sent = told.lines().find_map(|line| line.strip_prefix("varve_stage_seconds_count{stage=\"mirror\"} "));
+    assert!(sent.is_some_and(|sent| sent != "0"), "{told}");
     let joined = format!("varve_volume_mirror_joined_total{labels} ");
     let joined = told.lines().find_map(|line| line.strip_prefix(&joined)).unwrap();
     assert!(joined.parse::<u64>().unwrap() > 0, "{joined}");
