@@ -29,8 +29,18 @@ pub fn lab_directory() -> PathBuf {
 /// The cargo that started this program.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_package(&mut command);
     command.current_dir(root());
     command
+}
+
+/// Takes from a command what cargo told this program of its own package. Build scripts that look at that (the one of `ring`) would run again, and all that stands
+/// on them would be built again, whenever a build is begun from a shell and from here in turn.
+pub fn forget_package(command: &mut Command) {
+    let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        command.env_remove(name);
+    }
 }
 
 /// Builds the programs of packages, as they are released or not, and gives where they are.
@@ -113,4 +123,22 @@ impl Package {
 pub fn metadata() -> Result<Metadata> {
     let text = process::output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]), QUICK)?;
     serde_json::from_str(&text).context("reading cargo metadata")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_started_does_not_take_our_package_for_its_own() {
+        let mut command = Command::new("env");
+        command.env("CARGO_PKG_NAME", "xtask");
+        let before = command.output().unwrap();
+        assert!(String::from_utf8_lossy(&before.stdout).contains("CARGO_PKG_NAME="));
+        let mut command = Command::new("env");
+        forget_package(&mut command);
+        let told = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(!told.contains("CARGO_PKG_") && !told.contains("CARGO_MANIFEST_"), "{told}");
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some(), "cargo tells tests of theirs");
+    }
 }

@@ -155,6 +155,7 @@ fn integration(nextest: bool, profile: &str, package: &str, targets: &[&str]) ->
 /// Examples in the documentation, and links in it.
 fn docs(deadline_s: u64) -> Stage {
     let mut command = Command::new("sh");
+    repo::forget_package(&mut command);
     command.current_dir(repo::root()).env("RUSTDOCFLAGS", "-D warnings");
     command.args(["-ec", "cargo test --workspace --doc; cargo doc --workspace --no-deps --document-private-items"]);
     stage("docs", command, deadline_s)
