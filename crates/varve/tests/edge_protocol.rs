@@ -197,7 +197,7 @@ fn whoever_does_not_keep_to_it_is_told_once_and_nobody_else_notices() {
     node.varve(&["volume", "detach", "other", "--yes"]).ok();
     assert!(flooding.join().unwrap() < 200_000, "it stood still until it was hung up on");
     let log = node.log();
-    for (text, times) in [("the token is not that of this node's edges", 3), ("broke the protocol", 1)] {
-        assert!(log.matches(text).count() >= times, "{text}: {log}");
-    }
+    // Of one host and one reason once, however often it came.
+    assert_eq!(log.matches("the token is not that of this node's edges").count(), 1, "{log}");
+    assert!(log.contains("broke the protocol"), "{log}");
 }
