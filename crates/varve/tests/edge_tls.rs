@@ -87,6 +87,7 @@ impl Secured {
             "--iodepth=32",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--output-format=terse",
         ];
         run("fio", "fio", &load).ok();
