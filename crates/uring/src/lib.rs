@@ -114,11 +114,8 @@ async fn drive(shared: Rc<Shared>, watched: AsyncFd<Watched>) {
         tokio::select! {
             () = shared.changed.notified() => {}
             ready = watched.readable() => match ready {
-                // The runtime knows whether more came meanwhile.
-                Ok(mut ready) => {
-                    shared.kernel.reap();
-                    ready.clear_ready();
-                }
+                // Before they are told of: what comes from here on is noticed anew.
+                Ok(mut ready) => ready.clear_ready(),
                 // The runtime ends.
                 Err(_) => return,
             },
