@@ -6,7 +6,7 @@
 //!
 //! How etcd's own keys go together is checked by its client (`varve_etcd`), which is given them as they are.
 
-use crate::{ConfigError, FileConfig};
+use crate::{ConfigError, FileConfig, given};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use varve_coord::{DEFAULT_PREFIX, LEASE_TTL, MAX_ADDRESSES};
@@ -62,26 +62,23 @@ pub struct EtcdKeys {
 
 /// The part of clusters of what is in force: flags before the file.
 pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<ClusterConfig>, ConfigError> {
-    macro_rules! given {
-        ($key:ident) => {
-            flags.$key.clone().or_else(|| file.$key.clone())
-        };
-    }
-    let prefix = given!(etcd_prefix);
+    let prefix = given(&flags.etcd_prefix, &file.etcd_prefix);
     let is_prefix = prefix.is_some();
     let etcd = EtcdKeys {
-        endpoints: given!(etcd).unwrap_or_default(),
+        endpoints: given(&flags.etcd, &file.etcd).unwrap_or_default(),
         prefix: prefix.unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
-        ca: given!(etcd_ca),
-        certificate: given!(etcd_cert),
-        key: given!(etcd_key),
-        user: given!(etcd_user),
-        password_file: given!(etcd_password_file),
+        ca: given(&flags.etcd_ca, &file.etcd_ca),
+        certificate: given(&flags.etcd_cert, &file.etcd_cert),
+        key: given(&flags.etcd_key, &file.etcd_key),
+        user: given(&flags.etcd_user, &file.etcd_user),
+        password_file: given(&flags.etcd_password_file, &file.etcd_password_file),
     };
-    let (rack, site) = (given!(rack), given!(site));
-    let (edge_advertise, alive_ttl) = (given!(edge_advertise), given!(alive_ttl));
-    let (mirror_listen, mirror_advertise) = (given!(mirror_listen), given!(mirror_advertise));
-    let mirror_ram = given!(mirror_ram);
+    let (rack, site) = (given(&flags.rack, &file.rack), given(&flags.site, &file.site));
+    let (edge_advertise, alive_ttl) =
+        (given(&flags.edge_advertise, &file.edge_advertise), given(&flags.alive_ttl, &file.alive_ttl));
+    let (mirror_listen, mirror_advertise) =
+        (given(&flags.mirror_listen, &file.mirror_listen), given(&flags.mirror_advertise, &file.mirror_advertise));
+    let mirror_ram = given(&flags.mirror_ram, &file.mirror_ram);
     if etcd.endpoints.is_empty() {
         let set = [
             ("etcd-prefix", is_prefix),

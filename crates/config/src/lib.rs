@@ -347,6 +347,11 @@ impl UpConfig {
     }
 }
 
+/// What a flag says, or else the file.
+fn given<T: Clone>(flag: &Option<T>, file: &Option<T>) -> Option<T> {
+    flag.clone().or_else(|| file.clone())
+}
+
 /// The key on a line, for the message; nothing where the line has none.
 fn key_of(text: &str, line: usize) -> String {
     let line = text.lines().nth(line - 1).unwrap_or("");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What edges over TCP speak TLS with. The files are read when the node starts; here is how the keys go together.
 
-use crate::{ConfigError, FileConfig};
+use crate::{ConfigError, FileConfig, given};
 use std::path::PathBuf;
 
 /// The files of a node for TLS with edges, all in PEM.
@@ -17,9 +17,9 @@ pub struct EdgeTls {
 
 /// That part of what is in force: flags before the file.
 pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<EdgeTls>, ConfigError> {
-    let certificate = flags.edge_tls_cert.clone().or_else(|| file.edge_tls_cert.clone());
-    let key = flags.edge_tls_key.clone().or_else(|| file.edge_tls_key.clone());
-    let client_ca = flags.edge_tls_client_ca.clone().or_else(|| file.edge_tls_client_ca.clone());
+    let certificate = given(&flags.edge_tls_cert, &file.edge_tls_cert);
+    let key = given(&flags.edge_tls_key, &file.edge_tls_key);
+    let client_ca = given(&flags.edge_tls_client_ca, &file.edge_tls_client_ca);
     match (certificate, key) {
         (Some(certificate), Some(key)) => Ok(Some(EdgeTls { certificate, key, client_ca })),
         (None, None) if client_ca.is_none() => Ok(None),
