@@ -6,6 +6,7 @@
 //!
 //! How etcd's own keys go together is checked by its client (`varve_etcd`), which is given them as they are.
 
+use crate::tls::{self, NodeTls};
 use crate::{ConfigError, FileConfig, given};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub struct ClusterConfig {
     pub mirror_listen: Option<SocketAddr>,
     /// Where they reach that; the address that it listens on where nothing is said.
     pub mirror_advertise: Option<String>,
+    /// What nodes speak TLS with among each other; none: they speak none.
+    pub tls: Option<NodeTls>,
     /// RAM for such copies, in bytes.
     pub mirror_ram_bytes: u64,
     /// For how long it counts as alive without news of it.
@@ -79,6 +82,7 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
     let (mirror_listen, mirror_advertise) =
         (given(&flags.mirror_listen, &file.mirror_listen), given(&flags.mirror_advertise, &file.mirror_advertise));
     let mirror_ram = given(&flags.mirror_ram, &file.mirror_ram);
+    let tls = tls::resolve_nodes(flags, file)?;
     if etcd.endpoints.is_empty() {
         let set = [
             ("etcd-prefix", is_prefix),
@@ -93,6 +97,7 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
             ("mirror-listen", mirror_listen.is_some()),
             ("mirror-advertise", mirror_advertise.is_some()),
             ("mirror-ram", mirror_ram.is_some()),
+            ("node-tls-cert", tls.is_some()),
             ("alive-ttl", alive_ttl.is_some()),
         ];
         return match set.into_iter().find(|(_, is_set)| *is_set) {
@@ -107,6 +112,7 @@ pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<Cl
         edge_advertise: edge_advertise.unwrap_or_default(),
         mirror_listen: mirror_listen.and_then(|listen| listen.0),
         mirror_advertise,
+        tls,
         mirror_ram_bytes: mirror_ram.map_or(MIRROR_RAM, |bytes| bytes.0),
         alive_ttl_ms: alive_ttl.map_or(ALIVE_TTL_MS, |ttl| ttl.0),
     };
@@ -212,6 +218,9 @@ mod tests {
             (format!("{etcd}alive-ttl = '10ms'"), "alive-ttl"),
             (format!("{etcd}alive-ttl = '1h'"), "alive-ttl"),
             (format!("{etcd}site = ''"), "site"),
+            ("node-tls-cert = '/c'\nnode-tls-key = '/k'\nnode-tls-ca = '/a'".to_owned(), "node-tls-cert"),
+            (format!("{etcd}node-tls-cert = '/c'\nnode-tls-ca = '/a'"), "node-tls-key is missing"),
+            (format!("{etcd}node-tls-key = '/k'"), "node-tls-cert and node-tls-ca"),
             (format!("{etcd}edge-listen = '0.0.0.0:1'"), "edge-advertise"),
             (format!("{etcd}edge-advertise = ['a:1']"), "edge-listen"),
             (format!("{etcd}edge-listen = '127.0.0.1:1'\nedge-advertise = ['a']"), "HOST:PORT"),

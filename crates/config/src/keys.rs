@@ -193,7 +193,7 @@ pub const KEYS: &[Key] = &[
         takes: "`ADDRESS:PORT` or `none`",
         default: "none",
         flag: Some("--mirror-listen"),
-        about: "Where other nodes of the cluster send copies of the tails of their volumes, which this one keeps in RAM and takes over with. A volume's setting `mirror` says whether it wants that.",
+        about: "Where other nodes of the cluster send copies of the tails of their volumes, which this one keeps in RAM, or in its journals, and takes over with. A volume's settings `mirror` and `mirror-medium` say whether it wants that, and where.",
     },
     Key {
         name: "mirror-advertise",
@@ -204,12 +204,37 @@ pub const KEYS: &[Key] = &[
         about: "Where other nodes reach that. Has to be said where `mirror-listen` is a wildcard.",
     },
     Key {
+        name: "node-tls-cert",
+        example: r#""/etc/varve/node.pem""#,
+        takes: "path",
+        default: "none: nodes speak no TLS with each other",
+        flag: None,
+        about: "The certificate that this node shows to the other nodes of the cluster, whichever of the two connects, and those between it and an authority (PEM): it is for the host of `mirror-advertise`. All nodes have to speak TLS then. \
+                This and the next two files are read anew, once a minute at most.",
+    },
+    Key {
+        name: "node-tls-key",
+        example: r#""/etc/varve/node-key.pem""#,
+        takes: "path",
+        default: "none",
+        flag: None,
+        about: "The key of that certificate (PEM).",
+    },
+    Key {
+        name: "node-tls-ca",
+        example: r#""/etc/varve/node-ca.pem""#,
+        takes: "path",
+        default: "none",
+        flag: None,
+        about: "The authorities that the other nodes have to have a certificate of (PEM), beside the cluster's own token.",
+    },
+    Key {
         name: "mirror-ram",
         example: r#""1G""#,
         takes: "size, up to 1T",
         default: "1G",
         flag: None,
-        about: "RAM for such copies, at most; where there is no room for another one, volumes find another mirror.",
+        about: "RAM for such copies, at most; where there is no room for another one, volumes find another mirror. Copies in RAM and in journals together take a quarter of the journals at most.",
     },
     Key {
         name: "alive-ttl",

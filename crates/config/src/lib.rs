@@ -12,7 +12,7 @@ mod values;
 
 pub use cluster::{ClusterConfig, EtcdKeys};
 pub use keys::{KEYS, Key};
-pub use tls::EdgeTls;
+pub use tls::{EdgeTls, NodeTls};
 pub use values::{Bytes, CacheSpec, Duration, JournalSpec, Listen, LogFormat, VolumeSpec};
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,12 @@ pub struct FileConfig {
     pub mirror_listen: Option<Listen>,
     /// Where other nodes reach that.
     pub mirror_advertise: Option<String>,
+    /// The certificate that other nodes are shown.
+    pub node_tls_cert: Option<PathBuf>,
+    /// The key of that.
+    pub node_tls_key: Option<PathBuf>,
+    /// The authorities that other nodes have to have a certificate of.
+    pub node_tls_ca: Option<PathBuf>,
     /// RAM for such copies.
     pub mirror_ram: Option<Bytes>,
     /// For how long it counts as alive without news of it.

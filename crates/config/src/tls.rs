@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What edges over TCP speak TLS with. The files are read when the node starts; here is how the keys go together.
+//! What edges over TCP, and the nodes of a cluster among each other, speak TLS with. The files are read when the node starts; here is how the keys go together.
 
 use crate::{ConfigError, FileConfig, given};
 use std::path::PathBuf;
@@ -15,7 +15,41 @@ pub struct EdgeTls {
     pub client_ca: Option<PathBuf>,
 }
 
-/// That part of what is in force: flags before the file.
+/// The files of a node for TLS with other nodes, all in PEM: each shows the others its certificate, whoever has connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeTls {
+    /// The node's certificate.
+    pub certificate: PathBuf,
+    /// The key of that.
+    pub key: PathBuf,
+    /// The authorities that other nodes have to have a certificate of.
+    pub ca: PathBuf,
+}
+
+/// The part of other nodes.
+pub(super) fn resolve_nodes(flags: &FileConfig, file: &FileConfig) -> Result<Option<NodeTls>, ConfigError> {
+    let certificate = given(&flags.node_tls_cert, &file.node_tls_cert);
+    let key = given(&flags.node_tls_key, &file.node_tls_key);
+    let ca = given(&flags.node_tls_ca, &file.node_tls_ca);
+    match (certificate, key, ca) {
+        (Some(certificate), Some(key), Some(ca)) => Ok(Some(NodeTls { certificate, key, ca })),
+        (None, None, None) => Ok(None),
+        (certificate, key, ca) => {
+            let all = [
+                ("node-tls-cert", certificate.is_some()),
+                ("node-tls-key", key.is_some()),
+                ("node-tls-ca", ca.is_some()),
+            ];
+            let missing: Vec<_> = all.into_iter().filter(|(_, is_set)| !is_set).map(|(key, _)| key).collect();
+            let missing = missing.join(" and ");
+            Err(ConfigError::new(format!(
+                "nodes speak TLS with all of its three keys, or with none: {missing} is missing"
+            )))
+        }
+    }
+}
+
+/// The part of edges: flags before the file.
 pub(super) fn resolve(flags: &FileConfig, file: &FileConfig) -> Result<Option<EdgeTls>, ConfigError> {
     let certificate = given(&flags.edge_tls_cert, &file.edge_tls_cert);
     let key = given(&flags.edge_tls_key, &file.edge_tls_key);

@@ -154,6 +154,9 @@ pub struct VolumeRecord {
     /// The node that runs it. Of a cluster of one node nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<NodeId>,
+    /// Whether it was taken from another node by force, and not opened since: what was promised there may be lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
     /// Who has a copy of its unsealed tail that counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorRecord>,
@@ -170,7 +173,7 @@ pub struct VolumeRecord {
 pub struct MirrorRecord {
     /// The node.
     pub node: NodeId,
-    /// Its process: another one has lost the copy.
+    /// What the copy lives and dies with, the node's process or what that has on disk: a copy of another one has lost something.
     pub incarnation: IncarnationId,
     /// The timeline that it is a copy of: counts for nothing but that.
     pub timeline: TimelineId,

@@ -21,6 +21,6 @@ mod volume;
 mod waiters;
 
 pub use stats::{Counts, Operation, Stats};
-pub use tls::{Tls, TlsOptions};
 pub use transport::{Sockets, Stream, Transport};
+pub use varve_serve::{ClientTls, ClientTlsFiles};
 pub use volume::{Edge, Options, Stat, Volume};

@@ -3,13 +3,14 @@
 //!
 //! An address is `HOST:PORT`, or `unix:PATH`. TCP connections do not wait to fill their packets.
 
-use crate::tls::Tls;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use varve_env::LocalFuture;
+use varve_serve::ClientTls;
 
 /// Names that are looked up at once.
 static LOOK_UPS: Semaphore = Semaphore::const_new(8);
@@ -34,13 +35,13 @@ pub trait Transport {
 /// Sockets of the system.
 #[derive(Clone, Debug, Default)]
 pub struct Sockets {
-    tls: Option<Tls>,
+    tls: Option<Arc<ClientTls>>,
 }
 
 impl Sockets {
     /// With TLS on TCP connections if there is any; unix sockets need none.
     #[must_use]
-    pub const fn new(tls: Option<Tls>) -> Self {
+    pub const fn new(tls: Option<Arc<ClientTls>>) -> Self {
         Self { tls }
     }
 }

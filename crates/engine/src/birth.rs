@@ -9,7 +9,7 @@
 use crate::context::Context;
 use crate::manifests::{PoolStore, put_manifest, reference};
 use crate::overlay::{Overlay, Stratum};
-use crate::recover::{Opening, assemble};
+use crate::recover::{Opening, Tail, assemble};
 use crate::snapshot::Base;
 use crate::timeline::{Data, Timeline, fenced};
 use crate::volume::{SnapshotInfo, Volume};
@@ -286,7 +286,7 @@ impl Volume {
         let dead = self.closed.borrow().get(&id).map(|closed| closed.manifest.dead.clone()).unwrap_or_default();
         // The opening writes manifests of it, also where the undo fails then.
         let _forgotten = Forgotten { volume: self, timeline: id };
-        let old = Self::open_one(&self.context, &self.pool, &self.pool_settings(), &record, id, false).await?;
+        let old = Self::open_one(&self.context, &self.pool, &self.pool_settings(), &record, id, Tail::None).await?;
         {
             // The manifest before it was hidden is in no list in the store yet.
             let listed = &mut old.data.borrow_mut().manifest.dead;

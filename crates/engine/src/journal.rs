@@ -14,7 +14,7 @@
 //! - Whatever a trim passes is in the store, and the journal says so behind the trim: each timeline that has put segments which no manifest names
 //!   yet has a record of how far they go. A segment that the store loses is so missed at the next opening. Or it stands once more behind the trim.
 //! - A batch, which is written as one, lies within one lap.
-//! - Writers leave a part of the ring to [`carry`].
+//! - Writers leave a part of the ring to [`carry`], and what other nodes were promised for copies to these.
 //! - After a failed write or sync nothing is appended any more. A second sync would prove nothing, so none is
 //!   tried.
 //!
@@ -35,7 +35,7 @@ use crate::signal::Signal;
 use crate::stages::{Stage, Stages};
 use crate::{EngineError, Result};
 use bytes::Bytes;
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::ops::Range;
@@ -81,6 +81,15 @@ pub(crate) trait Keeper {
     /// Records stand elsewhere now, on stable media: places and pins follow. They are in the order of their old positions; what is not needed any
     /// more is passed over.
     fn moved(&self, moved: &[Moved]);
+}
+
+/// What copies of other nodes' changes may take of a journal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Promised {
+    /// Bytes in all.
+    pub all: u64,
+    /// Those of them that are not used yet.
+    pub unused: u64,
 }
 
 /// A record that was appended.
@@ -143,6 +152,7 @@ pub(crate) struct Journal {
     /// The most that may be unsynced: `MAX_UNSYNCED`, or less in a small ring.
     max_unsynced: u64,
     state: RefCell<State>,
+    promised: Cell<Promised>,
     /// Times, of the shard's other stages too.
     stages: Rc<Stages>,
     keeper: OnceCell<Box<dyn Keeper>>,
@@ -211,6 +221,7 @@ impl Journal {
             ring: superblock.ring,
             max_unsynced: MAX_UNSYNCED.min(superblock.ring / 4),
             state: RefCell::new(state),
+            promised: Cell::default(),
             stages,
             keeper: OnceCell::new(),
             changed: Signal::default(),
@@ -243,11 +254,31 @@ impl Journal {
         (self.ring, state.head - state.superblock.trim)
     }
 
-    /// Whether records of so many bytes fit now, in the ring and within what may be unsynced.
+    /// Says what was promised for copies of other nodes' changes.
+    pub fn promise(&self, promised: Promised) {
+        self.promised.set(promised);
+        self.changed.ring();
+    }
+
+    /// Bytes of the ring that are promised for these.
+    pub fn promised(&self) -> u64 {
+        self.promised.get().all
+    }
+
+    /// Whether records of so many bytes fit now, in the ring and within what may be unsynced, beside what was promised.
     pub fn has_room(&self, bytes: u64) -> bool {
+        self.has_room_beside(bytes, self.promised.get().unused)
+    }
+
+    /// The same, for what was promised.
+    pub fn has_foreign_room(&self, bytes: u64) -> bool {
+        self.has_room_beside(bytes, 0)
+    }
+
+    fn has_room_beside(&self, bytes: u64, promised: u64) -> bool {
         let state = self.state.borrow();
         let is_synced_enough = state.head + bytes <= state.synced + self.max_unsynced;
-        state.failed.is_some() || (is_synced_enough && self.fits_ring(&state, bytes))
+        state.failed.is_some() || (is_synced_enough && self.fits_ring(&state, bytes + promised))
     }
 
     /// Whether records of so many bytes fit now into the ring.
@@ -259,9 +290,18 @@ impl Journal {
 
     /// Waits until records of so many bytes fit, or the journal failed.
     pub async fn room(self: &Rc<Self>, bytes: u64) {
+        self.until_room(|| self.has_room(bytes)).await;
+    }
+
+    /// The same, for what was promised.
+    pub async fn foreign_room(self: &Rc<Self>, bytes: u64) {
+        self.until_room(|| self.has_foreign_room(bytes)).await;
+    }
+
+    async fn until_room(self: &Rc<Self>, has_room: impl Fn() -> bool) {
         self.changed
             .until(|| {
-                if self.has_room(bytes) {
+                if has_room() {
                     return Some(());
                 }
                 self.start_sync();

@@ -76,8 +76,8 @@ pub use journals::{JournalCounts, JournalDisk, JournalRole};
 pub use manifests::PoolStore;
 pub use map_ram::MapCounts;
 pub use mirror::{
-    BeginCopy, Begun, Copies, CopyCounts, Delivery, Fetched, MirrorCounts, MirrorNodes, MirrorPeer, MirrorPhase,
-    MirrorState, TailRecord,
+    BeginCopy, Begun, Copies, CopyCounts, Delivery, DiskCopies, Fetched, MirrorCounts, MirrorNodes, MirrorPeer,
+    MirrorPhase, MirrorState, Release, TailRecord,
 };
 pub use pressure::SlowCounts;
 pub use rewind::{RewindPoint, RewindPoints};

@@ -127,7 +127,7 @@ impl Context {
             Rc::ptr_eq(&timeline.journal, journal) && timeline.data.borrow().backlog() > ring / LITTLE
         };
         let writers = timelines.values().filter_map(Weak::upgrade).filter(writes).count() as u64;
-        ring / 10 * 8 / writers.max(1)
+        (ring / 10 * 8).saturating_sub(journal.promised()) / writers.max(1)
     }
 }
 

@@ -69,8 +69,19 @@ pub(crate) struct Opening {
     pub show_number: u64,
 }
 
-/// Opens a timeline, with the tail that the journal has of it or without.
-pub(crate) async fn open(opening: Opening, has_tail: bool) -> Result<Rc<Timeline>> {
+/// What the journals have of a timeline that is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// Nothing: all of it was put.
+    None,
+    /// Everything that was promised and is not in the store.
+    Whole,
+    /// What a copy has left of what another node has run: what it lacks is lost, as a person was told.
+    Left,
+}
+
+/// Opens a timeline, with what the journals have of it.
+pub(crate) async fn open(opening: Opening, tail: Tail) -> Result<Rc<Timeline>> {
     let store = Arc::clone(&opening.pool.store);
     let mut old = load_manifest(&store, opening.timeline, opening.manifest).await.map_err(missing_is_corrupt)?;
     old.show_number = old.show_number.max(opening.show_number);
@@ -78,12 +89,15 @@ pub(crate) async fn open(opening: Opening, has_tail: bool) -> Result<Rc<Timeline
     timeline.load_table(&old).await.map_err(missing_is_corrupt)?;
     timeline.load_inherited(&old).await?;
     timeline.load_rows(&old).await?;
-    if has_tail {
+    if tail != Tail::None {
         timeline.gather_strays(&old).await?;
     }
     // Only now, and in one step with the pins of the layers: until then the tail may be carried.
-    let tail = if has_tail { timeline.context.journals.tails(&timeline.journal).of(timeline.id) } else { Vec::new() };
-    let loaded = timeline.load_tail(&old, tail);
+    let found = match tail {
+        Tail::None => Vec::new(),
+        Tail::Whole | Tail::Left => timeline.context.journals.tails(&timeline.journal).of(timeline.id),
+    };
+    let loaded = timeline.load_tail(&old, found, tail);
     let closed = if loaded.is_ok() { timeline.close_epoch(&old).await } else { loaded };
     closed.inspect_err(|_| timeline.let_go())?;
     timeline.seal_now();
@@ -347,6 +361,7 @@ impl Timeline {
             record.note_end(end);
             if record.shown == end.timeline && !planted(Mutant::OpenKeepsMirror) {
                 record.mirror = None;
+                record.forced = false;
             }
             Ok(())
         };

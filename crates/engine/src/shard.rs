@@ -35,7 +35,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use varve_coord::{Coord, Records};
+use varve_coord::{Coord, Records, VolumeRecord};
 use varve_env::{CacheDevice, Disk, Env};
 use varve_types::{Epoch, ErrorKind, Name, NodeId, Overrides, VolumeId};
 
@@ -281,6 +281,12 @@ impl Shard {
         let records = Records::new(&*self.context.coord).list_volumes().await?;
         let mut failed = Vec::new();
         let mut known = std::collections::BTreeSet::new();
+        let node = self.context.node.get();
+        let is_kept = |record: &&VolumeRecord| {
+            record.counting_mirror().is_some_and(|mirror| Some(mirror.node) == node) && record.owner != node
+        };
+        let named = records.iter().map(|(record, _)| record).filter(is_kept);
+        self.context.recover_copies(named.map(|record| (record.shown, record.epoch)));
         for (record, _) in records {
             known.extend(record.timelines.iter().map(|t| t.id));
             if record.deleted.is_none()
@@ -292,7 +298,7 @@ impl Shard {
         }
         // Records of timelines that are no more, or that were put whole before they were hidden, keep no room.
         let waits = |timeline| !failed.is_empty() && known.contains(&timeline);
-        self.context.journals.retain_tails(waits);
+        self.context.retain_tails(waits);
         Ok(failed)
     }
 
@@ -346,7 +352,7 @@ impl Shard {
     pub fn mirror_on(&self, nodes: Rc<dyn MirrorNodes>, copies: Rc<Copies>) {
         let journals = self.journals();
         let stay = || journals.iter().filter(|journal| !journal.leaving).map(|journal| journal.bytes);
-        copies.fit(stay().min().unwrap_or(0), stay().sum());
+        copies.set_shard(&self.context, stay().min().unwrap_or(0), stay().sum());
         self.context.mirrors.replace(Some(nodes));
         self.context.copies.replace(Some(copies));
     }
@@ -356,7 +362,10 @@ impl Shard {
         let (record, _) = Records::new(&*self.context.coord).load_volume(id).await?;
         let (pool, settings) = self.pool(&record.pool)?;
         let volume = Volume::open(Rc::clone(&self.context), pool, settings, id, claim).await?;
-        self.context.journals.retain_tails(|timeline| timeline != record.shown);
+        if let Some(copies) = &*self.context.copies.borrow() {
+            copies.is_own_now(record.shown);
+        }
+        self.context.retain_tails(|timeline| timeline != record.shown);
         Ok(volume)
     }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a start has found in the journal of timelines that are not open: each of these records is kept until its timeline has been opened.
+//! What the journal has of timelines that are not open: what a start has found there, each record of which is kept until its timeline has been opened; and copies of
+//! other nodes' changes ([`crate::mirror`]).
 //!
 //! Always holds: the lowest record of each tail is pinned; of copies of one record the last is kept and the others are forgotten; a record stands
 //! where the tail says, also after it was carried.
@@ -82,6 +83,31 @@ impl Tails {
             after.into_iter().for_each(|pin| journal.pin(pin));
             before.into_iter().for_each(|pin| journal.unpin(pin));
         }
+    }
+
+    /// Takes out the records of an epoch of a timeline up to a change: nobody needs them any more.
+    pub fn release(
+        &self,
+        journal: &Rc<Journal>,
+        timeline: TimelineId,
+        epoch: Epoch,
+        through: Sequence,
+    ) -> Vec<Replayed> {
+        let mut tails = self.tails.borrow_mut();
+        let Some(tail) = tails.get_mut(&timeline) else { return Vec::new() };
+        let before = tail.pin();
+        let is_gone = |_: &u64, it: &mut Replayed| it.record.epoch == epoch && it.record.sequence <= through;
+        let gone: Vec<_> = tail.records.extract_if(.., is_gone).map(|(_, it)| it).collect();
+        let after = tail.pin();
+        if after.is_none() {
+            tails.remove(&timeline);
+        }
+        drop(tails);
+        if before != after {
+            after.into_iter().for_each(|pin| journal.pin(pin));
+            before.into_iter().for_each(|pin| journal.unpin(pin));
+        }
+        gone
     }
 
     /// The records of a timeline, as they stand now.

@@ -11,7 +11,7 @@ use crate::manifests::PoolStore;
 use crate::mirror::MirrorState;
 use crate::pressure::SlowCounts;
 use crate::rate::RateLimiter;
-use crate::recover::{Opening, open};
+use crate::recover::{Opening, Tail, open};
 use crate::timeline::Timeline;
 use crate::waits::WaitCounts;
 use crate::{EngineError, Result, TableTotals};
@@ -136,6 +136,7 @@ async fn raise_epoch(context: &Context, known: &VolumeRecord, writer: WriterId, 
             return Err(EngineError::new(ErrorKind::Fenced, text));
         }
         reached_if(claim == Claim::Mirror, Branch::TakenAsMirror);
+        record.forced |= matches!(claim, Claim::Forced(_)) && record.owner != context.node.get();
         record.owner = context.node.get();
         raise(record, writer);
         Ok(())
@@ -153,9 +154,13 @@ async fn claimed(context: &Context, id: VolumeId, writer: WriterId, claim: Claim
     let raised = raise_epoch(context, &known, writer, claim).await;
     let record = raised.inspect_err(|_| {
         if claim == Claim::Mirror {
-            context.journals.retain_tails(|timeline| timeline != known.shown);
+            context.retain_tails(|timeline| timeline != known.shown);
         }
     })?;
+    if let Some(copies) = &*context.copies.borrow() {
+        // An owner of before that has heard of nothing begins no copy in the place of what this one builds on.
+        copies.fence(record.shown, record.epoch)?;
+    }
     if claim == Claim::Own {
         context.adopt_from_mirror(&record, record.epoch).await?;
     }
@@ -184,7 +189,8 @@ impl Volume {
         let writer = WriterId(u64::from_le_bytes(writer));
         pool.check().await?;
         let record = claimed(&context, id, writer, claim).await?;
-        let timeline = Self::open_one(&context, &pool, &pool_settings, &record, record.shown, true).await?;
+        let tail = if record.forced { Tail::Left } else { Tail::Whole };
+        let timeline = Self::open_one(&context, &pool, &pool_settings, &record, record.shown, tail).await?;
         let this = Self::with(context, pool, pool_settings, record, timeline);
         this.know_closed().await;
         Ok(this)
@@ -213,7 +219,7 @@ impl Volume {
         pool_settings: &Overrides,
         record: &VolumeRecord,
         timeline: TimelineId,
-        has_tail: bool,
+        tail: Tail,
     ) -> Result<Rc<Timeline>> {
         let manifest = record.timeline(timeline).and_then(|t| t.manifest);
         let Some(manifest) = manifest else {
@@ -232,7 +238,7 @@ impl Volume {
             manifest,
             show_number: if timeline == record.shown { record.show_number } else { 0 },
         };
-        open(opening, has_tail).await
+        open(opening, tail).await
     }
 
     /// The timeline that it shows.

@@ -353,9 +353,7 @@ impl Timeline {
             timed.get_or_insert_with(|| self.context.timed(Stage::Room));
             self.context.make_room();
             if !self.mirror.has_room(journal_need(op)) {
-                // Room comes with what it has and the store has too.
                 self.mirror_send();
-                self.seal_now();
             }
             if self.context.is_ram_full() {
                 reached(Branch::WaitForRam);

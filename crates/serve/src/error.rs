@@ -63,6 +63,9 @@ pub enum ServeError {
         /// Why not.
         reason: String,
     },
+    /// What a server is to be called can be nobody's name.
+    #[error("TLS: {0:?} is no name that a certificate can be for")]
+    TlsName(String),
     /// A TCP socket could not be opened.
     #[error("can not listen on {address}: {source}")]
     Tcp {
@@ -80,7 +83,7 @@ impl ServeError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Socket { .. } | Self::Vanished { .. } | Self::TooSlow(_) => ErrorKind::Unavailable,
-            Self::Protocol(_) | Self::Tls { .. } => ErrorKind::Invalid,
+            Self::Protocol(_) | Self::Tls { .. } | Self::TlsName(_) => ErrorKind::Invalid,
             Self::Refused { kind, .. } | Self::Unix { kind, .. } => *kind,
             Self::Tcp { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => ErrorKind::Conflict,
             Self::Tcp { .. } => ErrorKind::Unavailable,

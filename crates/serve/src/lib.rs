@@ -45,4 +45,4 @@ pub use peer::{Client, Peer};
 pub use socket::{Accepted, Endpoint, Local, Socket, remove_stale};
 pub use stats::{Counts, Operation, Stats};
 pub use stopped::stopped;
-pub use tls::{Carrier, ServerTls, TlsFiles};
+pub use tls::{Carrier, ClientTls, ClientTlsFiles, ServerTls, TlsFault, TlsFiles};

@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-//! TLS for those who connect over TCP.
+//! TLS over TCP: for those who connect here, and for whom this process connects to ([`client`]).
 //!
-//! [`ServerTls`] owns what the server shows and whom it believes. The files are read anew once a minute at most, when somebody connects, so a certificate that was
+//! [`ServerTls`] owns what the server shows and whom it believes. The files are read anew once a minute at most, when somebody connects ([`renewed`]), so a certificate that was
 //! renewed is in use without a restart; files that can not be used any more are warned of, and the last good ones stay in use.
 //!
 //! The handshake is made on the control runtime, within a bounded time; the shard then serves the same session of TLS: its [`Carrier`] takes the socket off one
 //! runtime and puts it on the other. Always holds: a carrier is on a runtime whenever it is read or written.
 
+mod client;
+mod pem;
+mod renewed;
+
+pub use client::{ClientTls, ClientTlsFiles, TlsFault};
+
+use self::renewed::Renewed;
 use crate::error::{Result, ServeError};
 use crate::socket::Socket;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// For how long a handshake may take.
 const TIME: Duration = Duration::from_secs(10);
-/// How old what was read of the files may become.
-const AGE: Duration = Duration::from_secs(60);
-/// Largest file that is read.
-const MOST_FILE: u64 = 4 << 20;
 
 /// The files of a server that speaks TLS, all in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub struct TlsFiles {
 #[derive(Debug)]
 pub struct ServerTls {
     files: TlsFiles,
-    known: Mutex<(Instant, Arc<ServerConfig>)>,
+    known: Renewed<ServerConfig>,
 }
 
 impl ServerTls {
@@ -55,20 +56,12 @@ impl ServerTls {
     /// # Errors
     /// When one can not be read, or does not hold what it should.
     pub fn open(files: TlsFiles) -> Result<Self> {
-        let config = Arc::new(read(&files)?);
-        Ok(Self { files, known: Mutex::new((Instant::now(), config)) })
+        let known = Renewed::new(read(&files)?);
+        Ok(Self { files, known })
     }
 
     fn config(&self) -> Arc<ServerConfig> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.0.elapsed() >= AGE {
-            known.0 = Instant::now();
-            match read(&self.files) {
-                Ok(config) => known.1 = Arc::new(config),
-                Err(error) => tracing::warn!(%error, "TLS goes on with what the files held before"),
-            }
-        }
-        Arc::clone(&known.1)
+        self.known.get(|| read(&self.files))
     }
 
     /// Shakes hands with who has connected. A unix socket stays what it is.
@@ -79,7 +72,7 @@ impl ServerTls {
         };
         let handshake = TlsAcceptor::from(self.config()).accept(Carrier::Here(stream));
         match tokio::time::timeout(TIME, handshake).await {
-            Ok(Ok(stream)) => Ok(Socket::Tls(Box::new(stream))),
+            Ok(Ok(stream)) => Ok(Socket::Tls(Box::new(stream.into()))),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(ServeError::Protocol(format!("TLS: {error}")))
             }
@@ -92,44 +85,19 @@ impl ServerTls {
 fn read(files: &TlsFiles) -> Result<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
     let wrong = |path: &Path, reason: String| ServeError::Tls { path: path.to_owned(), reason };
-    let chain = certificates(&files.certificate)?;
-    check_size(&files.key)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| wrong(&files.key, error.to_string()))?;
+    let (chain, key) = (pem::certificates(&files.certificate)?, pem::key(&files.key)?);
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| wrong(&files.certificate, error.to_string()))?;
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|error| wrong(path, error.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let roots = Arc::new(pem::roots(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             builder.with_client_cert_verifier(verifier.map_err(|error| wrong(path, error.to_string()))?)
         }
     };
     builder.with_single_cert(chain, key).map_err(|error| wrong(&files.certificate, error.to_string()))
-}
-
-fn check_size(path: &Path) -> Result<()> {
-    let fail = |reason: String| ServeError::Tls { path: path.to_owned(), reason };
-    let found = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?;
-    if found.len() > MOST_FILE {
-        return Err(fail(format!("larger than {} MiB", MOST_FILE >> 20)));
-    }
-    Ok(())
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    check_size(path)?;
-    let fail = |reason: String| ServeError::Tls { path: path.to_owned(), reason };
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>);
-    let read = read.map_err(|error| fail(error.to_string()))?;
-    if read.is_empty() {
-        return Err(fail("there is no certificate in it".to_owned()));
-    }
-    Ok(read)
 }
 
 /// The socket below a session of TLS.
@@ -213,10 +181,7 @@ mod tests {
         let files = TlsFiles { certificate, key, client_ca: Some(made.ca()) };
         let tls = ServerTls::open(files.clone()).unwrap();
         let first = tls.config();
-        let grow_old = || {
-            let mut known = tls.known.lock().unwrap();
-            known.0 = known.0.checked_sub(AGE).expect("the machine runs for a minute");
-        };
+        let grow_old = || tls.known.grow_old();
         assert!(Arc::ptr_eq(&first, &tls.config()), "they are not read for everyone who connects");
         std::fs::write(&files.key, "not a key").unwrap();
         grow_old();

@@ -6,15 +6,18 @@
 //! errors; over a network that is cut nothing comes and nothing is answered.
 
 use crate::core::{Core, Sleep};
-use crate::{CrashPoints, SimEnv, SimWorld};
+use crate::{CrashMode, CrashPoints, SimEnv, SimWorld};
 use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
-use varve_engine::{BeginCopy, Begun, Copies, Delivery, EngineError, Fetched, MirrorNodes, MirrorPeer, Result};
+use varve_engine::{
+    BeginCopy, Begun, Copies, Delivery, DiskCopies, EngineError, Fetched, MirrorNodes, MirrorPeer, Release, Result,
+};
 use varve_env::{Env, LocalFuture};
+use varve_types::mutant::{Mutant, planted};
 use varve_types::{Epoch, ErrorKind, IncarnationId, NodeId, Sequence, TimelineId, VolumeId};
 
 /// A node as others see it.
@@ -23,6 +26,8 @@ pub struct SimFar {
     /// The copies of its process, and the number of that; none while no process runs.
     copies: RefCell<Option<Rc<Copies>>>,
     process: Cell<u64>,
+    /// What its copies on disk live and die with, as long as power and journals hold.
+    on_disk: Rc<Cell<Option<IncarnationId>>>,
     is_cut: Cell<bool>,
     is_stalled: Cell<bool>,
 }
@@ -35,6 +40,7 @@ impl SimFar {
             node,
             copies: RefCell::new(None),
             process: Cell::new(0),
+            on_disk: Rc::default(),
             is_cut: Cell::new(false),
             is_stalled: Cell::new(false),
         })
@@ -42,9 +48,17 @@ impl SimFar {
 
     /// A process of it begins, with a quota for copies: gives these.
     pub fn start(&self, env: &dyn Env, quota: u64) -> Rc<Copies> {
-        let mut bytes = [0; 16];
-        env.random(&mut bytes);
-        let copies = Rc::new(Copies::new(IncarnationId::from_random(bytes), quota));
+        let random = || {
+            let mut bytes = [0; 16];
+            env.random(&mut bytes);
+            IncarnationId::from_random(bytes)
+        };
+        let copies = Rc::new(Copies::new(random(), quota));
+        let (known, on_disk) = (self.on_disk.get(), Rc::clone(&self.on_disk));
+        let incarnation = known.unwrap_or_else(random);
+        on_disk.set(Some(incarnation));
+        let spoil = Box::new(move || on_disk.set(None));
+        copies.allow_disk(DiskCopies { incarnation, is_inherited: known.is_some(), spoil });
         self.copies.replace(Some(Rc::clone(&copies)));
         self.process.set(self.process.get() + 1);
         copies
@@ -56,10 +70,13 @@ impl SimFar {
         self.copies.borrow().clone()
     }
 
-    /// Its process has ended.
-    pub fn stop(&self) {
+    /// Its process has ended, and what the kernel had is there or not.
+    pub fn stop(&self, mode: CrashMode) {
         self.copies.replace(None);
         self.is_stalled.set(false);
+        if mode != CrashMode::Kill && !planted(Mutant::CopiesOutlivePower) {
+            self.on_disk.set(None);
+        }
     }
 
     /// Its process stalls: what it is asked waits until it goes on.
@@ -112,7 +129,8 @@ pub struct SimPeer {
 }
 
 impl SimPeer {
-    fn ask<T: 'static>(&self, ask: impl FnOnce(&Copies) -> Result<T> + 'static) -> LocalFuture<Result<T>> {
+    /// Asks for something. What `ask` gives is waited for, by those behind it too.
+    fn ask<T: 'static>(&self, ask: impl AsyncFnOnce(Rc<Copies>) -> Result<T> + 'static) -> LocalFuture<Result<T>> {
         let turn = self.asked.replace(self.asked.get() + 1);
         let (far, process, turns) = (Rc::clone(&self.far), self.process, Rc::clone(&self.turns));
         let (core, points, half) = (Arc::clone(&self.core), self.points.clone(), self.latency / 2);
@@ -129,8 +147,8 @@ impl SimPeer {
                 Sleep::new(&core, Duration::from_millis(1)).await;
             }
             let copies = far.copies.borrow().clone().filter(|_| far.process.get() == process);
-            let answer = match &copies {
-                Some(copies) => ask(copies),
+            let answer = match copies {
+                Some(copies) => ask(copies).await,
                 None => Err(EngineError::new(ErrorKind::Unavailable, "the connection is refused")),
             };
             turns.next();
@@ -149,25 +167,30 @@ impl MirrorPeer for SimPeer {
         !self.far.is_cut.get() && (self.far.process.get() != self.process || self.far.copies.borrow().is_none())
     }
     fn begin(&self, begin: BeginCopy) -> LocalFuture<Result<Begun>> {
-        self.ask(move |copies| copies.begin(begin))
+        self.ask(async move |copies| copies.begin(begin))
     }
-    fn deliver(&self, delivery: Delivery) -> LocalFuture<Result<()>> {
-        self.ask(move |copies| copies.deliver(delivery))
+    fn deliver(&self, delivery: Delivery) -> LocalFuture<Result<u64>> {
+        self.ask(async move |copies| copies.deliver(delivery).await)
     }
-    fn release(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) {
-        let told = self.ask(move |copies| {
-            copies.release(timeline, epoch, through);
+    fn sync(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) -> LocalFuture<Result<()>> {
+        // Those behind it do not wait.
+        let begun = self.ask(async move |copies| Ok(async move { copies.sync(timeline, epoch, through).await }));
+        Box::pin(async move { begun.await?.await })
+    }
+    fn release(&self, release: Release) {
+        let told = self.ask(async move |copies| {
+            copies.release(release);
             Ok(())
         });
         self.env.spawn(Box::pin(async move { drop(told.await) }));
     }
-    fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<Fetched>> {
-        self.ask(move |copies| copies.fetch(timeline, epoch))
+    fn fetch(&self, timeline: TimelineId, epoch: Epoch, named: IncarnationId) -> LocalFuture<Result<Fetched>> {
+        self.ask(async move |copies| copies.fetch(timeline, epoch, named).await)
     }
     fn lease(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<()>> {
         // The clock of a simulated world is that of all its nodes.
         let env = Rc::clone(&self.env);
-        self.ask(move |copies| copies.lease(timeline, epoch, env.now()))
+        self.ask(async move |copies| copies.lease(timeline, epoch, env.now()))
     }
 }
 
@@ -204,6 +227,7 @@ impl MirrorNodes for SimMirrors {
     fn choose(&self, _volume: VolumeId) -> Option<Rc<dyn MirrorPeer>> {
         self.others.iter().find(|far| far.copies.borrow().is_some()).map(|far| self.connect(far))
     }
+    fn is_full(&self, _node: NodeId) {}
     fn find(&self, node: NodeId) -> Option<Rc<dyn MirrorPeer>> {
         self.others.iter().find(|far| far.node == node && far.copies.borrow().is_some()).map(|far| self.connect(far))
     }

@@ -8,12 +8,13 @@ use varve_engine::{BlockDevice, Device, EngineError, MirrorPhase, SessionRequest
 use varve_sim::node::name;
 use varve_sim::pair::{JOINED, Member, SIZE, pair};
 use varve_sim::{Chaos, CrashMode};
-use varve_types::{ErrorKind, MirrorMode, Overrides, SessionId};
+use varve_types::{ErrorKind, MirrorMedium, MirrorMode, Overrides, SessionId};
 
 #[test]
 fn what_was_answered_is_at_the_mirror() {
     for seed in 0..20 {
-        let (first, second) = pair(seed, false);
+        let medium = if seed % 2 == 0 { MirrorMedium::Ram } else { MirrorMedium::Disk };
+        let (first, second) = pair(seed, false, medium);
         let device = first.node.device("v");
         for step in 0..40_u64 {
             first.write(&device, step % 16, step as u8 + 1).expect("a write");
@@ -41,7 +42,7 @@ fn what_was_answered_is_at_the_mirror() {
 
 #[test]
 fn a_mirror_that_is_lost_is_recorded_before_anything_is_answered_without_it() {
-    let (first, mut second) = pair(3, false);
+    let (first, mut second) = pair(3, false, MirrorMedium::Ram);
     let device = first.node.device("v");
     first.write(&device, 0, 1).expect("a write");
     second.crash(CrashMode::Kill);
@@ -83,7 +84,7 @@ fn named(member: &Member, volume: &Rc<Volume>) -> Option<varve_coord::MirrorReco
 #[test]
 fn a_mirror_that_is_lost_while_it_is_being_named_is_named_no_more_when_it_is_done_without() {
     for step in 0..80 {
-        let (first, mut second) = pair(3, false);
+        let (first, mut second) = pair(3, false, MirrorMedium::Ram);
         let (device, volume) = (first.node.device("v"), first.node.volume("v"));
         second.crash(CrashMode::Kill);
         first.write(&device, 0, 1).expect("it goes on alone");
@@ -107,7 +108,7 @@ fn a_mirror_that_is_lost_while_it_is_being_named_is_named_no_more_when_it_is_don
 
 #[test]
 fn a_mirror_that_is_not_wanted_any_more_counts_until_it_is_named_no_more() {
-    let (first, second) = pair(8, false);
+    let (first, second) = pair(8, false, MirrorMedium::Ram);
     let (device, volume) = (first.node.device("v"), first.node.volume("v"));
     second.far.cut(true);
     let settings = Overrides { mirror: Some(MirrorMode::None), ..Overrides::default() };
@@ -120,7 +121,7 @@ fn a_mirror_that_is_not_wanted_any_more_counts_until_it_is_named_no_more() {
 
 #[test]
 fn an_edge_is_not_told_that_is_safe_what_only_the_owner_has_while_a_mirror_may_take_over() {
-    let (first, second) = pair(9, false);
+    let (first, second) = pair(9, false, MirrorMedium::Ram);
     let (device, volume) = (attach(&first), first.node.volume("v"));
     let settings = Overrides { mirror: Some(MirrorMode::Async), ..Overrides::default() };
     let set = Rc::clone(&volume);
@@ -143,13 +144,13 @@ fn an_edge_is_not_told_that_is_safe_what_only_the_owner_has_while_a_mirror_may_t
 
 #[test]
 fn a_mirror_that_does_not_know_its_copy_any_more_is_not_taken_for_one_that_has_nothing() {
-    let (mut first, second) = pair(10, false);
+    let (mut first, second) = pair(10, false, MirrorMedium::Ram);
     let device = first.node.device("v");
     first.write(&device, 0, 1).expect("a write");
     let volume = first.node.volume("v");
     drop(device);
     first.crash(CrashMode::Lost);
-    second.far.copies().expect("it lives").retain(|_, _| false);
+    second.far.copies().expect("it lives").retain(|_, _, _| false);
     let failed = first.start();
     assert_eq!(failed.first().map(|(_, error)| error.kind()), Some(ErrorKind::Unavailable), "{failed:?}");
     assert_eq!(second.take_over(&volume).map(drop).expect_err("it has nothing").kind(), ErrorKind::Conflict);
@@ -157,7 +158,7 @@ fn a_mirror_that_does_not_know_its_copy_any_more_is_not_taken_for_one_that_has_n
 
 #[test]
 fn a_mirror_that_is_cut_off_may_not_be_taken_for_one() {
-    let (first, second) = pair(4, false);
+    let (first, second) = pair(4, false, MirrorMedium::Ram);
     let device = first.node.device("v");
     first.write(&device, 0, 1).expect("a write");
     second.far.cut(true);
@@ -170,7 +171,7 @@ fn a_mirror_that_is_cut_off_may_not_be_taken_for_one() {
 
 #[test]
 fn a_strict_volume_waits_for_its_mirror() {
-    let (first, mut second) = pair(5, true);
+    let (first, mut second) = pair(5, true, MirrorMedium::Ram);
     let device = first.node.device("v");
     second.crash(CrashMode::Kill);
     let waits = Rc::clone(&device);
@@ -194,7 +195,7 @@ fn a_strict_volume_waits_for_its_mirror() {
 #[test]
 fn an_owner_whose_power_failed_finds_at_its_mirror_what_it_has_lost() {
     for seed in 0..20 {
-        let (mut first, second) = pair(seed, false);
+        let (mut first, second) = pair(seed, false, MirrorMedium::Ram);
         let device = first.node.device("v");
         for step in 0..12_u64 {
             first.write(&device, step, step as u8 + 1).expect("a write");
@@ -219,7 +220,7 @@ fn an_owner_whose_power_failed_finds_at_its_mirror_what_it_has_lost() {
 
 #[test]
 fn both_lose_power_and_the_mirror_boots_first() {
-    let (mut first, mut second) = pair(6, false);
+    let (mut first, mut second) = pair(6, false, MirrorMedium::Ram);
     let device = first.node.device("v");
     first.write(&device, 0, 1).expect("a write");
     first.node.flush(&device).expect("alive").expect("a flush");
@@ -238,7 +239,7 @@ fn both_lose_power_and_the_mirror_boots_first() {
 
 #[test]
 fn marks_holes_and_sizes_are_copied_too() {
-    let (first, second) = pair(7, false);
+    let (first, second) = pair(7, false, MirrorMedium::Ram);
     let device = first.node.device("v");
     // Nothing comes to the store: all that the other node will know is the copy.
     first.node.server.set_chaos(Chaos { error_per_mille: 1000, ..Chaos::default() });
@@ -294,7 +295,7 @@ fn take_from(first: &Member, second: &Member, plain: &Rc<Device>) -> (Duration, 
 
 #[test]
 fn a_plain_client_reads_nothing_old_at_an_owner_that_was_taken_over() {
-    let (first, second) = pair(11, false);
+    let (first, second) = pair(11, false, MirrorMedium::Ram);
     let plain = first.node.device("v");
     first.write(&plain, 0, 1).expect("a write");
     let (since, _taken) = take_from(&first, &second, &plain);
@@ -309,7 +310,7 @@ fn a_plain_client_reads_nothing_old_at_an_owner_that_was_taken_over() {
 
 #[test]
 fn a_plain_client_reads_as_long_as_its_owner_has_a_lease() {
-    let (first, second) = pair(12, false);
+    let (first, second) = pair(12, false, MirrorMedium::Ram);
     let plain = first.node.device("v");
     first.write(&plain, 0, 1).expect("a write");
     assert_eq!(first.read(&plain, 0), 1);
@@ -327,7 +328,7 @@ fn a_plain_client_reads_as_long_as_its_owner_has_a_lease() {
 
 #[test]
 fn an_edge_needs_no_lease_and_nobody_waits_for_one() {
-    let (first, second) = pair(13, false);
+    let (first, second) = pair(13, false, MirrorMedium::Ram);
     let device = attach(&first);
     first.write(&device, 0, 1).expect("a write");
     let (since, _taken) = take_from(&first, &second, &device);

@@ -434,6 +434,20 @@ crate::catalogue::catalogue! {
     MirrorAwaited = "mirror-awaited",
     /// An owner that was fenced by its mirror sends it a change.
     CopyFenced = "copy-fenced",
+    /// A mirror has no room for another copy: another one is asked.
+    CopyWithoutRoom = "copy-without-room",
+    /// An owner has as much at its mirror as it may have: it has it put.
+    CreditsUsedUp = "credits-used-up",
+    /// A node takes a volume over with a copy that its journal has.
+    TakenFromDisk = "taken-from-disk",
+    /// A start finds copies that an earlier process of the node has left in its journal.
+    DiskCopyFound = "disk-copy-found",
+    /// A journal with copies of others has failed: nobody counts on them any more.
+    DiskCopiesSpoiled = "disk-copies-spoiled",
+    /// A mirror has lost some of its copy, or may have: an owner that opens its volume anew takes what is left.
+    MirrorKnewSome = "mirror-knew-some",
+    /// A volume was taken from another node by force, and changes that were flushed are lost.
+    LossForced = "loss-forced",
 }
 
 impl fmt::Display for Branch {

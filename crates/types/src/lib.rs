@@ -24,7 +24,7 @@ pub use id::{
 pub use kind::{ALL as ALL_KINDS, ErrorKind, Kinded};
 pub use name::{Name, NameError};
 pub use settings::{
-    Ack, CacheMode, Compression, MirrorMode, Overrides, SettingError, Settings, Source, parse_duration_ms,
+    Ack, CacheMode, Compression, MirrorMedium, MirrorMode, Overrides, SettingError, Settings, Source, parse_duration_ms,
 };
 pub use shared_histogram::SharedHistogram;
 pub use size::{SizeError, format_size, parse_size, parse_volume_size};

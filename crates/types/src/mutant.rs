@@ -364,6 +364,18 @@ crate::catalogue::catalogue! {
     AnswerWithoutLease = "answer-without-lease",
     /// A mirror that takes over does not wait for the end of the lease that it gave: two nodes answer.
     ServeBesideLease = "serve-beside-lease",
+    /// A flush does not wait until its mirror has it on stable media: what only that has left after a loss of power lacks it.
+    FlushUnsyncedCopy = "flush-unsynced-copy",
+    /// A mirror says that a copy is on stable media when it is not: what was flushed is gone there with the power.
+    CopyUnsynced = "copy-unsynced",
+    /// A mirror answers a change before the kernel has it: the end of its process takes it.
+    CopyUncommitted = "copy-uncommitted",
+    /// A node that opens a volume of its own gives up the copies that it has on disk of others: who needs them finds nothing.
+    DropCopyTail = "drop-copy-tail",
+    /// Copies on disk count as whole also after a loss of power: what their node's kernel had is gone.
+    CopiesOutlivePower = "copies-outlive-power",
+    /// A process takes over with a copy that one before it has left, and does not wait for the end of the leases of that.
+    RestartForgetsLease = "restart-forgets-lease",
     /// What is told to be safe is what was made, not what is stable: an edge forgets what is then lost.
     SafeBeforeSync = "safe-before-sync",
     /// The end of an epoch is noted one change too late: an edge forgets one that is lost.

@@ -55,6 +55,17 @@ pub enum MirrorMode {
     Sync,
 }
 
+/// Where a mirror keeps what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MirrorMedium {
+    /// In RAM: it is gone with the mirror's process.
+    #[default]
+    Ram,
+    /// In its journal: a flush waits for that, and it outlives the mirror's process.
+    Disk,
+}
+
 /// What is in force for a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -87,6 +98,8 @@ pub struct Settings {
     pub map_ram: u64,
     /// What another node has to have before something is answered.
     pub mirror: MirrorMode,
+    /// Where the mirror keeps it.
+    pub mirror_medium: MirrorMedium,
     /// Whether changes wait while there is no mirror.
     pub mirror_strict: bool,
 }
@@ -108,6 +121,7 @@ impl Default for Settings {
             cache_quota: 0,
             map_ram: 0,
             mirror: MirrorMode::None,
+            mirror_medium: MirrorMedium::Ram,
             mirror_strict: false,
         }
     }
@@ -159,6 +173,9 @@ pub struct Overrides {
     /// See [`Settings::mirror`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorMode>,
+    /// See [`Settings::mirror_medium`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror_medium: Option<MirrorMedium>,
     /// See [`Settings::mirror_strict`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mirror_strict: Option<bool>,
@@ -282,7 +299,9 @@ settings! {
     map_ram, "map-ram", parse_quota, format_bound, show_quota, "1M to 1024T, or none",
     "RAM that nodes of the volume's map may take, within what the node has for maps.";
     mirror, "mirror", parse_mirror, write_mirror, write_mirror, "none, async or sync",
-    "What another node of the cluster has to have, in RAM, before something is answered: nothing; what was flushed; every change.";
+    "What another node of the cluster has to have before something is answered: nothing; what was flushed; every change.";
+    mirror_medium, "mirror-medium", parse_medium, write_medium, write_medium, "ram or disk",
+    "Where that node keeps it: in RAM; or in its journal, where a flush waits until it is on stable media there too, and where it outlives that node's process.";
     mirror_strict, "mirror-strict", parse_yes, write_yes, write_yes, "yes or no",
     "Whether changes wait while no other node can be the mirror, instead of going on without one.";
 }
@@ -363,6 +382,22 @@ fn write_mirror(mode: MirrorMode) -> String {
     .to_owned()
 }
 
+fn parse_medium(text: &str) -> Option<MirrorMedium> {
+    match text {
+        "ram" => Some(MirrorMedium::Ram),
+        "disk" => Some(MirrorMedium::Disk),
+        _ => None,
+    }
+}
+
+fn write_medium(medium: MirrorMedium) -> String {
+    match medium {
+        MirrorMedium::Ram => "ram",
+        MirrorMedium::Disk => "disk",
+    }
+    .to_owned()
+}
+
 fn parse_yes(text: &str) -> Option<bool> {
     match text {
         "yes" => Some(true),
@@ -384,7 +419,6 @@ fn number(number: u64) -> String {
     number.to_string()
 }
 
-/// Parses a duration such as `500ms`, `10s`, `5m`, `1h`, `2d` into milliseconds, within bounds.
 /// A duration as people write it (`90s`, `5m`, `2h`, `1d`), in milliseconds, where it lies between two bounds.
 #[must_use]
 pub fn parse_duration_ms(text: &str, least_ms: u64, most_ms: u64) -> Option<u64> {
@@ -468,8 +502,10 @@ mod tests {
     #[test]
     fn pairs_are_what_set_takes() {
         let mut all = Overrides::default();
-        let values =
-            ["ram", "zstd", "8M", "1500ms", "2d", "3h", "35%", "500", "none", "0s", "write", "1G", "2G", "sync", "yes"];
+        let values = [
+            "ram", "zstd", "8M", "1500ms", "2d", "3h", "35%", "500", "none", "0s", "write", "1G", "2G", "sync", "disk",
+            "yes",
+        ];
         assert_eq!(values.len(), Overrides::KEYS.len());
         Overrides::KEYS.into_iter().zip(values).for_each(|(key, value)| all.set(key, value).unwrap());
         let mut copy = Overrides::default();

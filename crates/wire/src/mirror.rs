@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `meta` says what is asked or answered; `data` are the blocks of the writes in it, one behind the other, each proved by its checksum in `meta`. Requests are
-//! done in the order in which they come, and answered in it, all but releases. An answer has the id of its request; its status is 0, or the number of an error
-//! kind, with the reason as its meta.
+//! done in the order in which they come, and answered in it, all but releases, which are not answered, and syncs, which are when they are done. An answer has the id of
+//! its request; its status is 0, or the number of an error kind, with the reason as its meta.
 
 use crate::greeting::{Kind, frame};
 use crate::{Result, WireError, kinds};
@@ -16,7 +16,9 @@ use varve_format::codec::{Decoder, Encoder};
 use varve_format::crc::crc;
 use varve_format::journal::{Body, MAX_RECORD_BLOCKS};
 use varve_format::mark::Mark;
-use varve_types::{BLOCK, ClusterId, Epoch, ErrorKind, IncarnationId, NodeId, Sequence, TimelineId, VolumeId};
+use varve_types::{
+    BLOCK, ClusterId, Epoch, ErrorKind, IncarnationId, MirrorMedium, NodeId, Sequence, TimelineId, VolumeId,
+};
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 48;
@@ -49,8 +51,6 @@ pub struct MirrorWelcome {
     pub version: u16,
     /// Who answers.
     pub node: NodeId,
-    /// The process that keeps the copies.
-    pub incarnation: IncarnationId,
 }
 
 impl MirrorHello {
@@ -84,7 +84,6 @@ impl MirrorWelcome {
         let mut e = Encoder::new();
         e.u32(self.version.into());
         e.raw(&self.node.to_bytes());
-        e.raw(&self.incarnation.to_bytes());
         frame(Kind::MirrorWelcome, &e.finish())
     }
 
@@ -96,8 +95,7 @@ impl MirrorWelcome {
         const WHAT: &str = "answer of a mirror";
         let mut d = Decoder::new(WHAT, body);
         let version = u16::try_from(d.u32()?).map_err(|_| WireError::senseless(WHAT, "its version"))?;
-        let this =
-            Self { version, node: NodeId::from_bytes(d.array()?), incarnation: IncarnationId::from_bytes(d.array()?) };
+        let this = Self { version, node: NodeId::from_bytes(d.array()?) };
         d.end()?;
         Ok(this)
     }
@@ -131,6 +129,8 @@ pub enum Message {
         epoch: Epoch,
         /// See there.
         base: Sequence,
+        /// Where it is to be kept.
+        medium: MirrorMedium,
     },
     /// Take these changes in.
     Deliver {
@@ -151,6 +151,17 @@ pub enum Message {
         epoch: Epoch,
         /// See there.
         through: Sequence,
+        /// Credits that are given back.
+        back: u64,
+    },
+    /// Bring what was delivered to stable media, up to `through` at least: of a copy on disk.
+    Sync {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The epoch of its owner.
+        epoch: Epoch,
+        /// See there.
+        through: Sequence,
     },
     /// Give what there is, and take nothing of lower epochs any more.
     Fetch {
@@ -158,6 +169,8 @@ pub enum Message {
         timeline: TimelineId,
         /// The epoch of who asks.
         epoch: Epoch,
+        /// The incarnation of the copy that is looked for.
+        named: IncarnationId,
     },
     /// Promise not to serve it yourself for 550 ms: the owner answers plain clients for 500 ms from when it asked.
     Lease {
@@ -170,15 +183,24 @@ pub enum Message {
     Begun {
         /// See there.
         credits: u64,
+        /// What the copy lives and dies with.
+        incarnation: IncarnationId,
     },
-    /// Answer to a delivery, and to who asks for a lease.
-    Taken,
+    /// Answer to a delivery: so many bytes more may be there.
+    Taken {
+        /// See there.
+        more: u64,
+    },
+    /// Answer to a sync, and to who asks for a lease.
+    Done,
     /// Answer to a fetch; `more` follow in the next frame.
     Fetched {
         /// The changes.
         changes: Vec<Change>,
         /// See there.
         more: bool,
+        /// Whether this is all of the copy that was looked for, and not what is left of another one.
+        whole: bool,
     },
     /// What was asked has failed.
     Failed {
@@ -265,10 +287,12 @@ impl Message {
             Self::Release { .. } => 3,
             Self::Fetch { .. } => 4,
             Self::Begun { .. } => 5,
-            Self::Taken => 6,
+            Self::Taken { .. } => 6,
             Self::Fetched { .. } => 7,
             Self::Failed { .. } => 8,
             Self::Lease { .. } => 9,
+            Self::Sync { .. } => 10,
+            Self::Done => 11,
         }
     }
 
@@ -278,11 +302,12 @@ impl Message {
         let mut e = Encoder::new();
         let (mut data, mut status) = (Vec::new(), 0);
         match self {
-            Self::Begin { volume, timeline, epoch, base } => {
+            Self::Begin { volume, timeline, epoch, base, medium } => {
                 e.raw(&volume.to_bytes());
                 e.timeline(*timeline);
                 e.varint(epoch.0);
                 e.varint(base.0);
+                e.u8(u8::from(*medium == MirrorMedium::Disk));
             }
             Self::Deliver { timeline, epoch, previous, changes } => {
                 e.timeline(*timeline);
@@ -290,19 +315,35 @@ impl Message {
                 e.varint(previous.0);
                 put_changes(&mut e, changes, &mut data);
             }
-            Self::Release { timeline, epoch, through } => {
+            Self::Release { timeline, epoch, through, back } => {
+                e.timeline(*timeline);
+                e.varint(epoch.0);
+                e.varint(through.0);
+                e.varint(*back);
+            }
+            Self::Sync { timeline, epoch, through } => {
                 e.timeline(*timeline);
                 e.varint(epoch.0);
                 e.varint(through.0);
             }
-            Self::Fetch { timeline, epoch } | Self::Lease { timeline, epoch } => {
+            Self::Fetch { timeline, epoch, named } => {
+                e.timeline(*timeline);
+                e.varint(epoch.0);
+                e.raw(&named.to_bytes());
+            }
+            Self::Lease { timeline, epoch } => {
                 e.timeline(*timeline);
                 e.varint(epoch.0);
             }
-            Self::Begun { credits } => e.varint(*credits),
-            Self::Taken => {}
-            Self::Fetched { changes, more } => {
+            Self::Begun { credits, incarnation } => {
+                e.varint(*credits);
+                e.raw(&incarnation.to_bytes());
+            }
+            Self::Taken { more } => e.varint(*more),
+            Self::Done => {}
+            Self::Fetched { changes, more, whole } => {
                 e.u8(u8::from(*more));
+                e.u8(u8::from(*whole));
                 put_changes(&mut e, changes, &mut data);
             }
             Self::Failed { kind, reason } => {
@@ -335,6 +376,7 @@ fn decode(kind: u8, d: &mut Decoder<'_>, data: &mut Bytes) -> Result<Message> {
             timeline: d.timeline()?,
             epoch: Epoch(d.varint()?),
             base: d.sequence()?,
+            medium: if d.flag()? { MirrorMedium::Disk } else { MirrorMedium::Ram },
         },
         2 => Message::Deliver {
             timeline: d.timeline()?,
@@ -342,12 +384,23 @@ fn decode(kind: u8, d: &mut Decoder<'_>, data: &mut Bytes) -> Result<Message> {
             previous: d.sequence()?,
             changes: get_changes(d, data)?,
         },
-        3 => Message::Release { timeline: d.timeline()?, epoch: Epoch(d.varint()?), through: Sequence(d.varint()?) },
-        4 => Message::Fetch { timeline: d.timeline()?, epoch: Epoch(d.varint()?) },
-        5 => Message::Begun { credits: d.varint()? },
-        6 => Message::Taken,
-        7 => Message::Fetched { more: d.flag()?, changes: get_changes(d, data)? },
+        3 => Message::Release {
+            timeline: d.timeline()?,
+            epoch: Epoch(d.varint()?),
+            through: Sequence(d.varint()?),
+            back: d.varint()?,
+        },
+        4 => Message::Fetch {
+            timeline: d.timeline()?,
+            epoch: Epoch(d.varint()?),
+            named: IncarnationId::from_bytes(d.array()?),
+        },
+        5 => Message::Begun { credits: d.varint()?, incarnation: IncarnationId::from_bytes(d.array()?) },
+        6 => Message::Taken { more: d.varint()? },
+        7 => Message::Fetched { more: d.flag()?, whole: d.flag()?, changes: get_changes(d, data)? },
         9 => Message::Lease { timeline: d.timeline()?, epoch: Epoch(d.varint()?) },
+        10 => Message::Sync { timeline: d.timeline()?, epoch: Epoch(d.varint()?), through: Sequence(d.varint()?) },
+        11 => Message::Done,
         other => return Err(WireError::senseless(FRAME, format!("{other} is no kind of it"))),
     })
 }

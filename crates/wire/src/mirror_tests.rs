@@ -46,14 +46,17 @@ fn all() -> Vec<Message> {
             timeline: timeline(),
             epoch: Epoch(4),
             base: Sequence(10),
+            medium: MirrorMedium::Disk,
         },
         Message::Deliver { timeline: timeline(), epoch: Epoch(4), previous: Sequence(10), changes: changes.clone() },
-        Message::Release { timeline: timeline(), epoch: Epoch(4), through: Sequence(12) },
-        Message::Fetch { timeline: timeline(), epoch: Epoch(5) },
+        Message::Release { timeline: timeline(), epoch: Epoch(4), through: Sequence(12), back: 9 << 20 },
+        Message::Sync { timeline: timeline(), epoch: Epoch(4), through: Sequence(13) },
+        Message::Fetch { timeline: timeline(), epoch: Epoch(5), named: IncarnationId::from_bytes([6; 16]) },
         Message::Lease { timeline: timeline(), epoch: Epoch(5) },
-        Message::Begun { credits: 1 << 28 },
-        Message::Taken,
-        Message::Fetched { changes, more: true },
+        Message::Begun { credits: 1 << 28, incarnation: IncarnationId::from_bytes([7; 16]) },
+        Message::Taken { more: 8 << 20 },
+        Message::Done,
+        Message::Fetched { changes, more: true, whole: false },
         Message::Failed { kind: ErrorKind::Fenced, reason: "another owner".to_owned() },
     ]
 }
@@ -109,7 +112,7 @@ fn data_belong_to_changes() {
 
 #[test]
 fn lengths_have_bounds() {
-    let mut long = bytes(&Message::Taken);
+    let mut long = bytes(&Message::Done);
     long[16..20].copy_from_slice(&(MAX_META + 1).to_le_bytes());
     let sum = crc(&long[..44]);
     long[44..48].copy_from_slice(&sum.to_le_bytes());
@@ -123,6 +126,6 @@ fn greetings_of_nodes_are_read_back() {
     let body = |frame: Bytes| frame.slice(crate::greeting::HEADER_BYTES..);
     assert_eq!(MirrorHello::decode(&body(hello.encode())).unwrap(), hello);
     let node = NodeId::from_bytes([3; 16]);
-    let welcome = MirrorWelcome { version: 1, node, incarnation: IncarnationId::from_bytes([4; 16]) };
+    let welcome = MirrorWelcome { version: 1, node };
     assert_eq!(MirrorWelcome::decode(&body(welcome.encode())).unwrap(), welcome);
 }

@@ -34,6 +34,7 @@ pub fn volume(n: u8, text: &str) -> VolumeRecord {
         timelines: vec![timeline(n, TimelineState::Shown)],
         owner: None,
         mirror: None,
+        forced: false,
         holder: None,
         ends: Vec::new(),
     }

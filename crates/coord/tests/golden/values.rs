@@ -83,6 +83,7 @@ pub fn volume() -> VolumeRecord {
         ],
         owner: None,
         mirror: None,
+        forced: false,
         holder: None,
         ends: Vec::new(),
     }

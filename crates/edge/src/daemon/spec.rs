@@ -8,14 +8,15 @@
 
 use crate::error;
 use crate::session::Terms;
-use crate::tls::{Tls, TlsOptions};
 use crate::transport::{Sockets, Transport};
 use crate::volume::Options;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use varve_block::Result;
+use varve_serve::{ClientTls, ClientTlsFiles};
 use varve_types::{Name, parse_duration_ms};
 
 /// Longest token that is taken.
@@ -128,8 +129,9 @@ impl Spec {
             }
             return Ok(Rc::new(Sockets::default()));
         };
-        let tls = Tls::new(&TlsOptions { ca: ca.clone(), identity, name: self.tls_name.clone() })?;
-        Ok(Rc::new(Sockets::new(Some(tls))))
+        let files = ClientTlsFiles { ca: ca.clone(), identity, name: self.tls_name.clone() };
+        let tls = ClientTls::open(files).map_err(|why| error::invalid(why.to_string()))?;
+        Ok(Rc::new(Sockets::new(Some(Arc::new(tls)))))
     }
 }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_rustls::rustls;
-use varve_edge::{Edge, Options, Sockets, Tls, TlsOptions};
+use varve_edge::{ClientTls, ClientTlsFiles, Edge, Options, Sockets};
 use varve_lab::process::find_program;
 
 fn openssl(dir: &Path, args: &str) {
@@ -54,9 +54,9 @@ fn a_node_that_is_vouched_for_is_believed_and_another_is_not() {
     certificate(dir.path(), "stranger");
     let owner = owner(dir.path());
     let open = |ca: &str, name: &str| {
-        let options = TlsOptions { ca: dir.path().join(ca), identity: None, name: Some(name.to_owned()) };
+        let files = ClientTlsFiles { ca: dir.path().join(ca), identity: None, name: Some(name.to_owned()) };
         let mut all = Options::new("disk", vec![owner.node()]);
-        all.transport = Rc::new(Sockets::new(Some(Tls::new(&options).unwrap())));
+        all.transport = Rc::new(Sockets::new(Some(Arc::new(ClientTls::open(files).unwrap()))));
         all.terms.attach_timeout = Some(Duration::from_secs(2));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -71,6 +71,6 @@ fn a_node_that_is_vouched_for_is_believed_and_another_is_not() {
         let error = open(ca, name).unwrap_err().to_string();
         assert!(error.contains("certificate"), "{error}");
     }
-    let nothing = TlsOptions { ca: dir.path().join("node.key"), identity: None, name: None };
-    assert!(Tls::new(&nothing).is_err());
+    let nothing = ClientTlsFiles { ca: dir.path().join("node.key"), identity: None, name: None };
+    assert!(ClientTls::open(nothing).is_err());
 }

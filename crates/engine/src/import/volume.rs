@@ -215,6 +215,7 @@ fn record_of(import: &PoolImport<'_>, shown: &Manifest, hidden: &[Found], ended:
         timelines,
         owner: None,
         mirror: None,
+        forced: false,
         holder: None,
         ends: Vec::new(),
     }

@@ -70,6 +70,11 @@ impl Journal {
         self.step() + MAX_RECORD + 4 * PAGE
     }
 
+    /// What this node's own writers leave free: that, and what was promised to others.
+    pub(super) fn kept_free(&self) -> u64 {
+        self.reserve() + self.promised.get().unused
+    }
+
     /// Carries, where the trim is held up and that gains something. Another step follows where one is not enough.
     pub(super) fn start_carry(self: &Rc<Self>) {
         {
@@ -102,7 +107,7 @@ impl Journal {
     /// Whether much of the ring is used, and the trim can do next to nothing about it.
     fn is_held_up(&self, state: &State) -> bool {
         let used = state.head - state.superblock.trim;
-        let much = (self.ring / 8 * 5).min(self.ring - self.reserve() - 4 * MAX_RECORD);
+        let much = (self.ring / 8 * 5).min(self.ring.saturating_sub(self.kept_free() + 4 * MAX_RECORD));
         let is_free = !state.carrying && !state.trimming && state.failed.is_none();
         let low = lowest(state);
         is_free
@@ -117,7 +122,7 @@ impl Journal {
     fn is_worth(&self, needed: u64) -> bool {
         let state = self.state.borrow();
         let garbage = (state.head - lowest(&state)).saturating_sub(needed);
-        let is_wall = state.head + self.reserve() + 4 * MAX_RECORD > state.superblock.trim + self.ring;
+        let is_wall = state.head + self.kept_free() + 4 * MAX_RECORD > state.superblock.trim + self.ring;
         let enough = (self.ring.saturating_sub(needed) / 2).max(self.ring / 8);
         garbage > if is_wall { self.step() } else { enough }
     }
@@ -216,7 +221,11 @@ impl Journal {
     }
 
     /// A record as it stands, its data, and its bytes; `None` where another one stands there, or none.
-    async fn read_needed(&self, reader: &mut Reader<'_>, it: &Needed) -> Result<Option<(Record, Bytes, u64)>> {
+    pub(super) async fn read_needed(
+        &self,
+        reader: &mut Reader<'_>,
+        it: &Needed,
+    ) -> Result<Option<(Record, Bytes, u64)>> {
         let head = self.state.borrow().head;
         let found = reader.record_at(it.position, head).await?;
         let Some((found, next)) = found.filter(|(found, _)| is_it(&found.record, it)) else { return Ok(None) };

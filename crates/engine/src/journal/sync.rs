@@ -138,7 +138,7 @@ impl Journal {
         {
             let mut state = self.state.borrow_mut();
             let gain = gain(&state);
-            let full = state.head + self.reserve() + 3 * MAX_RECORD > state.superblock.trim + self.ring;
+            let full = state.head + self.kept_free() + 3 * MAX_RECORD > state.superblock.trim + self.ring;
             let is_worth = gain >= self.ring / 16 || full || state.carried;
             if state.trimming || state.failed.is_some() || gain == 0 || !is_worth {
                 return;

@@ -3,7 +3,8 @@
 //!
 //! Always holds when it ends well: the own journal has, on stable media, every change that the copy has and it did not.
 
-use super::{Copies, TailRecord, in_time};
+use super::copies::Held;
+use super::{ANSWER_TIME, Copies, Fetched, TailRecord, in_time};
 use crate::context::Context;
 use crate::journal::Replayed;
 use crate::{EngineError, Result};
@@ -26,8 +27,12 @@ impl Context {
             let text = format!("volume {}: this node has no copy of it that is in sync", record.name);
             EngineError::new(ErrorKind::Conflict, text)
         };
-        let copies = record.counting_mirror().and_then(|mirror| self.copies_of(&mirror)).ok_or_else(none)?;
-        let fetched = copies.fetch(record.shown, epoch)?;
+        let mirror = record.counting_mirror().ok_or_else(none)?;
+        let copies = self.copies_of(&mirror).ok_or_else(none)?;
+        let held = copies.take(record.shown, epoch, mirror.incarnation).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => none(),
+            _ => error,
+        })?;
         if planted(Mutant::TakeWithoutCopy) {
             return Ok(());
         }
@@ -37,15 +42,19 @@ impl Context {
             reached(Branch::LeaseWaitedOut);
             self.env.sleep(leased).await;
         }
-        let empty = planted(Mutant::TakeWithAnyCopy).then(Vec::new);
-        self.adopt(record.shown, fetched.records.or(empty).ok_or_else(none)?).await
+        match held {
+            Held::Ram(records) => self.adopt(record.shown, records).await,
+            Held::Disk => {
+                reached(Branch::TakenFromDisk);
+                self.settle_tail(record.shown).await
+            }
+        }
     }
 
-    /// The copies of this process, if it is the one that a record names.
+    /// The copies of this node, if one that a record names is among them.
     fn copies_of(&self, mirror: &MirrorRecord) -> Option<Rc<Copies>> {
         let copies = self.copies.borrow().clone().filter(|_| Some(mirror.node) == self.node.get())?;
-        let is_process = mirror.incarnation == copies.incarnation() || planted(Mutant::TakeWithAnyCopy);
-        is_process.then_some(copies)
+        (copies.is_here(mirror.incarnation) || planted(Mutant::TakeWithAnyCopy)).then_some(copies)
     }
 
     /// Takes what the mirror of a volume, which this node opens anew, has of it. A mirror whose process is another by now has lost it.
@@ -72,18 +81,21 @@ impl Context {
             EngineError::new(ErrorKind::Unavailable, text)
         };
         let Some(peer) = peer else { return Err(waits("it is not there")) };
-        let fetched =
-            in_time(&*self.env, peer.fetch(record.shown, epoch)).await.map_err(|error| match error.kind() {
-                ErrorKind::Fenced => error,
-                _ => waits(&error.to_string()),
-            })?;
-        if fetched.incarnation != mirror.incarnation {
+        let asked = peer.fetch(record.shown, epoch, mirror.incarnation);
+        let fetched = in_time(&*self.env, asked, ANSWER_TIME).await.map_err(|error| match error.kind() {
+            ErrorKind::Fenced => error,
+            _ => waits(&error.to_string()),
+        })?;
+        let Fetched { is_whole, records } = fetched;
+        if !is_whole {
             reached(Branch::MirrorForgot);
-            tracing::warn!(volume = %record.name, node = %mirror.node, "the mirror has lost its copy: the journal is all that there is");
-            return Ok(());
+            reached_if(!records.is_empty(), Branch::MirrorKnewSome);
+            tracing::warn!(
+                volume = %record.name, node = %mirror.node, left = records.len(),
+                "the mirror has lost its copy, or may have lost some of it: the journal, and what it has left, are all that there is"
+            );
         }
-        let Some(records) = fetched.records else { return Err(waits("it does not know its copy")) };
-        reached_if(!records.is_empty(), Branch::MirrorKnewMore);
+        reached_if(is_whole && !records.is_empty(), Branch::MirrorKnewMore);
         self.adopt(record.shown, records).await
     }
 

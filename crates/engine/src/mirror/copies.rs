@@ -1,41 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The copies that this node keeps of tails of other nodes' volumes, in RAM.
+//! The copies that this node keeps of tails of other nodes' volumes: in RAM, or in its own journals ([`super::on_disk`]).
 //!
-//! Always holds: the changes of a copy have no gap, from its base to its last; whoever has fenced a timeline at an epoch finds in it all that was ever answered
-//! to lower ones, and nothing of them is taken any more, nor are they given a lease. All copies together have at most so many bytes; what an owner may send is bounded by the
-//! credits that it is given at the begin.
+//! Always holds:
+//! - The changes of a copy have no gap, from its base to its last. Whoever has fenced a timeline at an epoch finds in it all that was ever answered to lower ones, and
+//!   nothing of them is taken any more, nor are they given a lease.
+//! - What all owners may have here, by the credits that they were given, there is room for. An owner with much gets more, as long as there is some for others; one
+//!   with little gives back. So nobody who keeps to his credits is ever refused, and a copy that counts is never lost for want of room.
 //!
-//! The process' end loses all of them. The next one has another incarnation, and knows nothing of any.
+//! The process' end loses those in RAM: the next process has another incarnation, and knows nothing of them.
 
 use super::lease::LEASE_WAIT;
-use super::{BeginCopy, Begun, Delivery, Fetched, TailRecord};
+use super::on_disk::DiskCopies;
+use super::{BeginCopy, Begun, Delivery, Fetched, Release, TailRecord};
+use crate::context::Context;
+use crate::journal::Journal;
 use crate::{EngineError, Result};
+use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{Epoch, ErrorKind, IncarnationId, Sequence, TimelineId};
+use varve_types::{Epoch, ErrorKind, IncarnationId, MirrorMedium, Sequence, TimelineId};
 
 /// Bytes that one copy may have, at most, however large the journals are.
 const MOST_CREDITS: u64 = 256 << 20;
-/// A copy has to find room in a journal when it is taken over with: so much of the smallest one it may be, and so much of all of them all copies together.
+/// A copy has to find room in a journal: so much of the smallest one it may be, and so much of all of them all copies together.
 const JOURNAL_PART: u64 = 4;
-/// Bytes that it is worth to begin a copy with.
-const LEAST_CREDITS: u64 = 8 << 20;
-/// One copy is given so much of all there is.
-const SHARES: u64 = 16;
-/// How often what there is is given: few volumes have much that is not in the store at the same time.
-const OVERCOMMIT: u64 = 8;
+/// Bytes that a copy is begun with, where there is so much room.
+const FIRST_CREDITS: u64 = 8 << 20;
+/// Bytes without which none is begun: any change fits.
+const LEAST_CREDITS: u64 = 2 << 20;
+/// Of what is free one copy gets so much at once, so that there is some for those that come.
+const SHARE: u64 = 4;
 
-struct Copy {
-    epoch: Epoch,
+/// Where a copy is.
+pub(super) enum Kept {
+    Ram(BTreeMap<Sequence, TailRecord>),
+    /// In the journal that changes go to; in whichever an earlier process has left it, where nothing more comes.
+    Disk(Option<Rc<Journal>>),
+}
+
+impl Kept {
+    const fn medium(&self) -> MirrorMedium {
+        match self {
+            Self::Ram(_) => MirrorMedium::Ram,
+            Self::Disk(_) => MirrorMedium::Disk,
+        }
+    }
+}
+
+pub(super) struct Copy {
+    /// Tells it from others of the same timeline and epoch.
+    pub number: u64,
+    pub epoch: Epoch,
     /// Changes behind this one are in it.
     base: Sequence,
-    last: Sequence,
-    records: BTreeMap<Sequence, TailRecord>,
-    bytes: u64,
-    credits: u64,
+    pub last: Sequence,
+    pub kept: Kept,
+    pub bytes: u64,
+    pub credits: u64,
 }
 
 /// The copies that a node keeps, in numbers.
@@ -43,26 +68,48 @@ struct Copy {
 pub struct CopyCounts {
     /// How many.
     pub copies: u64,
+    /// How many of them are on disk.
+    pub on_disk: u64,
     /// Bytes of all of them.
     pub bytes: u64,
-    /// Bytes that their owners may have there: more than there is room for, as few have much at the same time.
+    /// Bytes of those on disk.
+    pub disk_bytes: u64,
+    /// Bytes that their owners may have there.
     pub credit_bytes: u64,
     /// Bytes that all of them may have.
     pub limit_bytes: u64,
+    /// Bytes that those in RAM may have.
+    pub ram_limit_bytes: u64,
 }
 
 /// See the module.
 pub struct Copies {
     incarnation: IncarnationId,
-    /// Bytes of all of them, at most.
-    quota: Cell<u64>,
-    /// Bytes of one, at most.
+    /// What those on disk live and die with; none where there can be none.
+    pub(super) disk: RefCell<Option<DiskCopies>>,
+    /// The shard whose journals take those on disk.
+    pub(super) shard: RefCell<Weak<Context>>,
+    /// When it was told of them, by its clock.
+    since: Cell<Duration>,
+    /// Bytes of those in RAM, of all of them, and of one, at most.
+    ram_limit: Cell<u64>,
+    limit: Cell<u64>,
     most: Cell<u64>,
-    copies: RefCell<BTreeMap<TimelineId, Copy>>,
+    pub(super) copies: RefCell<BTreeMap<TimelineId, Copy>>,
+    begun: Cell<u64>,
     /// The epoch of timelines below which nothing is taken.
     floors: RefCell<BTreeMap<TimelineId, Epoch>>,
     /// Until when what was promised of a timeline is kept, by the clock of whoever asks.
     leases: RefCell<BTreeMap<TimelineId, Duration>>,
+}
+
+/// What this node has of a timeline that it is about to take over.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// These changes.
+    Ram(Vec<TailRecord>),
+    /// What its journals have.
+    Disk,
 }
 
 fn fenced(timeline: TimelineId, epoch: Epoch) -> EngineError {
@@ -74,23 +121,31 @@ fn not_begun(timeline: TimelineId, epoch: Epoch) -> EngineError {
 }
 
 impl Copies {
-    /// None yet, of this process, with at most so many bytes.
+    /// None yet, of this process, with at most so many bytes in RAM.
     #[must_use]
-    pub fn new(incarnation: IncarnationId, quota: u64) -> Self {
+    pub fn new(incarnation: IncarnationId, ram: u64) -> Self {
         Self {
             incarnation,
-            quota: Cell::new(quota),
+            disk: RefCell::default(),
+            shard: RefCell::default(),
+            since: Cell::default(),
+            ram_limit: Cell::new(ram),
+            limit: Cell::new(ram),
             most: Cell::new(MOST_CREDITS),
             copies: RefCell::default(),
+            begun: Cell::default(),
             floors: RefCell::default(),
             leases: RefCell::default(),
         }
     }
 
-    /// Bounds them by the journals that they may have to go to: bytes of the smallest, and of all.
-    pub(crate) fn fit(&self, smallest: u64, all: u64) {
+    /// Takes the journals of a shard, of which the smallest and all have so many bytes, for those on disk; they bound those in RAM as well, which have to go there
+    /// when they are taken over with.
+    pub(crate) fn set_shard(&self, context: &Rc<Context>, smallest: u64, all: u64) {
+        self.shard.replace(Rc::downgrade(context));
+        self.since.set(context.env.now());
         self.most.set(MOST_CREDITS.min(smallest / JOURNAL_PART));
-        self.quota.set(self.quota.get().min(all / JOURNAL_PART));
+        self.limit.set(all / JOURNAL_PART);
     }
 
     /// The process that keeps them.
@@ -98,14 +153,36 @@ impl Copies {
         self.incarnation
     }
 
+    /// Whether a copy of that incarnation is one of these, and nothing of it was lost.
+    pub fn is_here(&self, incarnation: IncarnationId) -> bool {
+        incarnation == self.incarnation || self.disk_incarnation() == Some(incarnation)
+    }
+
     /// What there is.
     pub fn counts(&self) -> CopyCounts {
         let copies = self.copies.borrow();
+        let on_disk = || copies.values().filter(|copy| copy.kept.medium() == MirrorMedium::Disk);
         CopyCounts {
             copies: copies.len() as u64,
+            on_disk: on_disk().count() as u64,
             bytes: copies.values().map(|copy| copy.bytes).sum(),
+            disk_bytes: on_disk().map(|copy| copy.bytes).sum(),
             credit_bytes: copies.values().map(|copy| copy.credits).sum(),
-            limit_bytes: self.quota.get(),
+            limit_bytes: self.limit.get(),
+            ram_limit_bytes: self.ram_limit.get(),
+        }
+    }
+
+    /// Bytes that nobody was promised yet.
+    fn free(&self, copies: &BTreeMap<TimelineId, Copy>, medium: MirrorMedium) -> u64 {
+        let given = |of: Option<MirrorMedium>| {
+            let counts = |copy: &&Copy| of.is_none_or(|of| of == copy.kept.medium());
+            copies.values().filter(counts).map(|copy| copy.credits).sum::<u64>()
+        };
+        let all = self.limit.get().saturating_sub(given(None));
+        match medium {
+            MirrorMedium::Ram => all.min(self.ram_limit.get().saturating_sub(given(Some(MirrorMedium::Ram)))),
+            MirrorMedium::Disk => all,
         }
     }
 
@@ -115,32 +192,70 @@ impl Copies {
     /// `Fenced` where a higher epoch is known, `NoSpace` where there is no room for another copy.
     pub fn begin(&self, begin: BeginCopy) -> Result<Begun> {
         self.check(begin.timeline, begin.epoch)?;
-        let mut copies = self.copies.borrow_mut();
-        copies.remove(&begin.timeline);
-        let given: u64 = copies.values().map(|copy| copy.credits).sum();
-        let quota = self.quota.get();
-        let credits = (quota / SHARES).max(LEAST_CREDITS).min(self.most.get()).min(quota);
-        if given + credits > OVERCOMMIT * quota {
+        self.forget(&[begin.timeline]);
+        let free = self.free(&self.copies.borrow(), begin.medium);
+        let credits = FIRST_CREDITS.min(free / SHARE).max(LEAST_CREDITS);
+        if credits > free.min(self.most.get()) {
+            reached(Branch::CopyWithoutRoom);
             return Err(EngineError::new(ErrorKind::NoSpace, "there is no room for another copy"));
         }
-        let (epoch, base) = (begin.epoch, begin.base);
-        let copy = Copy { epoch, base, last: base, records: BTreeMap::new(), bytes: 0, credits };
-        copies.insert(begin.timeline, copy);
-        Ok(Begun { incarnation: self.incarnation, credits })
+        let (incarnation, kept) = match begin.medium {
+            MirrorMedium::Ram => (self.incarnation, Kept::Ram(BTreeMap::new())),
+            MirrorMedium::Disk => self.begin_on_disk(begin.timeline)?,
+        };
+        let (epoch, base, number) = (begin.epoch, begin.base, self.begun.get() + 1);
+        self.begun.set(number);
+        let copy = Copy { number, epoch, base, last: base, kept, bytes: 0, credits };
+        self.copies.borrow_mut().insert(begin.timeline, copy);
+        self.promise_for(begin.timeline);
+        Ok(Begun { incarnation, credits })
     }
 
-    /// Takes changes in.
+    /// Notes a copy that an earlier process of this node has left on disk: nothing more comes to it. One that this process keeps stays what it is.
+    pub(crate) fn recover(&self, timeline: TimelineId, epoch: Epoch, bytes: u64) {
+        if self.copies.borrow().contains_key(&timeline) {
+            return;
+        }
+        let number = self.begun.get() + 1;
+        self.begun.set(number);
+        let (base, kept) = (Sequence(0), Kept::Disk(None));
+        let copy = Copy { number, epoch, base, last: base, kept, bytes, credits: bytes };
+        self.copies.borrow_mut().insert(timeline, copy);
+    }
+
+    /// Takes changes in: they outlive the process' end, where the copy does, when this comes back. Gives further credits.
     ///
     /// # Errors
-    /// `Fenced` where a higher epoch is known, `Conflict` where they do not follow on what is there, `NoSpace` beyond the credits, or where all copies together
-    /// have no room left.
-    pub fn deliver(&self, delivery: Delivery) -> Result<()> {
+    /// `Fenced` where a higher epoch is known, `Conflict` where they do not follow on what is there, `NoSpace` beyond the credits; those of the journal.
+    pub async fn deliver(&self, delivery: Delivery) -> Result<u64> {
+        let timeline = delivery.timeline;
+        match self.check_delivery(&delivery)? {
+            Some((journal, number)) => self.keep_on_disk(&journal, number, delivery).await?,
+            None => self.keep_in_ram(delivery),
+        }
+        let more = self.grant(timeline);
+        self.promise_for(timeline);
+        Ok(more)
+    }
+
+    /// Tells the journal of a copy, where it has one, what was promised of it.
+    fn promise_for(&self, timeline: TimelineId) {
+        let journal = match self.copies.borrow().get(&timeline).map(|copy| &copy.kept) {
+            Some(Kept::Disk(Some(journal))) => Rc::clone(journal),
+            _ => return,
+        };
+        self.promise(&journal);
+    }
+
+    /// Whether changes may be taken in; gives the journal that they go to, where they do, and the number of the copy.
+    fn check_delivery(&self, delivery: &Delivery) -> Result<Option<(Rc<Journal>, u64)>> {
         self.check(delivery.timeline, delivery.epoch)?;
-        let mut copies = self.copies.borrow_mut();
-        let all: u64 = copies.values().map(|copy| copy.bytes).sum();
-        let copy = copies.get_mut(&delivery.timeline).filter(|copy| copy.epoch == delivery.epoch);
-        let Some(copy) = copy else {
-            return Err(not_begun(delivery.timeline, delivery.epoch));
+        let copies = self.copies.borrow();
+        let none = || not_begun(delivery.timeline, delivery.epoch);
+        let copy = copies.get(&delivery.timeline).filter(|copy| copy.epoch == delivery.epoch).ok_or_else(none)?;
+        let journal = match &copy.kept {
+            Kept::Ram(_) => None,
+            Kept::Disk(journal) => Some((journal.clone().ok_or_else(none)?, copy.number)),
         };
         let mut last = copy.last;
         let in_row = delivery
@@ -152,39 +267,106 @@ impl Copies {
             return Err(EngineError::new(ErrorKind::Conflict, text));
         }
         let bytes: u64 = delivery.records.iter().map(TailRecord::cost).sum();
-        let is_full = all + bytes > self.quota.get().max(copy.credits);
-        if copy.bytes > 0 && (copy.bytes + bytes > copy.credits || is_full) {
+        if copy.bytes + bytes > copy.credits {
             return Err(EngineError::new(ErrorKind::NoSpace, "more was sent than there are credits for"));
         }
-        copy.bytes += bytes;
-        copy.last = last;
-        copy.records.extend(delivery.records.into_iter().map(|record| (record.sequence, record)));
-        Ok(())
+        Ok(journal)
     }
 
-    /// Lets go of what the store has.
-    pub fn release(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) {
+    fn keep_in_ram(&self, delivery: Delivery) {
+        let mut copies = self.copies.borrow_mut();
+        let Some(copy) = copies.get_mut(&delivery.timeline) else { return };
+        let Kept::Ram(records) = &mut copy.kept else { return };
+        for record in delivery.records {
+            copy.bytes += record.cost();
+            copy.last = record.sequence;
+            // Data of its own, so that it does not keep the buffer of others alive.
+            let data = Bytes::copy_from_slice(&record.data);
+            records.insert(record.sequence, TailRecord { data, ..record });
+        }
+    }
+
+    /// Gives an owner that has used much of its credits more, where there is room.
+    fn grant(&self, timeline: TimelineId) -> u64 {
+        let mut copies = self.copies.borrow_mut();
+        let wants = |copy: &&Copy| copy.bytes * 2 > copy.credits && copy.credits < self.most.get();
+        let Some(copy) = copies.get(&timeline).filter(wants) else { return 0 };
+        let more = copy.credits.min(self.most.get() - copy.credits);
+        let more = more.min(self.free(&copies, copy.kept.medium()) / SHARE);
+        if let Some(copy) = copies.get_mut(&timeline) {
+            copy.credits += more;
+        }
+        more
+    }
+
+    /// Lets go of what the store has, and takes credits back.
+    pub fn release(&self, release: Release) {
+        let Release { timeline, epoch, through, back } = release;
         let mut copies = self.copies.borrow_mut();
         let Some(copy) = copies.get_mut(&timeline).filter(|copy| copy.epoch == epoch) else { return };
         let through = if planted(Mutant::ReleaseTooMuch) { through.next() } else { through };
-        let kept = copy.records.split_off(&through.next());
-        let gone = std::mem::replace(&mut copy.records, kept);
-        copy.bytes -= gone.values().map(TailRecord::cost).sum::<u64>();
+        let gone = match &mut copy.kept {
+            Kept::Ram(records) => {
+                let kept = records.split_off(&through.next());
+                std::mem::replace(records, kept).values().map(TailRecord::cost).sum()
+            }
+            Kept::Disk(Some(journal)) => self.release_on_disk(journal, timeline, epoch, through),
+            Kept::Disk(None) => 0,
+        };
+        copy.bytes -= gone;
         copy.base = copy.base.max(through.min(copy.last));
+        // Never below what is there: whoever gives back more has lost count.
+        copy.credits = copy.credits.saturating_sub(back).max(copy.bytes);
+        drop(copies);
+        self.promise_for(timeline);
     }
 
-    /// Gives what there is of a timeline, and takes nothing of epochs below `epoch` from then on.
+    /// Takes nothing of epochs below `epoch` any more.
     ///
     /// # Errors
     /// `Fenced` where a higher one is known.
-    pub fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> Result<Fetched> {
+    pub(crate) fn fence(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
         self.check(timeline, epoch)?;
         if !planted(Mutant::FetchWithoutFence) {
             self.floors.borrow_mut().insert(timeline, epoch);
         }
+        Ok(())
+    }
+
+    /// Gives what there is of a timeline, and takes nothing of epochs below `epoch` from then on; `named` is the incarnation of the copy that is looked for.
+    ///
+    /// # Errors
+    /// `Fenced` where a higher one is known; `NotFound` where that is this process, and there is no such copy; those of the journals.
+    pub async fn fetch(&self, timeline: TimelineId, epoch: Epoch, named: IncarnationId) -> Result<Fetched> {
+        match self.take(timeline, epoch, named) {
+            Ok(Held::Ram(records)) => Ok(Fetched { is_whole: true, records }),
+            Ok(Held::Disk) => Ok(Fetched { is_whole: true, records: self.read_from_disk(timeline).await? }),
+            // Of what is left of another one nobody knows what it lacks; it may be all that there is.
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                Ok(Fetched { is_whole: false, records: self.read_from_disk(timeline).await? })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What there is of a timeline, for this node itself, of the copy of an incarnation. Nothing of epochs below `epoch` is taken from then on.
+    ///
+    /// # Errors
+    /// `Fenced` where a higher one is known; `NotFound` where there is no such copy of this process; `Conflict` where that incarnation is not here.
+    pub(super) fn take(&self, timeline: TimelineId, epoch: Epoch, named: IncarnationId) -> Result<Held> {
+        self.fence(timeline, epoch)?;
+        if self.disk_incarnation() == Some(named) {
+            return Ok(Held::Disk);
+        }
+        if named != self.incarnation && !planted(Mutant::TakeWithAnyCopy) {
+            return Err(EngineError::new(ErrorKind::Conflict, "that copy is of another process"));
+        }
         let copies = self.copies.borrow();
-        let records = copies.get(&timeline).map(|copy| copy.records.values().cloned().collect());
-        Ok(Fetched { incarnation: self.incarnation, records })
+        match copies.get(&timeline).map(|copy| &copy.kept) {
+            Some(Kept::Ram(records)) => Ok(Held::Ram(records.values().cloned().collect())),
+            _ if planted(Mutant::TakeWithAnyCopy) => Ok(Held::Ram(Vec::new())),
+            _ => Err(EngineError::new(ErrorKind::NotFound, format!("there is no copy of timeline {timeline}"))),
+        }
     }
 
     /// Promises the owner of a copy that nobody serves its timeline from it for a while; `now` is by the clock of this node.
@@ -202,18 +384,48 @@ impl Copies {
 
     /// For how long a timeline may not be served from its copy.
     pub(crate) fn leased_for(&self, timeline: TimelineId, now: Duration) -> Duration {
-        self.leases.borrow().get(&timeline).map_or(Duration::ZERO, |until| until.saturating_sub(now))
+        let given = self.leases.borrow().get(&timeline).copied().unwrap_or_default();
+        // An earlier process may have given one just before it ended.
+        let before = if self.is_inherited() && !planted(Mutant::RestartForgetsLease) {
+            self.since.get() + LEASE_WAIT
+        } else {
+            Duration::ZERO
+        };
+        given.max(before).saturating_sub(now)
     }
 
-    /// Lets go of the copies that `is_used` does not name, by timeline and epoch.
-    pub fn retain(&self, mut is_used: impl FnMut(TimelineId, Epoch) -> bool) {
-        let mut copies = self.copies.borrow_mut();
-        copies.retain(|timeline, copy| is_used(*timeline, copy.epoch));
-        self.floors.borrow_mut().retain(|timeline, epoch| copies.contains_key(timeline) || is_used(*timeline, *epoch));
+    /// Lets go of the copies that `is_used` does not name, by timeline, epoch and number.
+    pub fn retain(&self, mut is_used: impl FnMut(TimelineId, Epoch, u64) -> bool) {
+        let mut unused = Vec::new();
+        for (timeline, copy) in &*self.copies.borrow() {
+            if !is_used(*timeline, copy.epoch, copy.number) {
+                unused.push(*timeline);
+            }
+        }
+        self.forget(&unused);
+        let copies = self.copies.borrow();
+        self.floors
+            .borrow_mut()
+            .retain(|timeline, epoch| copies.contains_key(timeline) || is_used(*timeline, *epoch, 0));
         self.leases.borrow_mut().retain(|timeline, _| copies.contains_key(timeline));
     }
 
-    fn check(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
+    /// Lets go of the copies of timelines, of which nobody needs anything any more.
+    fn forget(&self, timelines: &[TimelineId]) {
+        let mut on_disk = Vec::new();
+        for timeline in timelines {
+            let gone = self.copies.borrow_mut().remove(timeline);
+            if let Some(Kept::Disk(journal)) = gone.map(|copy| copy.kept) {
+                journal.iter().for_each(|journal| self.promise(journal));
+                on_disk.push(*timeline);
+            }
+        }
+        if !on_disk.is_empty() {
+            self.forget_on_disk(&on_disk);
+        }
+    }
+
+    pub(super) fn check(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
         let floor = self.floors.borrow().get(&timeline).copied();
         let known = self.copies.borrow().get(&timeline).map(|copy| copy.epoch);
         match floor.max(known) {

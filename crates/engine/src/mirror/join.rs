@@ -6,10 +6,10 @@
 //!
 //! **Parting.** Answers wait. What was promised because the mirror had it is made stable here; then coordination is told, as often as it takes; then they go on.
 
-use super::{BeginCopy, Link, MirrorPhase, in_time};
+use super::link::Link;
+use super::{ANSWER_TIME, BeginCopy, MirrorPhase, in_time};
 use crate::timeline::Timeline;
 use crate::{EngineError, Result};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 use varve_coord::{MirrorRecord, Records, VolumeRecord};
@@ -27,21 +27,24 @@ fn lost() -> EngineError {
 impl Timeline {
     /// Looks for a mirror where the volume wants one and has none, and parts with one that it does not want any more.
     pub fn mirror_if_due(self: &Rc<Self>) {
-        let (wanted, stopped) = {
+        let (wanted, medium, stopped) = {
             let data = self.data.borrow();
-            (data.settings.mirror != MirrorMode::None, data.stopped.is_some())
+            (data.settings.mirror != MirrorMode::None, data.settings.mirror_medium, data.stopped.is_some())
         };
-        let link = self.mirror.link.borrow().as_ref().map(|link| (link.number, link.peer.is_broken()));
+        let link = {
+            let link = self.mirror.link.borrow();
+            link.as_ref().map(|link| (link.number, link.peer.is_broken(), link.medium == medium))
+        };
         if stopped {
             // Whoever goes on with the volume may need what the copy has.
             *self.mirror.link.borrow_mut() = None;
             return;
         }
         match link {
-            Some((number, _)) if !wanted => {
+            Some((number, _, as_wanted)) if !wanted || !as_wanted => {
                 return self.mirror_part(number, EngineError::new(ErrorKind::Conflict, "it is not wanted any more"));
             }
-            Some((number, true)) => {
+            Some((number, true, _)) => {
                 return self.mirror_part(number, EngineError::new(ErrorKind::Unavailable, "its connection is broken"));
             }
             _ => {}
@@ -67,19 +70,12 @@ impl Timeline {
         let number = self.mirror.links.get() + 1;
         self.mirror.links.set(number);
         // In one step: every change behind `base` goes to the link.
-        let base = self.data.borrow().last;
-        let begin = BeginCopy { volume: self.volume, timeline: self.id, epoch: self.epoch, base };
-        *self.mirror.link.borrow_mut() = Some(Link {
-            number,
-            peer: Rc::clone(&peer),
-            begun: None,
-            queued: Vec::new(),
-            sent: base,
-            acked: base,
-            unreleased: VecDeque::new(),
-            bytes: 0,
-            there: 0,
-        });
+        let (base, medium) = {
+            let data = self.data.borrow();
+            (data.last, data.settings.mirror_medium)
+        };
+        let begin = BeginCopy { volume: self.volume, timeline: self.id, epoch: self.epoch, base, medium };
+        *self.mirror.link.borrow_mut() = Some(Link::new(number, Rc::clone(&peer), medium, base));
         self.mirror.phase.set(MirrorPhase::Joining);
         let joined = self.join_link(number, begin).await;
         if let Err(error) = &joined {
@@ -90,11 +86,17 @@ impl Timeline {
 
     async fn join_link(self: &Rc<Self>, number: u64, begin: BeginCopy) -> Result<()> {
         let Some(peer) = self.linked(number) else { return Err(lost()) };
-        let begun = in_time(&*self.context.env, peer.begin(begin)).await?;
+        let begun = in_time(&*self.context.env, peer.begin(begin), ANSWER_TIME).await;
+        if begun.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace)
+            && let Some(nodes) = &*self.context.mirrors.borrow()
+        {
+            nodes.is_full(peer.node());
+        }
+        let begun = begun?;
         {
             let mut link = self.mirror.link.borrow_mut();
             let link = link.as_mut().filter(|link| link.number == number).ok_or_else(lost)?;
-            link.begun = Some(begun);
+            link.begin(begun);
         }
         self.mirror_send();
         self.seal_now();
@@ -113,11 +115,11 @@ impl Timeline {
             if let Err(error) = data.check() {
                 return Some(Err(error));
             }
-            let link = self.mirror.link.borrow();
-            match link.as_ref().filter(|link| link.number == number) {
-                None => Some(Err(lost())),
-                Some(link) => (link.acked >= last).then_some(Ok(())),
+            if !self.is_linked(number) {
+                return Some(Err(lost()));
             }
+            // What was flushed meanwhile too.
+            self.mirror_has(last, data.counted, true).then_some(Ok(()))
         };
         self.changed.until(has_all).await?;
         let record = MirrorRecord { node: peer.node(), incarnation: begun.incarnation, timeline: self.id };

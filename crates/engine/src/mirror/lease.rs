@@ -10,7 +10,7 @@
 //!
 //! A crash of the mirror's process loses its promise and its copy: it does not take over. A crash of the owner needs nothing: the promise ends.
 
-use super::in_time;
+use super::{ANSWER_TIME, in_time};
 use crate::Result;
 use crate::timeline::Timeline;
 use std::cell::Cell;
@@ -58,7 +58,7 @@ impl Timeline {
         let since = self.context.env.now();
         let this = Rc::clone(self);
         self.context.env.spawn(Box::pin(async move {
-            let given = in_time(&*this.context.env, peer.lease(this.id, this.epoch)).await;
+            let given = in_time(&*this.context.env, peer.lease(this.id, this.epoch), ANSWER_TIME).await;
             this.mirror.lease.is_asked.set(false);
             match given {
                 Ok(()) if this.is_linked(number) => {

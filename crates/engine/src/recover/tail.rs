@@ -8,6 +8,7 @@
 
 use crate::journal::{Moved, Needed, Replayed};
 use crate::layer::{Layer, Piece, Sums};
+use crate::recover::Tail;
 use crate::seal::seal;
 use crate::timeline::{Data, NUMBER_GAP, Timeline};
 use crate::{EngineError, Result};
@@ -69,17 +70,18 @@ impl Timeline {
     }
 
     /// The changes in the journal behind the last segment.
-    pub(super) fn load_tail(&self, manifest: &Manifest, tail: Vec<Replayed>) -> Result<()> {
+    pub(super) fn load_tail(&self, manifest: &Manifest, found: Vec<Replayed>, tail: Tail) -> Result<()> {
         let mut data = self.data.borrow_mut();
         let counted = data.counted;
         let mut promised = manifest.cuts.iter().map(|cut| cut.last).max().unwrap_or_default();
+        let mut was_stable = Sequence(0);
         let mut changes: BTreeMap<Sequence, Replayed> = BTreeMap::new();
-        for replayed in tail {
+        for replayed in found {
             let record = &replayed.record;
             let limit = limit(manifest, record.epoch);
             reached_if(limit.is_some_and(|limit| record.sequence > limit), Branch::ChangeBehindCut);
             if limit.is_some_and(|limit| record.sequence <= limit) {
-                promised = promised.max(record.flushed_through);
+                was_stable = was_stable.max(record.flushed_through);
                 if record.sequence > counted && record.body != Body::Counted {
                     let mut place = record.sequence;
                     if planted(Mutant::ReplayInRingOrder) {
@@ -105,6 +107,14 @@ impl Timeline {
         // Of what was carried a later change may stand before an earlier one: the lowest of a layer is known when it is whole.
         data.layers().filter_map(|layer| layer.pin).for_each(|pin| self.journal.pin(pin));
         reached_if(data.last == manifest.merged, Branch::NothingBehindManifest);
+        match tail {
+            Tail::Left if was_stable > data.last => {
+                reached(Branch::LossForced);
+                tracing::warn!(timeline = %self.id, last = %data.last, lost = %was_stable, "changes that were flushed are lost: the take-over was forced");
+            }
+            Tail::Left => {}
+            Tail::Whole | Tail::None => promised = promised.max(was_stable),
+        }
         if data.last < promised && !planted(Mutant::ServePastLoss) {
             reached(Branch::LossRefused);
             let what = format!(

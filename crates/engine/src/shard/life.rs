@@ -95,6 +95,7 @@ impl Shard {
             timelines: vec![TimelineRecord { id: timeline, state: RecordState::Shown, manifest: None, parent: None }],
             owner: self.context.node.get(),
             mirror: None,
+            forced: false,
             holder: None,
             ends: Vec::new(),
         }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The end that keeps copies: does what a node asks, in the order in which it asks.
+//! The end that keeps copies: does what a node asks, in the order in which it asks. Only what is to come to stable media is waited for beside the rest.
 //!
-//! It reads no further while its answers are not taken. The end of the connection ends nothing else: the copies stay, for whoever takes over.
+//! Always holds: what was asked behind a delivery is done behind it; it reads no further while its answers are not taken, nor while a journal has no room for what it has
+//! read.
+//!
+//! The end of the connection ends nothing else: the copies stay, for whoever takes over.
 
 use super::frames::{Frames, change, record};
 use super::greeter::Accepted;
@@ -10,17 +13,18 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use varve_engine::{BeginCopy, Copies, Delivery, EngineError, Fetched};
+use tokio::task::JoinSet;
+use varve_engine::{BeginCopy, Copies, Delivery, EngineError, Fetched, Release};
 use varve_serve::Socket;
-use varve_types::{ErrorKind, NodeId};
+use varve_types::NodeId;
 use varve_wire::greeting::NEWEST;
 use varve_wire::mirror::{Message, MirrorWelcome};
 
 /// Changes, and bytes of data, of one answer to a fetch.
 const FETCH_CHANGES: usize = 1000;
 const FETCH_BYTES: usize = 16 << 20;
-/// What is answered to a fetch where there is none: that is not the same as a copy of which the store has everything.
-const NO_COPY: &str = "there is no copy of this timeline";
+/// Syncs of one node that are waited for: it asks for one a volume at a time.
+const MOST_SYNCS: usize = 1 << 16;
 
 /// Who is connected: a node that is not may be dead.
 #[derive(Default)]
@@ -60,10 +64,10 @@ pub(crate) async fn serve(
         Err(error) => return tracing::warn!(%error, "the connection of a node could not be taken over"),
     };
     let node = connection.negotiated.node;
-    let welcome = MirrorWelcome { version: NEWEST, node: own, incarnation: copies.incarnation() };
+    let welcome = MirrorWelcome { version: NEWEST, node: own };
     links.begin(node);
     let ended = async {
-        connection.socket.write_all(&welcome.encode()).await.map_err(|error| error.to_string())?;
+        send(&mut connection.socket, &welcome.encode()).await?;
         answer(&mut connection.socket, &copies, now).await
     };
     let ended = ended.await;
@@ -74,68 +78,99 @@ pub(crate) async fn serve(
     }
 }
 
-async fn answer(socket: &mut Socket, copies: &Copies, now: impl Fn() -> Duration) -> Result<(), String> {
+async fn answer(socket: &mut Socket, copies: &Rc<Copies>, now: impl Fn() -> Duration) -> Result<(), String> {
     let mut frames = Frames::default();
     let mut out = Vec::new();
+    let mut syncs: JoinSet<(u64, Message)> = JoinSet::new();
     loop {
         while let Some((id, message)) = frames.next().map_err(|error| error.to_string())? {
-            for answer in act(copies, message, &now) {
-                let (head, data) = answer.encode(id);
-                out.extend_from_slice(&head);
-                data.iter().for_each(|bytes| out.extend_from_slice(bytes));
+            if let Message::Sync { timeline, epoch, through } = message {
+                if syncs.len() == MOST_SYNCS {
+                    return Err(format!("it waits for {MOST_SYNCS} syncs, and asks for another one"));
+                }
+                let copies = Rc::clone(copies);
+                syncs.spawn_local(async move {
+                    (id, told(copies.sync(timeline, epoch, through).await.map(|()| Message::Done)))
+                });
+                continue;
             }
+            act(copies, message, &now).await.iter().for_each(|answer| push(&mut out, id, answer));
         }
         if !out.is_empty() {
-            socket.write_all(&out).await.map_err(|error| error.to_string())?;
+            send(socket, &out).await?;
             out.clear();
             out.shrink_to(1 << 20);
         }
-        if !frames.receive(socket).await.map_err(|error| error.to_string())? {
-            return Ok(());
+        tokio::select! {
+            biased;
+            Some(done) = syncs.join_next() => {
+                let (id, answer) = done.map_err(|error| error.to_string())?;
+                push(&mut out, id, &answer);
+            }
+            there = frames.receive(socket) => {
+                if !there.map_err(|error| error.to_string())? {
+                    return Ok(());
+                }
+            }
         }
     }
+}
+
+async fn send(socket: &mut Socket, bytes: &[u8]) -> Result<(), String> {
+    socket.write_all(bytes).await.map_err(|error| error.to_string())?;
+    // TLS may have kept some of it.
+    socket.flush().await.map_err(|error| error.to_string())
+}
+
+fn push(out: &mut Vec<u8>, id: u64, answer: &Message) {
+    let (head, data) = answer.encode(id);
+    out.extend_from_slice(&head);
+    data.iter().for_each(|bytes| out.extend_from_slice(bytes));
+}
+
+/// What is answered to what was done.
+fn told(done: Result<Message, EngineError>) -> Message {
+    done.unwrap_or_else(|error| Message::Failed { kind: error.kind(), reason: error.to_string() })
 }
 
 /// Does what is asked. Gives the answers, which are several for what a copy has.
-fn act(copies: &Copies, message: Message, now: impl Fn() -> Duration) -> Vec<Message> {
-    let answer = |done: Result<Message, EngineError>| match done {
-        Ok(message) => vec![message],
-        Err(error) => vec![Message::Failed { kind: error.kind(), reason: error.to_string() }],
-    };
-    match message {
-        Message::Begin { volume, timeline, epoch, base } => {
-            let begun = copies.begin(BeginCopy { volume, timeline, epoch, base });
-            answer(begun.map(|begun| Message::Begun { credits: begun.credits }))
+async fn act(copies: &Copies, message: Message, now: impl Fn() -> Duration) -> Vec<Message> {
+    let done = match message {
+        Message::Begin { volume, timeline, epoch, base, medium } => {
+            let begun = copies.begin(BeginCopy { volume, timeline, epoch, base, medium });
+            begun.map(|begun| Message::Begun { credits: begun.credits, incarnation: begun.incarnation })
         }
         Message::Deliver { timeline, epoch, previous, changes } => {
             let records = changes.into_iter().map(record).collect();
-            answer(copies.deliver(Delivery { timeline, epoch, previous, records }).map(|()| Message::Taken))
+            let taken = copies.deliver(Delivery { timeline, epoch, previous, records }).await;
+            taken.map(|more| Message::Taken { more })
         }
-        Message::Release { timeline, epoch, through } => {
-            copies.release(timeline, epoch, through);
-            Vec::new()
+        Message::Release { timeline, epoch, through, back } => {
+            copies.release(Release { timeline, epoch, through, back });
+            return Vec::new();
         }
-        Message::Fetch { timeline, epoch } => match copies.fetch(timeline, epoch) {
-            Ok(Fetched { records: Some(records), .. }) => in_parts(records.into_iter().map(change).collect()),
-            Ok(Fetched { records: None, .. }) => answer(Err(EngineError::new(ErrorKind::NotFound, NO_COPY))),
-            Err(error) => answer(Err(error)),
+        Message::Fetch { timeline, epoch, named } => match copies.fetch(timeline, epoch, named).await {
+            Ok(fetched) => return in_parts(fetched),
+            Err(error) => Err(error),
         },
-        Message::Lease { timeline, epoch } => answer(copies.lease(timeline, epoch, now()).map(|()| Message::Taken)),
-        other => answer(Err(EngineError::invalid(format!("{other:?} is no request")))),
-    }
+        Message::Lease { timeline, epoch } => copies.lease(timeline, epoch, now()).map(|()| Message::Done),
+        other => Err(EngineError::invalid(format!("{other:?} is no request"))),
+    };
+    vec![told(done)]
 }
 
 /// What a copy has, in frames that are not too long.
-fn in_parts(changes: Vec<varve_wire::mirror::Change>) -> Vec<Message> {
+fn in_parts(fetched: Fetched) -> Vec<Message> {
+    let Fetched { is_whole: whole, records } = fetched;
     let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for change in changes {
+    for change in records.into_iter().map(change) {
         if part.len() == FETCH_CHANGES || bytes + change.data.len() > FETCH_BYTES {
-            parts.push(Message::Fetched { changes: std::mem::take(&mut part), more: true });
+            parts.push(Message::Fetched { changes: std::mem::take(&mut part), more: true, whole });
             bytes = 0;
         }
         bytes += change.data.len();
         part.push(change);
     }
-    parts.push(Message::Fetched { changes: part, more: false });
+    parts.push(Message::Fetched { changes: part, more: false, whole });
     parts
 }

@@ -3,7 +3,7 @@
 //!
 //! Data are slices of the buffer that they came in: nothing is copied. No frame is longer than its header may say, so the buffer is bounded by one of them.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use varve_engine::TailRecord;
@@ -55,8 +55,8 @@ pub(super) fn change(record: TailRecord) -> Change {
     Change { epoch, sequence, flushed_through, body, data }
 }
 
-/// A change as it is kept: with data of its own, so that it does not keep the buffer of others alive.
+/// A change as it was received: its data are a slice of the buffer that it came in.
 pub(super) fn record(change: Change) -> TailRecord {
     let Change { epoch, sequence, flushed_through, body, data } = change;
-    TailRecord { epoch, sequence, flushed_through, body, data: Bytes::copy_from_slice(&data) }
+    TailRecord { epoch, sequence, flushed_through, body, data }
 }

@@ -2,8 +2,9 @@
 //! Which nodes there are, and which of them is to be the mirror of a volume.
 //!
 //! Of those that are alive one in another site is best, then one in another rack, then any; among equals the choice goes by volume, so that the load spreads, and stays
-//! the same as long as the nodes do. A node that did not answer is left alone for a while.
+//! the same as long as the nodes do. A node that did not answer, or that has no room for another copy, is left alone for a while.
 
+use super::dial::Dialer;
 use super::peer::TcpPeer;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,9 +12,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use varve_engine::{MirrorNodes, MirrorPeer};
 use varve_types::{NodeId, VolumeId};
-use varve_wire::mirror::MirrorHello;
 
-/// For how long a node that could not be reached is not chosen.
+/// For how long a node that could not be reached, or has no room, is not chosen.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
 
 /// A node of the cluster, as far as mirrors are concerned.
@@ -31,7 +31,7 @@ pub(crate) struct Member {
 
 /// See the module.
 pub(crate) struct Members {
-    hello: MirrorHello,
+    dialer: Rc<Dialer>,
     rack: Option<String>,
     site: Option<String>,
     others: RefCell<BTreeMap<NodeId, Member>>,
@@ -40,10 +40,10 @@ pub(crate) struct Members {
 }
 
 impl Members {
-    /// None yet: those of a node that introduces itself by `hello`, in a rack and a site.
-    pub(crate) fn new(hello: MirrorHello, rack: Option<String>, site: Option<String>) -> Rc<Self> {
+    /// None yet: those of a node that begins to talk by `dialer`, in a rack and a site.
+    pub(crate) fn new(dialer: Rc<Dialer>, rack: Option<String>, site: Option<String>) -> Rc<Self> {
         Rc::new(Self {
-            hello,
+            dialer,
             rack,
             site,
             others: RefCell::default(),
@@ -77,7 +77,7 @@ impl Members {
             }
             self.failed.borrow_mut().insert(node, Instant::now());
         }
-        let peer = TcpPeer::connect(node, address, &self.hello);
+        let peer = TcpPeer::connect(node, address, &self.dialer);
         peers.insert(node, Rc::clone(&peer));
         Some(peer)
     }
@@ -102,6 +102,10 @@ impl MirrorNodes for Members {
             may.max_by_key(|(node, member)| (self.distance(member), spread(node))).map(|(node, _)| *node)
         };
         self.connect(node?)
+    }
+
+    fn is_full(&self, node: NodeId) {
+        self.failed.borrow_mut().insert(node, Instant::now());
     }
 
     fn find(&self, node: NodeId) -> Option<Rc<dyn MirrorPeer>> {

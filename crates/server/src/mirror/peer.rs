@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The owner's end: one connection to a node that keeps copies, for all volumes whose mirror it is.
 //!
-//! Requests are queued and sent by a task of the connection, several with one system call; answers come in the order of the requests. The queue is bounded by
+//! Requests are queued and sent by a task of the connection, several with one system call; answers have the ids of their requests. The queue is bounded by
 //! what the engine may send: the credits of each copy. Once the connection is broken everything that was asked, and whatever is asked later, is answered with
 //! an error: the engine parts with the mirror, and a new connection is made for the next try.
 
+use super::dial::Dialer;
 use super::frames::{Frames, change, record};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::IoSlice;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncWrite, AsyncWriteExt, WriteHalf};
 use tokio::sync::{Notify, oneshot};
-use varve_engine::{BeginCopy, Begun, Delivery, EngineError, Fetched, MirrorPeer, Result, TailRecord};
+use varve_engine::{BeginCopy, Begun, Delivery, EngineError, Fetched, MirrorPeer, Release, Result, TailRecord};
 use varve_env::LocalFuture;
+use varve_serve::Socket;
 use varve_types::{Epoch, ErrorKind, IncarnationId, NodeId, Sequence, TimelineId};
-use varve_wire::attach::Refused;
-use varve_wire::greeting::{self, HEADER_BYTES, Header};
-use varve_wire::mirror::{Message, MirrorHello, MirrorWelcome};
+use varve_wire::mirror::Message;
 
 /// For connecting and the greeting.
 const CONNECT_TIME: Duration = Duration::from_secs(1);
@@ -41,12 +42,12 @@ struct Waiting {
 
 struct State {
     out: RefCell<VecDeque<Bytes>>,
+    /// Whether the socket may have kept some of what it was given.
+    is_unflushed: Cell<bool>,
     /// Rings when something is to be sent, or nobody needs the connection any more.
     wake: Notify,
     waiting: RefCell<VecDeque<Waiting>>,
     next: Cell<u64>,
-    /// The process at the other end, once it has answered.
-    incarnation: Cell<Option<IncarnationId>>,
     /// Why it is of no more use.
     broken: RefCell<Option<String>>,
     is_dropped: Cell<bool>,
@@ -67,24 +68,26 @@ impl Drop for TcpPeer {
 
 impl TcpPeer {
     /// Begins to connect to a node. What is asked meanwhile waits.
-    pub(super) fn connect(node: NodeId, address: String, hello: &MirrorHello) -> Rc<Self> {
+    pub(super) fn connect(node: NodeId, address: String, dialer: &Rc<Dialer>) -> Rc<Self> {
         let state = Rc::new(State {
             out: RefCell::default(),
+            is_unflushed: Cell::default(),
             wake: Notify::new(),
             waiting: RefCell::default(),
             next: Cell::new(1),
-            incarnation: Cell::new(None),
             broken: RefCell::new(None),
             is_dropped: Cell::new(false),
         });
-        let (task, hello) = (Rc::clone(&state), hello.encode());
+        let (task, dialer) = (Rc::clone(&state), Rc::clone(dialer));
         drop(tokio::task::spawn_local(async move {
-            let why = match tokio::time::timeout(CONNECT_TIME, greet(node, &address, &hello)).await {
-                Ok(Ok((stream, welcome))) => {
-                    task.incarnation.set(Some(welcome.incarnation));
-                    run(stream, &task).await.err().unwrap_or_else(|| "it is not needed any more".to_owned())
+            let why = match tokio::time::timeout(CONNECT_TIME, dialer.greet(node, &address)).await {
+                Ok(Ok(socket)) => {
+                    run(socket, &task).await.err().unwrap_or_else(|| "it is not needed any more".to_owned())
                 }
-                Ok(Err(error)) => format!("node {node} at {address}: {error}"),
+                Ok(Err(error)) => {
+                    dialer.tell(node, &error);
+                    format!("node {node} at {address}: {error}")
+                }
                 Err(_) => format!("node {node} at {address} did not answer within {CONNECT_TIME:?}"),
             };
             task.broken.replace(Some(why.clone()));
@@ -120,11 +123,11 @@ impl TcpPeer {
     }
 
     /// Asks for what is answered by that it was done.
-    fn ask_taken(&self, message: &Message) -> LocalFuture<Result<()>> {
+    fn ask_done(&self, message: &Message) -> LocalFuture<Result<()>> {
         let asked = self.ask(message);
         Box::pin(async move {
             match asked.await?.0 {
-                Message::Taken => Ok(()),
+                Message::Done => Ok(()),
                 other => Err(strange(&other)),
             }
         })
@@ -141,43 +144,50 @@ impl MirrorPeer for TcpPeer {
     }
 
     fn begin(&self, begin: BeginCopy) -> LocalFuture<Result<Begun>> {
-        let BeginCopy { volume, timeline, epoch, base } = begin;
-        let (asked, state) = (self.ask(&Message::Begin { volume, timeline, epoch, base }), Rc::clone(&self.state));
+        let BeginCopy { volume, timeline, epoch, base, medium } = begin;
+        let asked = self.ask(&Message::Begin { volume, timeline, epoch, base, medium });
         Box::pin(async move {
-            match (asked.await?.0, state.incarnation.get()) {
-                (Message::Begun { credits }, Some(incarnation)) => Ok(Begun { incarnation, credits }),
-                (other, _) => Err(strange(&other)),
+            match asked.await?.0 {
+                Message::Begun { credits, incarnation } => Ok(Begun { incarnation, credits }),
+                other => Err(strange(&other)),
             }
         })
     }
 
-    fn deliver(&self, delivery: Delivery) -> LocalFuture<Result<()>> {
+    fn deliver(&self, delivery: Delivery) -> LocalFuture<Result<u64>> {
         let Delivery { timeline, epoch, previous, records } = delivery;
         let changes = records.into_iter().map(change).collect();
-        self.ask_taken(&Message::Deliver { timeline, epoch, previous, changes })
+        let asked = self.ask(&Message::Deliver { timeline, epoch, previous, changes });
+        Box::pin(async move {
+            match asked.await?.0 {
+                Message::Taken { more } => Ok(more),
+                other => Err(strange(&other)),
+            }
+        })
+    }
+
+    fn sync(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) -> LocalFuture<Result<()>> {
+        self.ask_done(&Message::Sync { timeline, epoch, through })
     }
 
     fn lease(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<()>> {
-        self.ask_taken(&Message::Lease { timeline, epoch })
+        self.ask_done(&Message::Lease { timeline, epoch })
     }
 
-    fn release(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) {
+    fn release(&self, release: Release) {
+        let Release { timeline, epoch, through, back } = release;
         if !self.is_broken() {
-            self.push(&Message::Release { timeline, epoch, through });
+            self.push(&Message::Release { timeline, epoch, through, back });
         }
     }
 
-    fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> LocalFuture<Result<Fetched>> {
-        let (asked, state) = (self.ask(&Message::Fetch { timeline, epoch }), Rc::clone(&self.state));
+    fn fetch(&self, timeline: TimelineId, epoch: Epoch, named: IncarnationId) -> LocalFuture<Result<Fetched>> {
+        let asked = self.ask(&Message::Fetch { timeline, epoch, named });
         Box::pin(async move {
-            let records = match asked.await {
-                Ok((Message::Fetched { .. }, records)) => Some(records),
-                Err(error) if error.kind() == ErrorKind::NotFound => None,
-                Ok((other, _)) => return Err(strange(&other)),
-                Err(error) => return Err(error),
-            };
-            let incarnation = state.incarnation.get().ok_or_else(|| unavailable("it has not said who it is"))?;
-            Ok(Fetched { incarnation, records })
+            match asked.await? {
+                (Message::Fetched { whole, .. }, records) => Ok(Fetched { is_whole: whole, records }),
+                (other, _) => Err(strange(&other)),
+            }
         })
     }
 }
@@ -190,45 +200,9 @@ fn strange(message: &Message) -> EngineError {
     EngineError::new(ErrorKind::Internal, format!("{message:?} is no answer to what was asked"))
 }
 
-/// Whether a node answers at its address.
-pub(crate) async fn probe(node: NodeId, address: &str, hello: &MirrorHello) -> std::result::Result<(), String> {
-    greet(node, address, &hello.encode()).await.map(drop)
-}
-
-/// Connects and greets.
-async fn greet(node: NodeId, address: &str, hello: &Bytes) -> std::result::Result<(TcpStream, MirrorWelcome), String> {
-    let told = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect(address).await.map_err(told)?;
-    stream.set_nodelay(true).map_err(told)?;
-    stream.write_all(hello).await.map_err(told)?;
-    let mut head = [0; HEADER_BYTES];
-    stream.read_exact(&mut head).await.map_err(told)?;
-    let header = Header::decode(&head).map_err(|error| error.to_string())?;
-    let mut body = vec![0; header.length as usize];
-    stream.read_exact(&mut body).await.map_err(told)?;
-    let read = || {
-        header.verify(&body)?;
-        header.version()?;
-        header.kind()
-    };
-    match read().map_err(|error| error.to_string())? {
-        greeting::Kind::MirrorWelcome => {}
-        greeting::Kind::Refused => {
-            let refused = Refused::decode(&body).map_err(|error| error.to_string())?;
-            return Err(refused.message);
-        }
-        other => return Err(format!("{other:?} is no answer to a greeting")),
-    }
-    let welcome = MirrorWelcome::decode(&body).map_err(|error| error.to_string())?;
-    if welcome.node != node {
-        return Err(format!("node {} answers there", welcome.node));
-    }
-    Ok((stream, welcome))
-}
-
 /// Sends what is queued and takes answers, until something is wrong, or nobody needs it.
-async fn run(mut stream: TcpStream, state: &State) -> std::result::Result<(), String> {
-    let (mut reading, mut writing) = stream.split();
+async fn run(socket: Socket, state: &State) -> std::result::Result<(), String> {
+    let (mut reading, mut writing) = tokio::io::split(socket);
     let mut frames = Frames::default();
     let mut look = tokio::time::interval(CONNECT_TIME);
     let mut heard = Instant::now();
@@ -269,19 +243,26 @@ async fn woken(state: &State) {
 }
 
 /// Sends a part of what is queued; waits for ever where there is nothing. Dropping the future loses nothing: what was sent was taken from the queue.
-async fn send(writing: &mut tokio::net::tcp::WriteHalf<'_>, state: &State) -> std::io::Result<()> {
+async fn send(writing: &mut WriteHalf<Socket>, state: &State) -> std::io::Result<()> {
     if state.out.borrow().is_empty() {
-        return std::future::pending().await;
+        if !state.is_unflushed.get() {
+            return std::future::pending().await;
+        }
+        // TLS may have kept some of it.
+        writing.flush().await?;
+        state.is_unflushed.set(false);
+        return Ok(());
     }
-    writing.writable().await?;
-    let mut sent = {
+    let some = poll_fn(|context| {
         let out = state.out.borrow();
         let parts: Vec<IoSlice<'_>> = out.iter().take(MOST_PARTS).map(|part| IoSlice::new(part)).collect();
-        match writing.try_write_vectored(&parts) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
-            done => done?,
-        }
-    };
+        Pin::new(&mut *writing).poll_write_vectored(context, &parts)
+    });
+    let mut sent = some.await?;
+    if sent == 0 {
+        return Err(std::io::ErrorKind::WriteZero.into());
+    }
+    state.is_unflushed.set(true);
     let mut out = state.out.borrow_mut();
     while let Some(part) = out.front_mut() {
         if part.len() > sent {
@@ -297,20 +278,21 @@ async fn send(writing: &mut tokio::net::tcp::WriteHalf<'_>, state: &State) -> st
 /// Gives an answer to who waits for it.
 fn answered(state: &State, id: u64, message: Message) -> std::result::Result<(), String> {
     let mut waiting = state.waiting.borrow_mut();
-    let Some(first) = waiting.front_mut().filter(|first| first.id == id) else {
-        return Err(format!("it answered request {id}, which is not the one that it has to answer"));
+    // Nearly always the first.
+    let Some(at) = waiting.iter().position(|waiting| waiting.id == id) else {
+        return Err(format!("it answered request {id}, which nobody has asked, or which it has answered before"));
     };
     let message = match message {
-        Message::Fetched { changes, more } => {
-            first.records.extend(changes.into_iter().map(record));
+        Message::Fetched { changes, more, whole } => {
+            waiting[at].records.extend(changes.into_iter().map(record));
             if more {
                 return Ok(());
             }
-            Message::Fetched { changes: Vec::new(), more: false }
+            Message::Fetched { changes: Vec::new(), more, whole }
         }
         other => other,
     };
-    let Some(Waiting { records, answer, .. }) = waiting.pop_front() else { return Ok(()) };
+    let Some(Waiting { records, answer, .. }) = waiting.remove(at) else { return Ok(()) };
     let told = match message {
         Message::Failed { kind, reason } => Err(EngineError::new(kind, reason)),
         message => Ok((message, records)),

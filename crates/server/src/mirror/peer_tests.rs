@@ -11,8 +11,10 @@ use tokio::task::LocalSet;
 use varve_engine::{Copies, MirrorNodes};
 use varve_format::crc::crc;
 use varve_format::journal::Body;
-use varve_serve::{Endpoint, Listener, Slots};
-use varve_types::{ClusterId, VolumeId};
+use varve_lab::certificates::Certificates;
+use varve_serve::{ClientTls, ClientTlsFiles, Endpoint, Listener, ServerTls, Slots, TlsFiles};
+use varve_types::{ClusterId, MirrorMedium, VolumeId};
+use varve_wire::mirror::MirrorHello;
 
 const OWNER: NodeId = NodeId::from_bytes([1; 16]);
 const MIRROR: NodeId = NodeId::from_bytes([2; 16]);
@@ -26,7 +28,8 @@ fn record(sequence: u64) -> TailRecord {
 }
 
 fn begin(epoch: u64) -> BeginCopy {
-    BeginCopy { volume: VolumeId::from_bytes([5; 16]), timeline: TIMELINE, epoch: Epoch(epoch), base: Sequence(0) }
+    let (volume, medium) = (VolumeId::from_bytes([5; 16]), MirrorMedium::Ram);
+    BeginCopy { volume, timeline: TIMELINE, epoch: Epoch(epoch), base: Sequence(0), medium }
 }
 
 fn delivery(previous: u64, count: u64) -> Delivery {
@@ -34,8 +37,24 @@ fn delivery(previous: u64, count: u64) -> Delivery {
     Delivery { timeline: TIMELINE, epoch: Epoch(1), previous: Sequence(previous), records }
 }
 
+/// What the server of the mirror speaks TLS with, and who connects to it.
+fn tls(files: &Certificates) -> (ServerTls, ClientTls) {
+    let [certificate, key] = files.server();
+    let identity = Some((certificate.clone(), key.clone()));
+    let server = ServerTls::open(TlsFiles { certificate, key, client_ca: Some(files.ca()) }).unwrap();
+    (server, ClientTls::open(ClientTlsFiles { ca: files.ca(), identity, name: None }).unwrap())
+}
+
 /// Runs a mirror on a port, and `test` with its address and the token of its cluster.
 fn with_mirror<F: Future<Output = ()>>(test: impl FnOnce(Rc<Copies>, Rc<Links>, String, String) -> F) {
+    with_secured(None, test);
+}
+
+/// The same, under TLS or not.
+fn with_secured<F: Future<Output = ()>>(
+    tls: Option<ServerTls>,
+    test: impl FnOnce(Rc<Copies>, Rc<Links>, String, String) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
         let directory = tempfile::tempdir().unwrap();
@@ -43,6 +62,7 @@ fn with_mirror<F: Future<Output = ()>>(test: impl FnOnce(Rc<Copies>, Rc<Links>, 
         let token = Token::open(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap().trim().to_owned();
         let listener = Listener::open(&Endpoint::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+        let listener = listener.under(tls.map(Arc::new));
         let address = listener.endpoint().to_string();
         let copies = Rc::new(Copies::new(IncarnationId::from_bytes([9; 16]), 1 << 30));
         let links = Rc::new(Links::default());
@@ -72,28 +92,46 @@ fn hello(token: &str) -> MirrorHello {
     MirrorHello { token: token.to_owned(), cluster: CLUSTER, node: OWNER }
 }
 
+fn dialer(hello: MirrorHello) -> Rc<Dialer> {
+    Rc::new(Dialer::new(hello, None))
+}
+
 #[test]
 fn changes_come_there_and_back() {
-    with_mirror(|copies, links, address, token| async move {
-        let peer = TcpPeer::connect(MIRROR, address, &hello(&token));
-        let begun = peer.begin(begin(1)).await.unwrap();
-        assert_eq!(begun.incarnation, copies.incarnation());
-        assert!(links.has(OWNER));
-        // Many at once, large and small, answered in their order.
-        let all: Vec<_> = (0..40).map(|round| peer.deliver(delivery(round * 100, 100))).collect();
-        for sent in all {
-            sent.await.unwrap();
-        }
-        let gap = peer.deliver(delivery(9000, 1)).await.unwrap_err();
-        assert_eq!(gap.kind(), ErrorKind::Conflict);
-        peer.lease(TIMELINE, Epoch(1)).await.unwrap();
-        peer.release(TIMELINE, Epoch(1), Sequence(1000));
-        let fetched = peer.fetch(TIMELINE, Epoch(2)).await.unwrap();
-        assert_eq!((fetched.incarnation, fetched.records.as_ref().map(Vec::len)), (copies.incarnation(), Some(3000)));
-        assert_eq!(fetched.records, Some((1001..=4000).map(record).collect::<Vec<_>>()));
-        assert_eq!(peer.deliver(delivery(4000, 1)).await.unwrap_err().kind(), ErrorKind::Fenced);
-        assert_eq!(peer.lease(TIMELINE, Epoch(1)).await.unwrap_err().kind(), ErrorKind::Fenced);
+    with_mirror(|copies, links, address, token| there_and_back(copies, links, address, dialer(hello(&token))));
+}
+
+#[test]
+fn under_tls_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, client) = tls(&Certificates::make(directory.path()).unwrap());
+    with_secured(Some(server), |copies, links, address, token| {
+        there_and_back(copies, links, address, Rc::new(Dialer::new(hello(&token), Some(client))))
     });
+}
+
+async fn there_and_back(copies: Rc<Copies>, links: Rc<Links>, address: String, dialer: Rc<Dialer>) {
+    let peer = TcpPeer::connect(MIRROR, address, &dialer);
+    let begun = peer.begin(begin(1)).await.unwrap();
+    assert_eq!(begun.incarnation, copies.incarnation());
+    assert!(links.has(OWNER));
+    // Many at once, large and small, answered in their order.
+    let all: Vec<_> = (0..40).map(|round| peer.deliver(delivery(round * 100, 100))).collect();
+    for sent in all {
+        sent.await.unwrap();
+    }
+    let gap = peer.deliver(delivery(9000, 1)).await.unwrap_err();
+    assert_eq!(gap.kind(), ErrorKind::Conflict);
+    peer.lease(TIMELINE, Epoch(1)).await.unwrap();
+    peer.release(Release { timeline: TIMELINE, epoch: Epoch(1), through: Sequence(1000), back: 0 });
+    // It is in RAM: nobody can say that it is on stable media.
+    assert_eq!(peer.sync(TIMELINE, Epoch(1), Sequence(4000)).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let unknown = peer.fetch(TIMELINE, Epoch(2), IncarnationId::from_bytes([1; 16])).await.unwrap();
+    assert_eq!(unknown, Fetched { is_whole: false, records: Vec::new() });
+    let fetched = peer.fetch(TIMELINE, Epoch(2), copies.incarnation()).await.unwrap();
+    assert_eq!(fetched, Fetched { is_whole: true, records: (1001..=4000).map(record).collect() });
+    assert_eq!(peer.deliver(delivery(4000, 1)).await.unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(peer.lease(TIMELINE, Epoch(1)).await.unwrap_err().kind(), ErrorKind::Fenced);
 }
 
 #[test]
@@ -101,12 +139,12 @@ fn strangers_are_told_why() {
     with_mirror(|_, links, address, token| async move {
         let other = MirrorHello { cluster: ClusterId::from_bytes([8; 16]), ..hello(&token) };
         for (said, why) in [(hello("no"), "token"), (other, "another cluster")] {
-            let peer = TcpPeer::connect(MIRROR, address.clone(), &said);
+            let peer = TcpPeer::connect(MIRROR, address.clone(), &dialer(said));
             let error = peer.begin(begin(1)).await.unwrap_err();
             assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains(why), "{error}");
             assert!(peer.is_broken() && !links.has(OWNER));
         }
-        let wrong = TcpPeer::connect(OWNER, address, &hello(&token));
+        let wrong = TcpPeer::connect(OWNER, address, &dialer(hello(&token)));
         assert!(wrong.begin(begin(1)).await.unwrap_err().to_string().contains("answers there"));
     });
 }
@@ -114,7 +152,7 @@ fn strangers_are_told_why() {
 #[test]
 fn a_broken_connection_tells_everybody_and_another_is_made() {
     with_mirror(|copies, _, address, token| async move {
-        let members = Members::new(hello(&token), None, None);
+        let members = Members::new(dialer(hello(&token)), None, None);
         assert!(members.choose(begin(1).volume).is_none() && members.find(MIRROR).is_none());
         let member = |address: &str| Member { address: address.to_owned(), rack: None, site: None, alive: true };
         members.set(BTreeMap::from([(MIRROR, member("127.0.0.1:1"))]));

@@ -116,7 +116,7 @@ fn mirror(open: &Open) -> Mirror {
         MirrorPhase::InSync => MirrorState::InSync,
         MirrorPhase::Parting => MirrorState::Parting,
     };
-    Mirror { state, node: now.node, bytes: now.bytes }
+    Mirror { state, node: now.node, medium: now.node.map(|_| now.medium), bytes: now.bytes }
 }
 
 /// An open volume.
@@ -201,7 +201,12 @@ pub(super) async fn closed(local: &Local, record: VolumeRecord, roster: &Roster)
         undelete_until_ms: record.deleted.filter(|deleted| !deleted.is_for_good()).map(|deleted| deleted.until_ms),
         template: record.template,
         attached: Vec::new(),
-        mirror: record.mirror.map(|mirror| Mirror { state: MirrorState::InSync, node: Some(mirror.node), bytes: 0 }),
+        mirror: record.mirror.map(|mirror| Mirror {
+            state: MirrorState::InSync,
+            node: Some(mirror.node),
+            medium: None,
+            bytes: 0,
+        }),
         holder: record.holder.as_ref().map(|holder| Holder {
             edge: holder.edge.clone(),
             session: holder.session.to_string(),

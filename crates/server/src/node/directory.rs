@@ -142,6 +142,11 @@ impl Directory {
         self.path.join("node")
     }
 
+    /// The file that says what copies of other nodes' volumes on this node's disk live and die with.
+    pub(super) fn disk_copies(&self) -> PathBuf {
+        self.path.join("copies")
+    }
+
     /// The NBD socket.
     pub(super) fn nbd_socket(&self) -> PathBuf {
         self.path.join("nbd.sock")

@@ -3,22 +3,26 @@
 //!
 //! Who the others are is looked up in coordination every second. That a node is alive there makes it worth a try, and no more: what counts is what it answers.
 //!
-//! Lives on the shard's thread; a crash loses the copies, as the records of their volumes know by the process that they name.
+//! Lives on the shard's thread; a crash loses the copies in RAM, as the records of their volumes know by what they name. What those on disk live and die with is kept in
+//! [`super::disk_copies`].
 
 use super::control::Node;
+use super::directory::Directory;
+use super::disk_copies::DiskCopiesFile;
 use super::local::Local;
 use super::membership::Membership;
 use super::ownership::{Foreign, Roster};
 use super::thread::ShardHandle;
 use crate::api::ControlError;
-use crate::mirror::{self, Accepted, Links, Member, Members};
+use crate::mirror::{self, Accepted, Dialer, Links, Member, Members};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use varve_config::ClusterConfig;
-use varve_coord::{Records, VolumeRecord};
+use varve_config::{ClusterConfig, NodeTls};
+use varve_coord::{MirrorRecord, Records, VolumeRecord};
 use varve_engine::Copies;
+use varve_serve::{ClientTls, ClientTlsFiles};
 use varve_types::{ClusterId, Epoch, IncarnationId, NodeId, SessionId, TimelineId};
 use varve_wire::attach::Attach;
 use varve_wire::mirror::MirrorHello;
@@ -39,7 +43,11 @@ const PROBE_TIME: Duration = Duration::from_millis(300);
 pub(super) struct Plan {
     pub(super) hello: MirrorHello,
     pub(super) incarnation: IncarnationId,
-    /// Bytes of copies, at most.
+    /// What nodes speak TLS with.
+    pub(super) tls: Option<NodeTls>,
+    /// What copies on disk live and die with.
+    pub(super) disk: DiskCopiesFile,
+    /// Bytes of copies in RAM, at most.
     pub(super) ram: u64,
     pub(super) rack: Option<String>,
     pub(super) site: Option<String>,
@@ -54,11 +62,15 @@ impl Plan {
         member: &Membership,
         config: &ClusterConfig,
         cluster: ClusterId,
+        directory: &Directory,
     ) -> Result<Self, ControlError> {
+        let disk = DiskCopiesFile::open(directory)?;
         let token = member.node_token().await?.text().to_owned();
         Ok(Self {
             hello: MirrorHello { token, cluster, node: member.id() },
             incarnation: member.incarnation(),
+            tls: config.tls.clone(),
+            disk,
             ram: config.mirror_ram_bytes,
             rack: config.rack.clone(),
             site: config.site.clone(),
@@ -68,49 +80,62 @@ impl Plan {
 
 /// See the module.
 pub(super) struct Mirroring {
-    hello: MirrorHello,
+    dialer: Rc<Dialer>,
     pub(super) copies: Rc<Copies>,
     pub(super) members: Rc<Members>,
     links: Rc<Links>,
     /// When sessions were sent on to the owner of their volume.
     asked: RefCell<BTreeMap<SessionId, Instant>>,
     /// Copies that the last look found to be of no use.
-    unused: RefCell<BTreeSet<(TimelineId, Epoch)>>,
+    unused: RefCell<BTreeSet<(TimelineId, Epoch, u64)>>,
 }
 
 impl Mirroring {
-    pub(super) fn new(plan: Plan) -> Self {
-        let Plan { hello, incarnation, ram, rack, site } = plan;
-        Self {
-            copies: Rc::new(Copies::new(incarnation, ram)),
-            members: Members::new(hello.clone(), rack, site),
-            hello,
+    /// # Errors
+    /// When the files of TLS can not be used.
+    pub(super) fn new(plan: Plan) -> Result<Self, ControlError> {
+        let Plan { hello, incarnation, tls, disk, ram, rack, site } = plan;
+        let tls = tls.map(|NodeTls { certificate, key, ca }| {
+            ClientTls::open(ClientTlsFiles { ca, identity: Some((certificate, key)), name: None })
+        });
+        let tls = tls.transpose().map_err(|error| ControlError::new(error.kind(), error.to_string()))?;
+        let dialer = Rc::new(Dialer::new(hello, tls));
+        let copies = Copies::new(incarnation, ram);
+        copies.allow_disk(disk.into_copies());
+        Ok(Self {
+            copies: Rc::new(copies),
+            members: Members::new(Rc::clone(&dialer), rack, site),
+            dialer,
             links: Rc::default(),
             asked: RefCell::default(),
             unused: RefCell::default(),
-        }
+        })
     }
 
     /// Whether this process has all of a volume's tail, as coordination knows.
     pub(super) fn has_copy(&self, volume: &VolumeRecord) -> bool {
-        let is_here = |mirror: varve_coord::MirrorRecord| {
-            mirror.node == self.hello.node
-                && mirror.incarnation == self.copies.incarnation()
-                && mirror.timeline == volume.shown
-        };
-        volume.mirror.is_some_and(is_here)
+        let is_here =
+            |mirror: MirrorRecord| mirror.node == self.dialer.hello.node && self.copies.is_here(mirror.incarnation);
+        volume.counting_mirror().is_some_and(is_here)
     }
 
-    /// Lets go of copies that are of no use to anybody: of an epoch that is over, where the record does not name them; or of what no volume shows any more. An owner
+    /// Whether this node may need what it has of a volume: it is named as its mirror, or takes it over.
+    fn may_need(&self, volume: &VolumeRecord) -> bool {
+        let own = Some(self.dialer.hello.node);
+        volume.owner == own || volume.counting_mirror().map(|mirror| mirror.node) == own
+    }
+
+    /// Lets go of copies that are of no use to anybody: of an epoch that is over, where the record does not name this node; or of what no volume shows any more. An owner
     /// that opens anew raises the epoch before it asks for the copy, which is all the same the only one.
     fn tidy(&self, volumes: impl Iterator<Item = VolumeRecord>) {
         let used: BTreeMap<_, _> =
-            volumes.map(|volume| (volume.shown, (volume.epoch, self.has_copy(&volume)))).collect();
+            volumes.map(|volume| (volume.shown, (volume.epoch, self.may_need(&volume)))).collect();
         let mut unused = BTreeSet::new();
-        self.copies.retain(|timeline, epoch| {
+        self.copies.retain(|timeline, epoch, number| {
             let is_used = used.get(&timeline).is_some_and(|(now, named)| *named || *now <= epoch);
             // One that was begun since the volumes were looked up is met by the next look.
-            is_used || (unused.insert((timeline, epoch)) && !self.unused.borrow().contains(&(timeline, epoch)))
+            let copy = (timeline, epoch, number);
+            is_used || (unused.insert(copy) && !self.unused.borrow().contains(&copy))
         });
         self.unused.replace(unused);
     }
@@ -142,12 +167,12 @@ impl Mirroring {
         let address = foreign.node.as_ref().and_then(|node| node.mirror.clone());
         // One that takes no copies can not be asked this way.
         let Some(address) = address else { return true };
-        let greeted = mirror::probe(owner, &address, &self.hello);
+        let greeted = self.dialer.probe(owner, &address);
         matches!(tokio::time::timeout(PROBE_TIME, greeted).await, Ok(Ok(())))
     }
 
     fn set(&self, roster: &Roster) {
-        let others = roster.nodes().into_iter().filter(|(node, _)| node.id != self.hello.node);
+        let others = roster.nodes().into_iter().filter(|(node, _)| node.id != self.dialer.hello.node);
         let member = |(node, alive): (&varve_coord::NodeRecord, Option<&varve_coord::AliveRecord>)| {
             let (rack, site, alive) = (node.rack.clone(), node.site.clone(), alive.is_some());
             Some((node.id, Member { address: node.mirror.clone()?, rack, site, alive }))
@@ -159,7 +184,7 @@ impl Mirroring {
 /// Keeps copies for a node until it hangs up.
 pub(super) async fn serve(local: Rc<Local>, accepted: Accepted) {
     let Some(mirroring) = &local.mirroring else { return };
-    let (own, copies, links) = (mirroring.hello.node, Rc::clone(&mirroring.copies), Rc::clone(&mirroring.links));
+    let (own, copies, links) = (mirroring.dialer.hello.node, Rc::clone(&mirroring.copies), Rc::clone(&mirroring.links));
     let env = Rc::clone(&local.env);
     mirror::serve(own, copies, links, move || env.now(), accepted).await;
 }

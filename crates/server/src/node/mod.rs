@@ -27,6 +27,7 @@ mod control;
 mod default_pool;
 mod describe;
 mod directory;
+mod disk_copies;
 mod exports;
 mod identity;
 mod job_control;

@@ -26,14 +26,14 @@ use crate::edge::EdgeGreeter;
 use crate::mirror::MirrorGreeter;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use varve_config::{CacheSpec, EdgeTls, UpConfig, VolumeSpec};
+use varve_config::{CacheSpec, ClusterConfig, UpConfig, VolumeSpec};
 use varve_coord::{Coord, CoordError, PoolRecord};
 use varve_engine::{EngineError, Limits, MirrorNodes, PoolStore};
 use varve_env::real::{CacheFile, ComputePool, PoolOptions, RealEnv};
@@ -96,9 +96,10 @@ async fn listen(file: PathBuf, port: Option<SocketAddr>) -> Answer<(Vec<Listener
     Ok((listeners, address))
 }
 
-fn open_tls(tls: &EdgeTls) -> Answer<ServerTls> {
-    let EdgeTls { certificate, key, client_ca } = tls.clone();
-    ServerTls::open(TlsFiles { certificate, key, client_ca }).map_err(listen_error)
+fn open_tls(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Answer<Arc<ServerTls>> {
+    let files =
+        TlsFiles { certificate: certificate.to_owned(), key: key.to_owned(), client_ca: client_ca.map(Path::to_owned) };
+    ServerTls::open(files).map(Arc::new).map_err(listen_error)
 }
 
 /// The address of a listener that has one.
@@ -112,7 +113,8 @@ fn tcp_address(listener: &Listener) -> Option<SocketAddr> {
 async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
     let (nbd, nbd_listen) = listen(directory.nbd_socket(), config.nbd_listen).await?;
     let (edge, edge_listen) = listen(directory.edge_socket(), config.edge_listen).await?;
-    let edge_tls = config.edge_tls.as_ref().map(open_tls).transpose()?.map(Arc::new);
+    let edge_tls = config.edge_tls.as_ref();
+    let edge_tls = edge_tls.map(|tls| open_tls(&tls.certificate, &tls.key, tls.client_ca.as_deref())).transpose()?;
     let edge = edge.into_iter().map(|listener| listener.under(edge_tls.clone())).collect();
     let edge_token = edge_listen.map(|_| Token::open(&directory.edge_token())).transpose()?;
     let token_file = directory.path().join("token");
@@ -123,9 +125,12 @@ async fn bind(config: &UpConfig, directory: &Directory) -> Answer<Sockets> {
         }
         error
     })?;
-    let mirror = match config.cluster.as_ref().and_then(|cluster| cluster.mirror_listen) {
-        Some(address) => Some(Listener::open(&Endpoint::Tcp(address)).await.map_err(listen_error)?),
-        None => None,
+    let mirror = match &config.cluster {
+        Some(ClusterConfig { mirror_listen: Some(address), tls, .. }) => {
+            let tls = tls.as_ref().map(|tls| open_tls(&tls.certificate, &tls.key, Some(&tls.ca))).transpose()?;
+            Some(Listener::open(&Endpoint::Tcp(*address)).await.map_err(listen_error)?.under(tls))
+        }
+        _ => None,
     };
     Ok(Sockets { nbd, nbd_listen, edge, edge_listen, edge_token, mirror, mirror_token: None, api })
 }
@@ -149,7 +154,10 @@ async fn start_shard(
         Box::pin(async move {
             let env: Rc<dyn Env> = Rc::new(RealEnv::new(jobs));
             let (shard, journals) = journals.start(Rc::clone(&env), Arc::clone(&coord), limits).await?;
-            let part = part.map(|(member, plan)| (member, Mirroring::new(plan)));
+            let part = match part {
+                Some((member, plan)) => Some((member, Mirroring::new(plan)?)),
+                None => None,
+            };
             if let Some((member, mirroring)) = &part {
                 shard.serve_as(member.id());
                 let members: Rc<dyn MirrorNodes> = Rc::<crate::mirror::Members>::clone(&mirroring.members);
@@ -280,7 +288,7 @@ async fn core(config: &UpConfig, directory: &Directory, journals: JournalPlan, r
     let (caches, nbd_socket) = (config.caches.clone(), directory.nbd_socket());
     let part = match (&member, &config.cluster) {
         (Some(member), Some(cluster)) => {
-            Some((Arc::clone(member), mirroring::Plan::new(member, cluster, pools.cluster()).await?))
+            Some((Arc::clone(member), mirroring::Plan::new(member, cluster, pools.cluster(), directory).await?))
         }
         _ => None,
     };

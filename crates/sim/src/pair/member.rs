@@ -6,7 +6,7 @@ use crate::{CrashMode, InFlight, SimFar, SimMirrors, SimOptions};
 use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{Device, EngineError, MirrorPhase, Volume};
-use varve_types::{MirrorMode, NodeId};
+use varve_types::{MirrorMedium, MirrorMode, NodeId};
 
 /// Size of the volume, in bytes.
 pub const SIZE: u64 = 1 << 20;
@@ -35,7 +35,7 @@ impl Member {
 
     /// Its process ends.
     pub fn crash(&mut self, mode: CrashMode) {
-        self.far.stop();
+        self.far.stop(mode);
         self.node.crash(mode, InFlight::Lost);
     }
 
@@ -73,13 +73,14 @@ impl Member {
 }
 
 /// Two nodes; the first runs the volume `v`, which wants a mirror.
-pub fn pair(seed: u64, strict: bool) -> (Member, Member) {
+pub fn pair(seed: u64, strict: bool, medium: MirrorMedium) -> (Member, Member) {
     let (ids, fars) =
         ([1, 2].map(|n| NodeId::from_bytes([n; 16])), [1, 2].map(|n| SimFar::new(NodeId::from_bytes([n; 16]))));
     let mut first = Node::new(SimOptions::seed(seed), 9 << 20);
     first.coord_latency = Duration::from_millis(3);
     first.pool.mirror = Some(MirrorMode::Sync);
     first.pool.mirror_strict = Some(strict);
+    first.pool.mirror_medium = Some(medium);
     first.create().expect("the world runs").expect("the shard starts");
     let second = first.second("second");
     second.create().expect("the world runs").expect("the shard starts");

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use varve_engine::{BlockDevice, Device, EngineError, SessionRequest, SessionStart, Volume};
 use varve_env::Env;
-use varve_types::{Epoch, ErrorKind, Sequence, SessionId, TimelineId};
+use varve_types::{Epoch, ErrorKind, MirrorMedium, Sequence, SessionId, TimelineId};
 
 const BLOCKS: u64 = 24;
 const ROUNDS: u32 = 25;
@@ -295,7 +295,8 @@ fn go_on(pair: &mut Pair, volume: &Rc<Volume>, edge: &mut Edge, rng: &mut Rng) -
 pub fn run(seed: u64) -> u64 {
     let mut rng = Rng::new(seed);
     let (plain, strict) = (rng.below(2) == 0, rng.below(4) == 0);
-    let (first, second) = pair(seed, strict);
+    let medium = if rng.below(2) == 0 { MirrorMedium::Ram } else { MirrorMedium::Disk };
+    let (first, second) = pair(seed, strict, medium);
     let volume = first.node.volume("v");
     let modes: &[CrashMode] = if plain { &[CrashMode::Kill] } else { &CrashMode::ALL };
     let mut pair = Pair { members: [first, second], states: [State::Up; 2], stalled: None, modes };

@@ -15,10 +15,10 @@ use clap::Subcommand;
 use hyper::Method;
 use std::collections::BTreeMap;
 use varve_server::api::model::{
-    CloneVolume, Job, JobResult, MirrorState, NewVolume, Origin, Owner, Rename, Resize, SetSettings, TakeVolume,
-    Target, TimelineState, Volume, VolumeState,
+    CloneVolume, Job, JobResult, Mirror, MirrorState, NewVolume, Origin, Owner, Rename, Resize, SetSettings,
+    TakeVolume, Target, TimelineState, Volume, VolumeState,
 };
-use varve_types::{ErrorKind, Name, format_size};
+use varve_types::{ErrorKind, MirrorMedium, Name, format_size};
 
 /// What to do with volumes.
 #[derive(Debug, Subcommand)]
@@ -290,6 +290,22 @@ fn origin(origin: &Origin) -> String {
     }
 }
 
+/// How the mirror of a volume is.
+fn mirror_text(mirror: &Mirror) -> String {
+    let state = match mirror.state {
+        MirrorState::Off | MirrorState::Alone => "none: what is written is on this node alone until it is in the store",
+        MirrorState::Joining => "being brought in sync",
+        MirrorState::InSync => "in sync",
+        MirrorState::Parting => "lost, writes wait until that is recorded",
+    };
+    let medium = match mirror.medium {
+        Some(MirrorMedium::Disk) => "on disk of",
+        Some(MirrorMedium::Ram) | None => "on",
+    };
+    let node = mirror.node.map_or(String::new(), |node| format!(", {medium} node {node}"));
+    format!("{state}{node}")
+}
+
 fn show(volume: &Volume) -> String {
     let mut table = Table::default();
     table.pair("name", volume.name.as_str());
@@ -339,16 +355,7 @@ fn show(volume: &Volume) -> String {
         table.pair("client", format!("{}, since {since}, {connections}", client.peer));
     }
     if let Some(mirror) = volume.mirror.as_ref().filter(|mirror| mirror.state != MirrorState::Off) {
-        let state = match mirror.state {
-            MirrorState::Off | MirrorState::Alone => {
-                "none: what is written is on this node alone until it is in the store"
-            }
-            MirrorState::Joining => "being brought in sync",
-            MirrorState::InSync => "in sync",
-            MirrorState::Parting => "lost, writes wait until that is recorded",
-        };
-        let node = mirror.node.map_or(String::new(), |node| format!(", on node {node}"));
-        table.pair("mirror", format!("{state}{node}"));
+        table.pair("mirror", mirror_text(mirror));
     }
     if let Some(holder) = &volume.holder {
         let is_elsewhere = volume.state == VolumeState::Elsewhere;

@@ -52,9 +52,9 @@ impl Fleet {
         let edge = free_port().unwrap();
         let (store, listen) = (self.store(), format!("127.0.0.1:{edge}"));
         let node = Node::new(&[&["--node-name", name, "--store", &store, "--edge-listen", &listen], args].concat());
-        let mut file = std::fs::OpenOptions::new().append(true).open(node.path("varve.toml")).unwrap();
-        writeln!(file, "etcd = ['{}']", self.endpoint()).unwrap();
-        Member { node, edge }
+        let member = Member { node, edge };
+        member.configure(&format!("etcd = ['{}']", self.endpoint()));
+        member
     }
 
     /// A node that serves.
@@ -66,6 +66,12 @@ impl Fleet {
 }
 
 impl Member {
+    /// Adds lines to its configuration, for its next start.
+    pub fn configure(&self, lines: &str) {
+        let mut file = std::fs::OpenOptions::new().append(true).open(self.node.path("varve.toml")).unwrap();
+        writeln!(file, "{lines}").unwrap();
+    }
+
     pub fn run(&self, args: &[&str]) -> Run {
         self.node.varve(args)
     }

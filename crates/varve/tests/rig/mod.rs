@@ -30,14 +30,22 @@ pub struct Rig {
 
 impl Rig {
     pub fn start(nodes: usize) -> Self {
+        Self::with(nodes, &["mirror=sync"], "")
+    }
+
+    /// The volume has these settings, and the nodes' configurations these lines.
+    pub fn with(nodes: usize, settings: &[&str], config: &str) -> Self {
         let fleet = Fleet::new();
         let start = |number: usize| {
             let listen = format!("127.0.0.1:{}", free_port().unwrap());
-            fleet.start(&format!("n{number}"), &["--mirror-listen", &listen])
+            let mut member = fleet.node(&format!("n{number}"), &["--mirror-listen", &listen]);
+            member.configure(config);
+            member.node.up();
+            member
         };
         let nodes: Vec<Member> = (0..nodes).map(start).collect();
         nodes[0].run(&["volume", "create", "disk", "--size", "256M"]).ok();
-        nodes[0].run(&["volume", "set", "disk", "mirror=sync"]).ok();
+        nodes[0].run(&[&["volume", "set", "disk"], settings].concat()).ok();
         let dir = tempfile::Builder::new().prefix("varve-edge-").tempdir().unwrap();
         let addresses: Vec<_> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.edge)).collect();
         let (socket, control) = (dir.path().join("nbd.sock"), dir.path().join("control.sock"));

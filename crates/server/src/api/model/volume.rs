@@ -9,7 +9,7 @@ use super::Owner;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
-use varve_types::{Name, NodeId, SnapshotId, Source, TimelineId, VolumeId};
+use varve_types::{MirrorMedium, Name, NodeId, SnapshotId, Source, TimelineId, VolumeId};
 
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -84,6 +84,9 @@ pub struct Mirror {
     /// The node that it is on, where there is one.
     #[schema(value_type = Option<String>)]
     pub node: Option<NodeId>,
+    /// Where that keeps it, as far as this node knows.
+    #[schema(value_type = Option<String>)]
+    pub medium: Option<MirrorMedium>,
     /// Bytes that it has, and the store does not.
     pub bytes: u64,
 }

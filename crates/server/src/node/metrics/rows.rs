@@ -93,8 +93,11 @@ impl Row for NodeRow {
         gauge("mirror_copy_bytes", "Bytes that it keeps of these: what their store does not have yet", |n| {
             n.copies.bytes
         }),
+        gauge("mirror_copies_on_disk", "How many of them are on disk", |n| n.copies.on_disk),
+        gauge("mirror_disk_bytes", "Bytes of those", |n| n.copies.disk_bytes),
         gauge("mirror_credit_bytes", "Bytes that their owners may send it", |n| n.copies.credit_bytes),
         gauge("mirror_limit_bytes", "Bytes that it keeps at most", |n| n.copies.limit_bytes),
+        gauge("mirror_ram_limit_bytes", "Bytes that it keeps in RAM at most", |n| n.copies.ram_limit_bytes),
         gauge("scrub_findings", "Stored objects that scrubbing has found damaged or missing", |n| {
             n.shard.scrub.findings
         }),
@@ -249,6 +252,7 @@ impl Row for VolumeRow {
             u64::from(v.mirror.phase == MirrorPhase::InSync)
         }),
         gauge("volume_mirror_bytes", "Bytes of its mirror, those on their way included", |v| v.mirror.bytes),
+        gauge("volume_mirror_credit_bytes", "Bytes that it may have there", |v| v.mirror.credits),
         counter("volume_mirror_joined", "How often a mirror came in sync", |v| v.mirror.counts.joined),
         counter("volume_mirror_lost", "How often one that was in sync was parted with", |v| v.mirror.counts.lost),
         counter("volume_leases", "Leases that its mirror gave, for clients that can not tell owners apart", |v| {
