@@ -144,7 +144,7 @@ async fn raise_epoch(context: &Context, known: &VolumeRecord, writer: WriterId, 
 }
 
 /// Raises the epoch of a volume; the own journal has what its mirror has when this comes back.
-async fn claimed(context: &Context, id: VolumeId, writer: WriterId, claim: Claim) -> Result<VolumeRecord> {
+async fn claimed(context: &Rc<Context>, id: VolumeId, writer: WriterId, claim: Claim) -> Result<VolumeRecord> {
     let known = Records::new(&*context.coord).load_volume(id).await?.0;
     if claim == Claim::Mirror {
         // In the journal first: nobody else has it once the owner is fenced.
@@ -154,6 +154,7 @@ async fn claimed(context: &Context, id: VolumeId, writer: WriterId, claim: Claim
     let record = raised.inspect_err(|_| {
         if claim == Claim::Mirror {
             context.journals.retain_tails(|timeline| timeline != known.shown);
+            context.give_back(&known);
         }
     })?;
     if claim == Claim::Own {

@@ -38,6 +38,14 @@ struct Copy {
     credits: u64,
 }
 
+/// Nothing of lower epochs is taken.
+#[derive(Clone, Copy)]
+struct Floor {
+    epoch: Epoch,
+    /// Which fence has set it.
+    fence: u64,
+}
+
 /// The copies that a node keeps, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopyCounts {
@@ -60,7 +68,9 @@ pub struct Copies {
     most: Cell<u64>,
     copies: RefCell<BTreeMap<TimelineId, Copy>>,
     /// The epoch of timelines below which nothing is taken.
-    floors: RefCell<BTreeMap<TimelineId, Epoch>>,
+    floors: RefCell<BTreeMap<TimelineId, Floor>>,
+    /// Fences so far.
+    fences: Cell<u64>,
     /// Until when what was promised of a timeline is kept, by the clock of whoever asks.
     leases: RefCell<BTreeMap<TimelineId, Duration>>,
 }
@@ -83,6 +93,7 @@ impl Copies {
             most: Cell::new(MOST_CREDITS),
             copies: RefCell::default(),
             floors: RefCell::default(),
+            fences: Cell::new(0),
             leases: RefCell::default(),
         }
     }
@@ -112,10 +123,17 @@ impl Copies {
     /// Begins a copy in the place of the one before it.
     ///
     /// # Errors
-    /// `Fenced` where a higher epoch is known, `NoSpace` where there is no room for another copy.
+    /// `Fenced` where a higher epoch is known, `Conflict` where the owner has begun anew since it asked, `NoSpace` where there is no room for another copy.
     pub fn begin(&self, begin: BeginCopy) -> Result<Begun> {
         self.check(begin.timeline, begin.epoch)?;
         let mut copies = self.copies.borrow_mut();
+        // An owner begins behind everything that it has ever sent: this was asked on an older connection, and has been on its way for long.
+        let is_late = |copy: &Copy| copy.epoch == begin.epoch && begin.base < copy.last;
+        if copies.get(&begin.timeline).is_some_and(is_late) && !planted(Mutant::BeginLate) {
+            reached(Branch::BeginLate);
+            let text = format!("a copy of timeline {} behind {} comes too late", begin.timeline, begin.base);
+            return Err(EngineError::new(ErrorKind::Conflict, text));
+        }
         copies.remove(&begin.timeline);
         let given: u64 = copies.values().map(|copy| copy.credits).sum();
         let quota = self.quota.get();
@@ -180,11 +198,25 @@ impl Copies {
     pub fn fetch(&self, timeline: TimelineId, epoch: Epoch) -> Result<Fetched> {
         self.check(timeline, epoch)?;
         if !planted(Mutant::FetchWithoutFence) {
-            self.floors.borrow_mut().insert(timeline, epoch);
+            self.fences.set(self.fences.get() + 1);
+            self.floors.borrow_mut().insert(timeline, Floor { epoch, fence: self.fences.get() });
         }
         let copies = self.copies.borrow();
         let records = copies.get(&timeline).map(|copy| copy.records.values().cloned().collect());
         Ok(Fetched { incarnation: self.incarnation, records })
+    }
+
+    /// The fence of a timeline, if there is one.
+    pub(crate) fn fence(&self, timeline: TimelineId) -> Option<u64> {
+        self.floors.borrow().get(&timeline).map(|floor| floor.fence)
+    }
+
+    /// Takes a fence back: what `epoch` sends is taken again. One that was set since stays.
+    pub(crate) fn unfence(&self, timeline: TimelineId, fence: u64, epoch: Epoch) {
+        if let Some(floor) = self.floors.borrow_mut().get_mut(&timeline).filter(|floor| floor.fence == fence) {
+            reached(Branch::FenceTakenBack);
+            floor.epoch = epoch;
+        }
     }
 
     /// Promises the owner of a copy that nobody serves its timeline from it for a while; `now` is by the clock of this node.
@@ -209,12 +241,14 @@ impl Copies {
     pub fn retain(&self, mut is_used: impl FnMut(TimelineId, Epoch) -> bool) {
         let mut copies = self.copies.borrow_mut();
         copies.retain(|timeline, copy| is_used(*timeline, copy.epoch));
-        self.floors.borrow_mut().retain(|timeline, epoch| copies.contains_key(timeline) || is_used(*timeline, *epoch));
+        self.floors
+            .borrow_mut()
+            .retain(|timeline, floor| copies.contains_key(timeline) || is_used(*timeline, floor.epoch));
         self.leases.borrow_mut().retain(|timeline, _| copies.contains_key(timeline));
     }
 
     fn check(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
-        let floor = self.floors.borrow().get(&timeline).copied();
+        let floor = self.floors.borrow().get(&timeline).map(|floor| floor.epoch);
         let known = self.copies.borrow().get(&timeline).map(|copy| copy.epoch);
         match floor.max(known) {
             Some(highest) if highest > epoch => {
