@@ -64,7 +64,9 @@ impl Timeline {
                 None => {}
             }
         }
-        let safe = data.counted.max(self.mirror.safe(data.flushed));
+        // While a mirror may have taken over, what this node puts into the store may lie behind the end of its epoch.
+        let put = if planted(Mutant::PutIsSafe) { data.counted } else { Sequence(0) };
+        let safe = self.mirror.safe(data.counted.max(data.flushed)).max(put);
         let safe = if planted(Mutant::SafeBeforeSync) { data.last } else { safe };
         // What was told holds, also while a mirror that has vouched for it is being parted with.
         data.told_safe = data.told_safe.max(safe);
@@ -89,6 +91,7 @@ impl Volume {
         let timeline = self.shown();
         let stopped = timeline.data.borrow().check();
         stopped.map_err(not_here)?;
+        self.check_newest(&request, &timeline)?;
         self.check_session(&request, &timeline)?;
         let cuts = self.cuts(&request, &timeline)?;
         let holder = self.holder();
@@ -137,6 +140,14 @@ impl Volume {
         Ok(holder)
     }
 
+    /// Refuses a session that was served in a later epoch: whoever has it now is known to the owner of that alone.
+    fn check_newest(&self, request: &SessionRequest, timeline: &Timeline) -> Result<()> {
+        let newer = request.promises.iter().find(|(epoch, _)| *epoch > timeline.epoch);
+        let Some((epoch, _)) = newer else { return Ok(()) };
+        let text = format!("volume {}: another node runs it by now, in epoch {epoch}", self.name());
+        Err(EngineError::new(ErrorKind::Unavailable, text))
+    }
+
     /// Refuses a session that may not have the volume.
     fn check_session(&self, request: &SessionRequest, timeline: &Timeline) -> Result<()> {
         let name = self.name();
@@ -166,11 +177,6 @@ impl Volume {
     fn cuts(&self, request: &SessionRequest, timeline: &Timeline) -> Result<Vec<Sequence>> {
         let mut cuts = Vec::new();
         for (epoch, safe) in &request.promises {
-            if *epoch > timeline.epoch {
-                // Whoever has taken it over has served this session already.
-                let text = format!("volume {}: another node runs it by now, in epoch {epoch}", self.name());
-                return Err(EngineError::new(ErrorKind::Unavailable, text));
-            }
             let last = if *epoch == timeline.epoch {
                 Some(timeline.data.borrow().last)
             } else {

@@ -145,7 +145,7 @@ async fn raise_epoch(context: &Context, known: &VolumeRecord, writer: WriterId, 
 }
 
 /// Raises the epoch of a volume; the own journal has what its mirror has when this comes back.
-async fn claimed(context: &Context, id: VolumeId, writer: WriterId, claim: Claim) -> Result<VolumeRecord> {
+async fn claimed(context: &Rc<Context>, id: VolumeId, writer: WriterId, claim: Claim) -> Result<VolumeRecord> {
     let known = Records::new(&*context.coord).load_volume(id).await?.0;
     if claim == Claim::Mirror {
         // In the journal first: nobody else has it once the owner is fenced.
@@ -155,11 +155,12 @@ async fn claimed(context: &Context, id: VolumeId, writer: WriterId, claim: Claim
     let record = raised.inspect_err(|_| {
         if claim == Claim::Mirror {
             context.retain_tails(|timeline| timeline != known.shown);
+            context.give_back(&known);
         }
     })?;
     if let Some(copies) = &*context.copies.borrow() {
         // An owner of before that has heard of nothing begins no copy in the place of what this one builds on.
-        copies.fence(record.shown, record.epoch)?;
+        copies.fence_at(record.shown, record.epoch)?;
     }
     if claim == Claim::Own {
         context.adopt_from_mirror(&record, record.epoch).await?;

@@ -432,6 +432,10 @@ crate::catalogue::catalogue! {
     MirrorForgot = "mirror-forgot",
     /// A mirror that may know more does not answer: the volume is not opened.
     MirrorAwaited = "mirror-awaited",
+    /// A question to begin a copy was on its way for so long that a newer copy is there: it is refused.
+    BeginLate = "begin-late",
+    /// A take-over did not come about: the fence of the copy is taken back, so that the owner can use it again.
+    FenceTakenBack = "fence-taken-back",
     /// An owner that was fenced by its mirror sends it a change.
     CopyFenced = "copy-fenced",
     /// A mirror has no room for another copy: another one is asked.

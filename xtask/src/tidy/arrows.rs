@@ -30,7 +30,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ),
     ("varve", &["server", "config", "types"]),
     ("varved", &["server", "config", "types"]),
-    ("sim", &["engine", "server", "coord", "store", "format", "env", "types"]),
+    ("sim", &["edge", "wire", "block", "engine", "server", "coord", "store", "format", "env", "types"]),
     ("etcd", &["coord", "env", "types"]),
     ("lab", &[]),
     ("xtask", &["lab"]),

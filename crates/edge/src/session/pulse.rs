@@ -58,7 +58,9 @@ impl Pulse {
     /// When the connection is lost, if enough pings are out by then.
     fn lost_at(&self, terms: &Terms) -> Option<Duration> {
         let since = self.expected?;
-        (self.pings >= terms.pings.min(MOST_PINGS)).then_some(since + terms.silence)
+        // Where so many are without an answer that no further one is sent, those have to do.
+        let is_enough = self.pings >= terms.pings.min(MOST_PINGS) || self.unanswered >= MOST_PINGS;
+        is_enough.then_some(since + terms.silence)
     }
 }
 
@@ -206,5 +208,25 @@ const fn name(ask: Ask) -> &'static str {
         Ask::Prefetch => "prefetch",
         Ask::Ping => "ping",
         Ask::Detach => "detach",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_slow_and_then_is_silent_is_lost() {
+        let terms = Terms::default();
+        let mut pulse = Pulse::default();
+        pulse.begin(Duration::ZERO);
+        pulse.sent(Duration::ZERO);
+        (pulse.pings, pulse.unanswered) = (2, 2);
+        assert_eq!(pulse.lost_at(&terms), None);
+        // Something else is heard, and none of the pings is answered; then nothing is any more.
+        let heard = Duration::from_secs(1);
+        pulse.heard(heard, true);
+        (pulse.pings, pulse.unanswered) = (2, MOST_PINGS);
+        assert_eq!(pulse.lost_at(&terms), Some(heard + terms.silence), "no further ping is sent");
     }
 }

@@ -10,12 +10,16 @@ use crate::journal::Replayed;
 use crate::{EngineError, Result};
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use varve_coord::{MirrorRecord, VolumeRecord};
+use std::time::Duration;
+use varve_coord::{CoordError, MirrorRecord, Records, VolumeRecord};
 use varve_format::crc::crc;
 use varve_format::journal::Body;
 use varve_types::branch::{Branch, reached, reached_if};
 use varve_types::mutant::{Mutant, planted};
 use varve_types::{BLOCK, Epoch, ErrorKind, TimelineId};
+
+/// Between two tries to find out whether a take-over came about.
+const GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
 impl Context {
     /// Takes what this node's own copy has of a volume, which it is about to take over, and lets nothing more come of its owner.
@@ -49,6 +53,28 @@ impl Context {
                 self.settle_tail(record.shown).await
             }
         }
+    }
+
+    /// A take-over of a volume, which was read as `known`, did not come about, as far as is known: its owner is to get the use of the copy back. Until coordination is asked that is
+    /// put off: the take-over may have come about all the same. What is asked is to write the record as it is: a question of which nobody knows what came finds another revision then.
+    pub fn give_back(self: &Rc<Self>, known: &VolumeRecord) {
+        let copies = self.copies.borrow().clone();
+        let Some((copies, fence)) = copies.and_then(|copies| copies.fence(known.shown).map(|fence| (copies, fence)))
+        else {
+            return;
+        };
+        let (this, id, timeline, epoch) = (Rc::clone(self), known.id, known.shown, known.epoch);
+        self.env.spawn(Box::pin(async move {
+            while copies.fence(timeline) == Some(fence) {
+                let records = Records::new(&*this.coord);
+                let found = records.rewrite_volume(id, |record| Ok::<_, CoordError>(record.epoch)).await;
+                match found {
+                    Ok((_, _, now)) if now == epoch => return copies.unfence(timeline, fence, epoch),
+                    Ok(_) | Err(CoordError::NotFound(_)) => return,
+                    Err(_) => this.env.sleep(GIVE_BACK_PAUSE).await,
+                }
+            }
+        }));
     }
 
     /// The copies of this node, if one that a record names is among them.

@@ -63,6 +63,14 @@ pub(super) struct Copy {
     pub credits: u64,
 }
 
+/// Nothing of lower epochs is taken.
+#[derive(Clone, Copy)]
+struct Floor {
+    epoch: Epoch,
+    /// Which fence has set it.
+    fence: u64,
+}
+
 /// The copies that a node keeps, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopyCounts {
@@ -98,7 +106,9 @@ pub struct Copies {
     pub(super) copies: RefCell<BTreeMap<TimelineId, Copy>>,
     begun: Cell<u64>,
     /// The epoch of timelines below which nothing is taken.
-    floors: RefCell<BTreeMap<TimelineId, Epoch>>,
+    floors: RefCell<BTreeMap<TimelineId, Floor>>,
+    /// Fences so far.
+    fences: Cell<u64>,
     /// Until when what was promised of a timeline is kept, by the clock of whoever asks.
     leases: RefCell<BTreeMap<TimelineId, Duration>>,
 }
@@ -135,6 +145,7 @@ impl Copies {
             copies: RefCell::default(),
             begun: Cell::default(),
             floors: RefCell::default(),
+            fences: Cell::new(0),
             leases: RefCell::default(),
         }
     }
@@ -189,9 +200,16 @@ impl Copies {
     /// Begins a copy in the place of the one before it.
     ///
     /// # Errors
-    /// `Fenced` where a higher epoch is known, `NoSpace` where there is no room for another copy.
+    /// `Fenced` where a higher epoch is known, `Conflict` where the owner has begun anew since it asked, `NoSpace` where there is no room for another copy.
     pub fn begin(&self, begin: BeginCopy) -> Result<Begun> {
         self.check(begin.timeline, begin.epoch)?;
+        // An owner begins behind everything that it has ever sent: this was asked on an older connection, and has been on its way for long.
+        let is_late = |copy: &Copy| copy.epoch == begin.epoch && begin.base < copy.last;
+        if self.copies.borrow().get(&begin.timeline).is_some_and(is_late) && !planted(Mutant::BeginLate) {
+            reached(Branch::BeginLate);
+            let text = format!("a copy of timeline {} behind {} comes too late", begin.timeline, begin.base);
+            return Err(EngineError::new(ErrorKind::Conflict, text));
+        }
         self.forget(&[begin.timeline]);
         let free = self.free(&self.copies.borrow(), begin.medium);
         let credits = FIRST_CREDITS.min(free / SHARE).max(LEAST_CREDITS);
@@ -325,10 +343,11 @@ impl Copies {
     ///
     /// # Errors
     /// `Fenced` where a higher one is known.
-    pub(crate) fn fence(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
+    pub(crate) fn fence_at(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
         self.check(timeline, epoch)?;
         if !planted(Mutant::FetchWithoutFence) {
-            self.floors.borrow_mut().insert(timeline, epoch);
+            self.fences.set(self.fences.get() + 1);
+            self.floors.borrow_mut().insert(timeline, Floor { epoch, fence: self.fences.get() });
         }
         Ok(())
     }
@@ -354,7 +373,7 @@ impl Copies {
     /// # Errors
     /// `Fenced` where a higher one is known; `NotFound` where there is no such copy of this process; `Conflict` where that incarnation is not here.
     pub(super) fn take(&self, timeline: TimelineId, epoch: Epoch, named: IncarnationId) -> Result<Held> {
-        self.fence(timeline, epoch)?;
+        self.fence_at(timeline, epoch)?;
         if self.disk_incarnation() == Some(named) {
             return Ok(Held::Disk);
         }
@@ -366,6 +385,19 @@ impl Copies {
             Some(Kept::Ram(records)) => Ok(Held::Ram(records.values().cloned().collect())),
             _ if planted(Mutant::TakeWithAnyCopy) => Ok(Held::Ram(Vec::new())),
             _ => Err(EngineError::new(ErrorKind::NotFound, format!("there is no copy of timeline {timeline}"))),
+        }
+    }
+
+    /// The fence of a timeline, if there is one.
+    pub(crate) fn fence(&self, timeline: TimelineId) -> Option<u64> {
+        self.floors.borrow().get(&timeline).map(|floor| floor.fence)
+    }
+
+    /// Takes a fence back: what `epoch` sends is taken again. One that was set since stays.
+    pub(crate) fn unfence(&self, timeline: TimelineId, fence: u64, epoch: Epoch) {
+        if let Some(floor) = self.floors.borrow_mut().get_mut(&timeline).filter(|floor| floor.fence == fence) {
+            reached(Branch::FenceTakenBack);
+            floor.epoch = epoch;
         }
     }
 
@@ -406,7 +438,7 @@ impl Copies {
         let copies = self.copies.borrow();
         self.floors
             .borrow_mut()
-            .retain(|timeline, epoch| copies.contains_key(timeline) || is_used(*timeline, *epoch, 0));
+            .retain(|timeline, floor| copies.contains_key(timeline) || is_used(*timeline, floor.epoch, 0));
         self.leases.borrow_mut().retain(|timeline, _| copies.contains_key(timeline));
     }
 
@@ -426,7 +458,7 @@ impl Copies {
     }
 
     pub(super) fn check(&self, timeline: TimelineId, epoch: Epoch) -> Result<()> {
-        let floor = self.floors.borrow().get(&timeline).copied();
+        let floor = self.floors.borrow().get(&timeline).map(|floor| floor.epoch);
         let known = self.copies.borrow().get(&timeline).map(|copy| copy.epoch);
         match floor.max(known) {
             Some(highest) if highest > epoch => {
