@@ -56,6 +56,9 @@ pub struct Arguments {
     /// Plants so many bugs only, others each day, and none of those that few seeds meet.
     #[arg(long, requires = "mutants", conflicts_with = "only")]
     pub rotate: Option<usize>,
+    /// Runs of each seed only the pair of nodes, between which a volume goes.
+    #[arg(long)]
+    pub pairs: bool,
     /// Does not shorten a seed that fails.
     #[arg(long)]
     whole: bool,
@@ -120,7 +123,8 @@ pub fn replay(arguments: &Arguments) -> bool {
         }
         keep => keep.flatten(),
     };
-    let options = RunOptions { ops: arguments.ops, keep, log: arguments.trace, ..RunOptions::default() };
+    let options =
+        RunOptions { ops: arguments.ops, keep, log: arguments.trace, pairs: arguments.pairs, ..RunOptions::default() };
     match try_seed(seed, &options) {
         Ok(report) => {
             report.log.iter().for_each(|line| println!("{line}"));
@@ -163,7 +167,7 @@ pub fn many(arguments: &Arguments) -> bool {
     let end = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let tally = Mutex::new(Tally::default());
-    let options = RunOptions { ops: arguments.ops, ..RunOptions::default() };
+    let options = RunOptions { ops: arguments.ops, pairs: arguments.pairs, ..RunOptions::default() };
     let start = Instant::now();
     let work = || {
         while !stop.load(Ordering::Relaxed) && end.is_none_or(|end| Instant::now() < end) {

@@ -2,16 +2,15 @@
 //! Nodes that keep copies of each other's tails, at the ends of a network that can be cut.
 //!
 //! A [`SimFar`] is a node as the others see it: its copies are those of its process of now. A [`SimPeer`] is one connection to it: requests come there in the order
-//! in which they were made, each half the latency later, and are answered half a latency later still. A connection to a process that has ended answers
-//! errors; over a network that is cut nothing comes and nothing is answered.
+//! in which they were made, each half the latency later, and are answered half a latency later still, on another [`Way`]. A connection to a process that has ended answers
+//! errors; over a network that is cut nothing comes until it is mended, and by then nobody may wait for it any more.
 
-use crate::core::{Core, Sleep};
+use crate::core::Core;
+use crate::network::{Gate, Letter, Pipe, Way};
 use crate::{CrashMode, CrashPoints, SimEnv, SimWorld};
 use std::cell::{Cell, RefCell};
-use std::future::{pending, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 use varve_engine::{
     BeginCopy, Begun, Copies, Delivery, DiskCopies, EngineError, Fetched, MirrorNodes, MirrorPeer, Release, Result,
@@ -28,22 +27,41 @@ pub struct SimFar {
     process: Cell<u64>,
     /// What its copies on disk live and die with, as long as power and journals hold.
     on_disk: Rc<Cell<Option<IncarnationId>>>,
-    is_cut: Cell<bool>,
-    is_stalled: Cell<bool>,
+    asks: Rc<Way>,
+    answers: Rc<Way>,
+    stall: Gate,
 }
 
 impl SimFar {
-    /// A node on which nothing runs yet.
+    /// A node on which nothing runs yet, and the ways to it and from it.
     #[must_use]
-    pub fn new(node: NodeId) -> Rc<Self> {
-        Rc::new(Self {
-            node,
-            copies: RefCell::new(None),
-            process: Cell::new(0),
-            on_disk: Rc::default(),
-            is_cut: Cell::new(false),
-            is_stalled: Cell::new(false),
-        })
+    pub fn new(node: NodeId, asks: Rc<Way>, answers: Rc<Way>) -> Rc<Self> {
+        let (copies, process) = (RefCell::new(None), Cell::new(0));
+        Rc::new(Self { node, copies, process, on_disk: Rc::default(), asks, answers, stall: Gate::default() })
+    }
+
+    /// Which node it is.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// The way on which it is asked.
+    #[must_use]
+    pub fn asks(&self) -> &Rc<Way> {
+        &self.asks
+    }
+
+    /// The way on which it answers.
+    #[must_use]
+    pub fn answers(&self) -> &Rc<Way> {
+        &self.answers
+    }
+
+    /// Whether it would answer whoever asks it now.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.copies.borrow().is_some() && !self.stall.is_shut() && !self.asks.is_cut() && !self.answers.is_cut()
     }
 
     /// A process of it begins, with a quota for copies: gives these.
@@ -73,7 +91,7 @@ impl SimFar {
     /// Its process has ended, and what the kernel had is there or not.
     pub fn stop(&self, mode: CrashMode) {
         self.copies.replace(None);
-        self.is_stalled.set(false);
+        self.stall.set(false);
         if mode != CrashMode::Kill && !planted(Mutant::CopiesOutlivePower) {
             self.on_disk.set(None);
         }
@@ -81,37 +99,13 @@ impl SimFar {
 
     /// Its process stalls: what it is asked waits until it goes on.
     pub fn stall(&self, is_stalled: bool) {
-        self.is_stalled.set(is_stalled);
+        self.stall.set(is_stalled);
     }
 
     /// Cuts the network around it, or mends it.
     pub fn cut(&self, is_cut: bool) {
-        self.is_cut.set(is_cut);
-    }
-}
-
-/// Whose turn it is on a connection.
-#[derive(Default)]
-struct Turns {
-    now: Cell<u64>,
-    waiting: RefCell<Vec<Waker>>,
-}
-
-impl Turns {
-    async fn wait(&self, turn: u64) {
-        poll_fn(|cx| {
-            if self.now.get() == turn {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    fn next(&self) {
-        self.now.set(self.now.get() + 1);
-        self.waiting.take().into_iter().for_each(Waker::wake);
+        self.asks.cut(is_cut);
+        self.answers.cut(is_cut);
     }
 }
 
@@ -120,41 +114,27 @@ pub struct SimPeer {
     far: Rc<SimFar>,
     /// The process that it was made to.
     process: u64,
-    core: Arc<Core>,
-    points: CrashPoints,
     env: Rc<SimEnv>,
-    latency: Duration,
-    asked: Cell<u64>,
-    turns: Rc<Turns>,
+    asks: Pipe,
+    answers: Rc<Pipe>,
 }
 
 impl SimPeer {
     /// Asks for something. What `ask` gives is waited for, by those behind it too.
     fn ask<T: 'static>(&self, ask: impl AsyncFnOnce(Rc<Copies>) -> Result<T> + 'static) -> LocalFuture<Result<T>> {
-        let turn = self.asked.replace(self.asked.get() + 1);
-        let (far, process, turns) = (Rc::clone(&self.far), self.process, Rc::clone(&self.turns));
-        let (core, points, half) = (Arc::clone(&self.core), self.points.clone(), self.latency / 2);
-        Box::pin(async move {
-            let travel = async || {
-                Sleep::new(&core, half).await;
-                if far.is_cut.get() || points.dead() {
-                    pending::<()>().await;
-                }
-            };
-            travel().await;
-            turns.wait(turn).await;
-            while far.is_stalled.get() {
-                Sleep::new(&core, Duration::from_millis(1)).await;
-            }
+        let (far, process, answers) = (Rc::clone(&self.far), self.process, Rc::clone(&self.answers));
+        let letter = Letter::default();
+        let told = letter.clone();
+        self.asks.send(async move {
+            far.stall.pass().await;
             let copies = far.copies.borrow().clone().filter(|_| far.process.get() == process);
             let answer = match copies {
                 Some(copies) => ask(copies).await,
                 None => Err(EngineError::new(ErrorKind::Unavailable, "the connection is refused")),
             };
-            turns.next();
-            travel().await;
-            answer
-        })
+            answers.send(async move { told.give(answer) });
+        });
+        letter.wait()
     }
 }
 
@@ -164,7 +144,7 @@ impl MirrorPeer for SimPeer {
     }
     fn is_broken(&self) -> bool {
         // Over a network that is cut nobody hears of an end.
-        !self.far.is_cut.get() && (self.far.process.get() != self.process || self.far.copies.borrow().is_none())
+        !self.far.answers.is_cut() && (self.far.process.get() != self.process || self.far.copies.borrow().is_none())
     }
     fn begin(&self, begin: BeginCopy) -> LocalFuture<Result<Begun>> {
         self.ask(async move |copies| copies.begin(begin))
@@ -173,16 +153,23 @@ impl MirrorPeer for SimPeer {
         self.ask(async move |copies| copies.deliver(delivery).await)
     }
     fn sync(&self, timeline: TimelineId, epoch: Epoch, through: Sequence) -> LocalFuture<Result<()>> {
-        // Those behind it do not wait.
-        let begun = self.ask(async move |copies| Ok(async move { copies.sync(timeline, epoch, through).await }));
-        Box::pin(async move { begun.await?.await })
+        // Those behind it do not wait: it is only begun in its turn.
+        let (env, answers, letter) = (Rc::clone(&self.env), Rc::clone(&self.answers), Letter::default());
+        let told = letter.clone();
+        drop(self.ask(async move |copies| {
+            env.spawn(Box::pin(async move {
+                let done = copies.sync(timeline, epoch, through).await;
+                answers.send(async move { told.give(done) });
+            }));
+            Ok(())
+        }));
+        letter.wait()
     }
     fn release(&self, release: Release) {
-        let told = self.ask(async move |copies| {
+        drop(self.ask(async move |copies| {
             copies.release(release);
             Ok(())
-        });
-        self.env.spawn(Box::pin(async move { drop(told.await) }));
+        }));
     }
     fn fetch(&self, timeline: TimelineId, epoch: Epoch, named: IncarnationId) -> LocalFuture<Result<Fetched>> {
         self.ask(async move |copies| copies.fetch(timeline, epoch, named).await)
@@ -196,8 +183,9 @@ impl MirrorPeer for SimPeer {
 
 /// The other nodes, as a process sees them.
 pub struct SimMirrors {
-    world: SimWorld,
+    core: Arc<Core>,
     env: Rc<SimEnv>,
+    network: Rc<SimEnv>,
     others: Vec<Rc<SimFar>>,
     latency: Duration,
 }
@@ -206,19 +194,20 @@ impl SimMirrors {
     /// Those of a process.
     #[must_use]
     pub fn new(world: &SimWorld, env: &Rc<SimEnv>, others: Vec<Rc<SimFar>>, latency: Duration) -> Rc<Self> {
-        Rc::new(Self { world: world.clone(), env: Rc::clone(env), others, latency })
+        // The world itself would keep itself alive: a task of it has what is here.
+        let (core, env, network) = (Arc::clone(world.core()), Rc::clone(env), world.process("network"));
+        Rc::new(Self { core, env, network, others, latency })
     }
 
     fn connect(&self, far: &Rc<SimFar>) -> Rc<dyn MirrorPeer> {
+        let pipe = |way, sender| Pipe::new(way, self.latency / 2, &self.core, &self.network, sender);
         Rc::new(SimPeer {
             far: Rc::clone(far),
             process: far.process.get(),
-            core: Arc::clone(self.world.core()),
-            points: self.env.points().clone(),
             env: Rc::clone(&self.env),
-            latency: self.latency,
-            asked: Cell::new(0),
-            turns: Rc::default(),
+            asks: pipe(&far.asks, self.env.points().clone()),
+            // Whoever answers has ended by then or not: its kernel sends again what it has said.
+            answers: Rc::new(pipe(&far.answers, CrashPoints::default())),
         })
     }
 }

@@ -61,7 +61,7 @@ pub fn check(arguments: &Arguments) -> bool {
         },
     };
     let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let options = RunOptions { ops: arguments.ops, ..RunOptions::default() };
+    let options = RunOptions { ops: arguments.ops, pairs: arguments.pairs, ..RunOptions::default() };
     std::thread::scope(|scope| {
         for _ in 0..arguments.threads() {
             scope.spawn(|| {

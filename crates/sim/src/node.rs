@@ -6,7 +6,9 @@
 //! A test drives it from outside: it runs futures to their end, kills the process, lets the power go, and starts the next process. Devices speak as a front
 //! end does: a write counts as answered once it was applied and committed.
 
-use crate::{CrashMode, DiskMedium, InFlight, RunError, SimCache, SimCoord, SimEnv, SimOptions, SimWorld, StoreServer};
+use crate::{
+    CoordLine, CrashMode, DiskMedium, InFlight, RunError, SimCache, SimCoord, SimEnv, SimOptions, SimWorld, StoreServer,
+};
 use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -68,6 +70,8 @@ pub struct Node {
     pub coord: Arc<Memory>,
     /// How far away it is, there and back.
     pub coord_latency: Duration,
+    /// The line to it.
+    pub coord_line: Arc<CoordLine>,
     /// The device that its read cache lies on, if it has one.
     pub cache: Option<DiskMedium>,
     /// Bounds that the next shard is started with.
@@ -100,10 +104,25 @@ impl Node {
         let coord = Arc::new(Memory::new());
         record_pool(&world, &coord, name("default"), "pool");
         let (limits, pool) = (small_limits(), small_segments());
-        let coord_latency = Duration::ZERO;
+        let (coord_latency, coord_line) = (Duration::ZERO, Arc::default());
         let (cache, shard) = (None, RefCell::new(None));
         let (more, others) = (Vec::new(), Vec::new());
-        Self { world, disk, more, server, others, coord, coord_latency, cache, limits, pool, owner: 1, env, shard }
+        Self {
+            world,
+            disk,
+            more,
+            server,
+            others,
+            coord,
+            coord_latency,
+            coord_line,
+            cache,
+            limits,
+            pool,
+            owner: 1,
+            env,
+            shard,
+        }
     }
 
     /// Makes another pool, with a store of its own; the next shard knows it.
@@ -120,10 +139,26 @@ impl Node {
         let disk = DiskMedium::new(&world, process, self.disk_len());
         let env = world.process(process);
         let coord = Arc::new(Memory::new());
-        let (server, limits, pool, coord_latency) = (self.server.clone(), self.limits, self.pool, self.coord_latency);
+        let (server, limits, pool) = (self.server.clone(), self.limits, self.pool);
+        let (coord_latency, coord_line) = (self.coord_latency, Arc::default());
         let (cache, shard) = (None, RefCell::new(None));
         let (more, others) = (Vec::new(), self.others.clone());
-        Self { world, disk, more, server, others, coord, coord_latency, cache, limits, pool, owner: 0, env, shard }
+        Self {
+            world,
+            disk,
+            more,
+            server,
+            others,
+            coord,
+            coord_latency,
+            coord_line,
+            cache,
+            limits,
+            pool,
+            owner: 0,
+            env,
+            shard,
+        }
     }
 
     /// A second node of the same cluster: the same world, store and coordination, an empty disk.
@@ -179,7 +214,8 @@ impl Node {
 
     fn parts(&self) -> (Rc<dyn varve_env::Env>, Vec<JournalDisk>, Arc<dyn varve_coord::Coord>, Limits) {
         let env: Rc<dyn varve_env::Env> = Rc::<SimEnv>::clone(&self.env);
-        let coord = Arc::new(SimCoord::new(&self.world, &self.env, Arc::clone(&self.coord), self.coord_latency));
+        let (memory, line) = (Arc::clone(&self.coord), Arc::clone(&self.coord_line));
+        let coord = Arc::new(SimCoord::new(&self.world, &self.env, memory, self.coord_latency, line));
         let open = |disk: &DiskMedium, role| JournalDisk { disk: Rc::new(disk.open(&self.env)), role };
         let mut disks = vec![open(&self.disk, JournalRole::Used)];
         disks.extend(self.more.iter().map(|(disk, role)| open(disk, *role)));

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Two nodes of a cluster in one world, of which each may keep the copies of the other.
 
+use super::serve::{Port, Server};
 use crate::node::Node;
-use crate::{CrashMode, InFlight, SimFar, SimMirrors, SimOptions};
+use crate::{CrashMode, InFlight, SimCoord, SimFar, SimMirrors, SimOptions, Way};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use varve_engine::{Device, EngineError, MirrorPhase, Volume};
 use varve_types::{MirrorMedium, MirrorMode, NodeId};
@@ -20,7 +22,9 @@ pub struct Member {
     pub node: Node,
     /// How others see it.
     pub far: Rc<SimFar>,
-    id: NodeId,
+    /// How clients see it.
+    pub(super) port: Rc<Port>,
+    pub(super) id: NodeId,
     others: Vec<Rc<SimFar>>,
 }
 
@@ -31,19 +35,28 @@ impl Member {
         shard.serve_as(self.id);
         let copies = self.far.start(&**env, 64 << 20);
         shard.mirror_on(SimMirrors::new(&self.node.world, env, self.others.clone(), LATENCY), copies);
+        let (memory, line) = (Arc::clone(&self.node.coord), Arc::clone(&self.node.coord_line));
+        let coord = SimCoord::new(&self.node.world, env, memory, self.node.coord_latency, line);
+        self.port.serve(Server::new(self.id, env, shard, Arc::new(coord), self.others.clone()));
     }
 
     /// Its process ends.
     pub fn crash(&mut self, mode: CrashMode) {
         self.far.stop(mode);
+        self.port.close();
         self.node.crash(mode, InFlight::Lost);
+    }
+
+    /// Its next process begins after a crash, and has opened nothing yet.
+    pub fn boot(&self) {
+        // The shard has to know who it is before it opens anything.
+        self.node.start_only().expect("the world runs").expect("the shard starts");
+        self.join();
     }
 
     /// Starts anew after a crash: gives the volumes that do not open.
     pub fn start(&self) -> Vec<(varve_types::Name, EngineError)> {
-        // The shard has to know who it is before it opens anything.
-        self.node.start_only().expect("the world runs").expect("the shard starts");
-        self.join();
+        self.boot();
         let shard = self.node.shard();
         self.node.must("open", async move { shard.open_all().await })
     }
@@ -74,9 +87,17 @@ impl Member {
 
 /// Two nodes; the first runs the volume `v`, which wants a mirror.
 pub fn pair(seed: u64, strict: bool, medium: MirrorMedium) -> (Member, Member) {
-    let (ids, fars) =
-        ([1, 2].map(|n| NodeId::from_bytes([n; 16])), [1, 2].map(|n| SimFar::new(NodeId::from_bytes([n; 16]))));
-    let mut first = Node::new(SimOptions::seed(seed), 9 << 20);
+    pair_in(SimOptions::seed(seed), strict, medium)
+}
+
+/// The same in a world of its own kind.
+pub(super) fn pair_in(options: SimOptions, strict: bool, medium: MirrorMedium) -> (Member, Member) {
+    let ids = [1, 2].map(|n| NodeId::from_bytes([n; 16]));
+    // One way from the first to the second, and one back, for what is asked and for what is answered.
+    let (there, back): (Rc<Way>, Rc<Way>) = Default::default();
+    let one = SimFar::new(ids[0], Rc::clone(&back), Rc::clone(&there));
+    let two = SimFar::new(ids[1], there, back);
+    let mut first = Node::new(options, 9 << 20);
     first.coord_latency = Duration::from_millis(3);
     first.pool.mirror = Some(MirrorMode::Sync);
     first.pool.mirror_strict = Some(strict);
@@ -84,9 +105,14 @@ pub fn pair(seed: u64, strict: bool, medium: MirrorMedium) -> (Member, Member) {
     first.create().expect("the world runs").expect("the shard starts");
     let second = first.second("second");
     second.create().expect("the world runs").expect("the shard starts");
-    let [one, two] = fars;
-    let first = Member { node: first, far: Rc::clone(&one), id: ids[0], others: vec![Rc::clone(&two)] };
-    let second = Member { node: second, far: two, id: ids[1], others: vec![one] };
+    let member = |node, id, far: &Rc<SimFar>, other: &Rc<SimFar>| Member {
+        node,
+        far: Rc::clone(far),
+        port: Rc::default(),
+        id,
+        others: vec![Rc::clone(other)],
+    };
+    let (first, second) = (member(first, ids[0], &one, &two), member(second, ids[1], &two, &one));
     first.join();
     second.join();
     first.node.create_volume("v", SIZE);

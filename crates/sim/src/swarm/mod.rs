@@ -46,11 +46,13 @@ pub struct RunOptions {
     pub keep: Option<BTreeSet<u64>>,
     /// Whether to keep a readable log.
     pub log: bool,
+    /// Whether there is nothing but a pair of nodes.
+    pub pairs: bool,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { ops: 2000, most_steps: 6000, keep: None, log: false }
+        Self { ops: 2000, most_steps: 6000, keep: None, log: false, pairs: false }
     }
 }
 
@@ -79,11 +81,19 @@ pub struct RunReport {
 /// When anything is not as it must be.
 #[must_use]
 pub fn run_seed(seed: u64, options: &RunOptions) -> RunReport {
-    let report = run::Run::new(seed, options).go(options);
-    if seed.is_multiple_of(PAIR_EVERY) {
-        let _ = crate::pair::run(seed);
+    let mut report = if options.pairs { RunReport::default() } else { run::Run::new(seed, options).go(options) };
+    if options.pairs || seed.is_multiple_of(PAIR_EVERY) {
+        let pair = crate::pair::run_logged(seed, options.log && options.pairs);
+        report.cover.merge(&pair.cover);
+        report.trace ^= pair.trace;
+        report.cover.take_branches();
     }
     report
+}
+
+/// Keeps the log of a run that panics.
+pub(crate) fn keep_log(log: Vec<String>) {
+    shrink::LOG.with(|kept| *kept.borrow_mut() = log);
 }
 
 /// Of so many seeds one runs a pair of nodes too.
