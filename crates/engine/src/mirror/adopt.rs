@@ -2,6 +2,8 @@
 //! What a mirror has of a timeline comes into the own journal, before the timeline is opened from it.
 //!
 //! Always holds when it ends well: the own journal has, on stable media, every change that the copy has and it did not.
+//!
+//! A take-over that does not come about gives the copy back: its owner may go on to use it once coordination says that it is the owner still.
 
 use super::copies::Held;
 use super::{ANSWER_TIME, Copies, Fetched, TailRecord, in_time};
