@@ -442,6 +442,8 @@ crate::catalogue::catalogue! {
     CopyWithoutRoom = "copy-without-room",
     /// An owner has as much at its mirror as it may have: it has it put.
     CreditsUsedUp = "credits-used-up",
+    /// A node is to keep a copy on disk of what it has changes of from when it was the owner: it looks whether it needs them.
+    TailInTheWay = "tail-in-the-way",
     /// A node takes a volume over with a copy that its journal has.
     TakenFromDisk = "taken-from-disk",
     /// A start finds copies that an earlier process of the node has left in its journal.

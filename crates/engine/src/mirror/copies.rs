@@ -219,7 +219,7 @@ impl Copies {
         }
         let (incarnation, kept) = match begin.medium {
             MirrorMedium::Ram => (self.incarnation, Kept::Ram(BTreeMap::new())),
-            MirrorMedium::Disk => self.begin_on_disk(begin.timeline)?,
+            MirrorMedium::Disk => self.begin_on_disk(&begin)?,
         };
         let (epoch, base, number) = (begin.epoch, begin.base, self.begun.get() + 1);
         self.begun.set(number);

@@ -15,15 +15,16 @@
 
 use super::copies::{Copies, Kept};
 use super::peer::cost;
-use super::{Delivery, TailRecord};
+use super::{BeginCopy, Delivery, TailRecord};
 use crate::context::Context;
 use crate::journal::{Journal, Promised, Replayed};
 use crate::{EngineError, Result};
 use std::rc::Rc;
+use varve_coord::Records;
 use varve_format::journal::Body;
 use varve_types::branch::{Branch, reached};
 use varve_types::mutant::{Mutant, planted};
-use varve_types::{Epoch, ErrorKind, IncarnationId, Sequence, TimelineId};
+use varve_types::{Epoch, ErrorKind, IncarnationId, Sequence, TimelineId, VolumeId};
 
 /// What copies on disk live and die with.
 pub struct DiskCopies {
@@ -57,11 +58,15 @@ impl Copies {
         self.shard.borrow().upgrade().ok_or_else(no_shard)
     }
 
-    pub(super) fn begin_on_disk(&self, timeline: TimelineId) -> Result<(IncarnationId, Kept)> {
-        let incarnation = self.disk_incarnation().ok_or_else(no_shard)?;
+    pub(super) fn begin_on_disk(&self, begin: &BeginCopy) -> Result<(IncarnationId, Kept)> {
+        let (incarnation, timeline) = (self.disk_incarnation().ok_or_else(no_shard)?, begin.timeline);
         let context = self.context()?;
         if context.journals.iter().any(|home| home.tails.count(timeline) > 0) {
-            let text = format!("this node has changes of its own of timeline {timeline}, which it has yet to look at");
+            reached(Branch::TailInTheWay);
+            context.look_at_tail(begin.volume, timeline);
+            let text = format!(
+                "this node has changes of timeline {timeline} from when it was the owner: it looks whether it needs them"
+            );
             return Err(EngineError::new(ErrorKind::Busy, text));
         }
         let journal = context.journals.choose(timeline);
@@ -201,6 +206,19 @@ impl Copies {
 }
 
 impl Context {
+    /// Gives up what the journals have of a timeline from when this node was its owner, if another one is by now, as coordination says.
+    fn look_at_tail(self: &Rc<Self>, volume: VolumeId, timeline: TimelineId) {
+        let this = Rc::clone(self);
+        self.env.spawn(Box::pin(async move {
+            let node = this.node.get();
+            let Ok((record, _)) = Records::new(&*this.coord).load_volume(volume).await else { return };
+            let is_named = record.mirror.is_some_and(|mirror| Some(mirror.node) == node);
+            if record.owner != node && !is_named {
+                this.retain_tails(|other| other != timeline);
+            }
+        }));
+    }
+
     /// Gives up the tails that `is_needed` does not name, and that are no copies of others.
     pub fn retain_tails(&self, is_needed: impl Fn(TimelineId) -> bool) {
         let copies = self.copies.borrow().clone();

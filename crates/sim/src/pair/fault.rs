@@ -109,8 +109,9 @@ impl Pair {
     fn is_exposed(&self, at: usize) -> bool {
         let record = self.record();
         let named = record.mirror.filter(|mirror| mirror.node != self.members[at].id);
-        let process = self.members[1 - at].far.copies().map(|copies| copies.incarnation());
-        record.owner == Some(self.members[at].id) && named.is_some_and(|mirror| Some(mirror.incarnation) != process)
+        let copies = self.members[1 - at].far.copies();
+        let is_there = |incarnation| copies.as_ref().is_some_and(|copies| copies.is_here(incarnation));
+        record.owner == Some(self.members[at].id) && named.is_some_and(|mirror| !is_there(mirror.incarnation))
     }
 
     fn crash(&mut self, at: usize, rng: &mut Rng) {
