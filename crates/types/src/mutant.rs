@@ -387,9 +387,18 @@ crate::catalogue::catalogue! {
 }
 
 impl Mutant {
-    /// Those that few seeds meet: hundreds pass before one is caught, or nobody knows of one yet. Not among those that are planted each day; a hunt for all of them has them too.
-    pub const RARE: [Self; 5] =
-        [Self::SweepIgnoresRewind, Self::TakeBlindly, Self::BeginLate, Self::PutIsSafe, Self::AckAhead];
+    /// Those that few seeds meet: hundreds pass before one is caught, or nobody knows of one yet and a test of its own catches it. Not among those that are planted each day; a hunt for all of them has them
+    /// too.
+    pub const RARE: [Self; 8] = [
+        Self::SweepIgnoresRewind,
+        Self::TakeBlindly,
+        Self::BeginLate,
+        Self::PutIsSafe,
+        Self::AckAhead,
+        Self::FlushUnsyncedCopy,
+        Self::CopyUnsynced,
+        Self::RestartForgetsLease,
+    ];
 }
 
 impl fmt::Display for Mutant {
