@@ -378,7 +378,7 @@ crate::catalogue::catalogue! {
     DropCopyTail = "drop-copy-tail",
     /// Copies on disk count as whole also after a loss of power: what their node's kernel had is gone.
     CopiesOutlivePower = "copies-outlive-power",
-    /// A process takes over with a copy that one before it has left, and does not wait for the end of the leases of that.
+    /// A process takes over with a copy that one before it has left, and does not wait for the end of the leases of that: two nodes answer.
     RestartForgetsLease = "restart-forgets-lease",
     /// What is told to be safe is what was made, not what is stable: an edge forgets what is then lost.
     SafeBeforeSync = "safe-before-sync",
