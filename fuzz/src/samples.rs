@@ -215,6 +215,7 @@ pub fn records() -> Vec<(String, Vec<u8>)> {
             incarnation: IncarnationId::from_bytes([7; 16]),
             timeline,
         }),
+        forced: false,
         holder: Some(HolderRecord { session: SessionId::from_bytes([8; 16]), edge: "host-1".to_owned(), since_ms: 9 }),
         ends: vec![EpochEnd { timeline, epoch, last: Sequence(77) }],
     };
