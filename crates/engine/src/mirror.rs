@@ -219,12 +219,20 @@ impl Timeline {
     }
 
     fn mirror_acked(self: &Rc<Self>, number: u64, last: Sequence, more: u64) {
+        let counted = self.data.borrow().counted;
+        let mut is_put = false;
         if let Some(link) = self.mirror.link.borrow_mut().as_mut().filter(|link| link.number == number) {
             let last = if planted(Mutant::AckAhead) { link.sent } else { last };
             link.acked(last, more);
+            is_put = link.has_put(counted);
         }
         self.changed.ring();
-        self.mirror_send();
+        if is_put {
+            // The store had it before it was sent.
+            self.mirror_release(counted);
+        } else {
+            self.mirror_send();
+        }
     }
 
     /// Has the mirror bring to stable media what somebody waits for: one request at a time, for all who wait.

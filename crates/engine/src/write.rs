@@ -99,7 +99,7 @@ impl Timeline {
     }
 
     fn has_room(&self, data: &Data, op: &Op) -> bool {
-        data.next_ordinal.0 < data.manifest.boundary.0.max(data.manifest.first_ordinal.0) + NUMBER_GAP - 2
+        has_ordinals(data)
             && !self.context.is_ram_full()
             && self.journal.has_room(journal_need(op))
             && self.mirror.has_room(journal_need(op))
@@ -363,9 +363,11 @@ impl Timeline {
                 let stopped = self.changed.until(|| self.is_stopped().then_some(()));
                 race(self.journal.room(journal_need(op)), stopped).await;
             } else {
+                // For what rings here, and for nothing else: journal and RAM are asked behind it, and waited for where they ring.
                 let look = || {
                     let data = self.data.borrow();
-                    (data.stopped.is_some() || self.has_room(&data, op)).then_some(())
+                    let is_there = has_ordinals(&data) && self.mirror.has_room(journal_need(op));
+                    (data.stopped.is_some() || is_there).then_some(())
                 };
                 self.changed.until(look).await;
             }
@@ -492,6 +494,11 @@ impl Timeline {
             .await;
         Busy { timeline: Rc::clone(self), range }
     }
+}
+
+/// Whether there are ordinals for more segments, until a manifest is accepted.
+fn has_ordinals(data: &Data) -> bool {
+    data.next_ordinal.0 < data.manifest.boundary.0.max(data.manifest.first_ordinal.0) + NUMBER_GAP - 2
 }
 
 /// Whether any of these blocks is being changed. Those that are do not overlap.

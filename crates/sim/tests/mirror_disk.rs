@@ -3,8 +3,9 @@
 
 use std::rc::Rc;
 use std::time::Duration;
-use varve_engine::{Device, MirrorPhase, Volume};
+use varve_engine::{BlockDevice, Device, MirrorPhase, Volume};
 use varve_env::Env;
+use varve_sim::node::finish;
 use varve_sim::pair::{JOINED, Member, SIZE, pair};
 use varve_sim::{Chaos, CrashMode};
 use varve_types::{ErrorKind, MirrorMedium, Overrides};
@@ -168,4 +169,23 @@ fn where_a_copy_is_can_be_changed_while_it_is_used() {
         let counts = second.far.copies().expect("it lives").counts();
         assert_eq!((counts.copies, counts.on_disk), (1, u64::from(medium == MirrorMedium::Disk)));
     }
+}
+
+#[test]
+fn what_waits_for_credits_goes_on_though_the_store_has_it_before_it_is_sent() {
+    let (first, _second) = disks(8);
+    let device = first.node.device("v");
+    let done = Rc::new(std::cell::Cell::new(0));
+    for number in 0..200_u64 {
+        let (device, done) = (Rc::clone(&device), Rc::clone(&done));
+        first.node.env.spawn(Box::pin(async move {
+            let bytes = vec![number as u8 + 1; 64 << 10];
+            let written = device.write((number % 16) << 16, bytes.into(), false);
+            finish(&device, written).await.expect("a write");
+            done.set(done.get() + 1);
+        }));
+    }
+    first.node.world.run_for(Duration::from_secs(20)).expect("the world runs");
+    assert_eq!(done.get(), 200);
+    assert_eq!(first.phase(), MirrorPhase::InSync);
 }

@@ -116,6 +116,11 @@ impl Link {
         self.credits += more;
     }
 
+    /// Whether something is there that the store has, where that has all up to `counted`.
+    pub fn has_put(&self, counted: Sequence) -> bool {
+        self.unreleased.front().is_some_and(|(last, _)| *last <= counted)
+    }
+
     /// The store has all up to `counted`. Gives the credits that are given back: of those that are not used, all but as many as are.
     pub fn release(&mut self, counted: Sequence) -> u64 {
         while let Some((_, bytes)) = self.unreleased.pop_front_if(|(last, _)| *last <= counted) {
