@@ -70,7 +70,7 @@ impl Timeline {
         before.into_iter().for_each(|pin| self.journal.unpin(pin));
     }
 
-    /// Gives up what it needs of the journal: its opening has failed, and another one begins with the tail.
+    /// Gives up what it needs of the journal: its opening has failed, and another one begins with the tail; or another node runs it by now.
     pub fn let_go(&self) {
         let mut pins = Vec::new();
         for layer in self.data.borrow_mut().layers_mut() {

@@ -373,9 +373,10 @@ impl Shard {
     pub fn forget(&self, id: VolumeId) {
         let mut volumes = self.volumes.borrow_mut();
         // Whatever stopped it: it can not be opened again before it is gone.
-        if volumes.get(&id).is_some_and(|volume| volume.stopped().is_some()) {
-            volumes.remove(&id);
-        }
+        let Some(volume) = volumes.get(&id).filter(|volume| volume.stopped().is_some()) else { return };
+        // What it needs of the journal nobody else would ever give up: the ring would be full once it came round to that.
+        volume.shown().let_go();
+        volumes.remove(&id);
     }
 
     /// An open volume by name.

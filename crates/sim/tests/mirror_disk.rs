@@ -173,6 +173,21 @@ fn where_a_copy_is_can_be_changed_while_it_is_used() {
 }
 
 #[test]
+fn what_a_node_had_of_a_volume_that_was_taken_from_it_keeps_no_room_of_its_journal() {
+    let (first, second) = pair(9, false, MirrorMedium::Ram);
+    let (device, volume) = (first.node.device("v"), first.node.volume("v"));
+    first.write(&device, 0, 1).expect("a write");
+    first.node.world.pause(&first.node.env);
+    second.take_over(&volume).expect("it takes over");
+    first.node.world.resume(&first.node.env);
+    first.write(&device, 0, 2).expect_err("it is fenced");
+    drop(device);
+    first.node.shard().forget(volume.id());
+    first.node.world.run_for(Duration::from_secs(1)).expect("the world runs");
+    assert!(first.node.shard().journals().iter().all(|journal| journal.empty));
+}
+
+#[test]
 fn writers_that_wait_for_the_mirror_and_then_for_the_journal_go_on() {
     for medium in [MirrorMedium::Ram, MirrorMedium::Disk] {
         let (first, _second) = pair(8, false, medium);
