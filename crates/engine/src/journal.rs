@@ -256,8 +256,10 @@ impl Journal {
 
     /// Says what was promised for copies of other nodes' changes.
     pub fn promise(&self, promised: Promised) {
-        self.promised.set(promised);
-        self.changed.ring();
+        // What is delivered takes what it was promised: only what is given back makes room for others.
+        if promised.all < self.promised.replace(promised).all {
+            self.changed.ring();
+        }
     }
 
     /// Bytes of the ring that are promised for these.

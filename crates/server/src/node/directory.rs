@@ -56,6 +56,16 @@ pub(super) fn io_error(what: impl std::fmt::Display, error: &std::io::Error) -> 
     ControlError::new(kind, format!("{what}: {error}"))
 }
 
+/// Puts a small file in the place of the one of this name, if there is one: whole and on stable media, or not at all.
+pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
 impl Directory {
     /// Takes the directory, making it when it is not there.
     ///

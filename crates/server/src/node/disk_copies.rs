@@ -10,12 +10,11 @@
 //!
 //! Always holds: the file is written before any copy is begun under its incarnation, and gone before it is told that a journal has failed.
 
-use super::directory::{Directory, io_error};
+use super::directory::{Directory, io_error, replace_file};
 use crate::api::ControlError;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind as IoKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{ErrorKind as IoKind, Read};
 use std::path::{Path, PathBuf};
 use varve_engine::DiskCopies;
 use varve_types::{ErrorKind, IncarnationId};
@@ -93,12 +92,7 @@ fn read(path: &Path) -> std::io::Result<Option<Stored>> {
 }
 
 fn write(path: &Path, stored: &Stored) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    writeln!(file, "{}", serde_json::to_string(stored)?)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
+    replace_file(path, format!("{}\n", serde_json::to_string(stored)?).as_bytes())
 }
 
 #[cfg(test)]

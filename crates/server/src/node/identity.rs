@@ -8,12 +8,11 @@
 //! Always holds: the file is written before the cluster hears of the node, so that what is recorded there has somebody to go with; a data directory is of
 //! one cluster for ever. A crash before the file is whole leaves none, and the next start makes another node that nobody has heard of.
 
-use super::directory::{Directory, io_error};
+use super::directory::{Directory, io_error, replace_file};
 use crate::api::ControlError;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind as IoKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{ErrorKind as IoKind, Read};
 use std::path::Path;
 use varve_types::{ClusterId, ErrorKind, Name, NodeId};
 
@@ -86,23 +85,15 @@ impl Identity {
             identity.name = name.clone();
         }
         if known.as_ref() != Some(&identity) {
-            identity.write(&directory.node(), directory.path())?;
+            identity.write(&directory.node())?;
         }
         Ok(identity)
     }
 
-    fn write(&self, path: &Path, directory: &Path) -> Result<(), ControlError> {
-        let new = path.with_extension("new");
+    fn write(&self, path: &Path) -> Result<(), ControlError> {
         let text = serde_json::to_string(self);
         let text = text.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))?;
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            writeln!(file, "{text}")?;
-            file.sync_all()?;
-            std::fs::rename(&new, path)?;
-            File::open(directory)?.sync_all()
-        };
-        write().map_err(|error| io_error(path.display(), &error))
+        replace_file(path, format!("{text}\n").as_bytes()).map_err(|error| io_error(path.display(), &error))
     }
 }
 

@@ -11,11 +11,10 @@
 //! nothing needs it. So a place that is *making* never held anything, and may be made anew; and a journal that is *used* is needed until the list says otherwise.
 //! A node whose only journal is the one in its data directory has no list. The file is written beside its place and renamed: a crash leaves the old one or the new.
 
-use super::directory::io_error;
+use super::directory::{io_error, replace_file};
 use crate::api::ControlError;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind as IoKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{ErrorKind as IoKind, Read};
 use std::path::{Path, PathBuf};
 use varve_types::{ErrorKind, JournalId};
 
@@ -73,7 +72,6 @@ fn parse(line: &str) -> Option<Entry> {
 /// # Errors
 /// When it can not be written.
 pub(super) fn save(file: &Path, entries: &[Entry]) -> Result<(), ControlError> {
-    let new = file.with_extension("new");
     let mut text = format!("{HEAD}\n");
     for entry in entries {
         let line = match entry {
@@ -82,14 +80,7 @@ pub(super) fn save(file: &Path, entries: &[Entry]) -> Result<(), ControlError> {
         };
         text.push_str(&line);
     }
-    let write = || {
-        let mut open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        open.write_all(text.as_bytes())?;
-        open.sync_all()?;
-        std::fs::rename(&new, file)?;
-        File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().map_err(|error| io_error(file.display(), &error))
+    replace_file(file, text.as_bytes()).map_err(|error| io_error(file.display(), &error))
 }
 
 #[cfg(test)]
